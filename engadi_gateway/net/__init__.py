@@ -1,0 +1,1 @@
+"""Sockets: clients' connections, upstreams' connections, and what passes between them."""
