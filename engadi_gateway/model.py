@@ -206,3 +206,46 @@ class Listener(NamedTuple):
     port: int
     is_admin: bool
     serves_admin: bool
+
+
+class Framing(StrEnum):
+    """How a body's end is found (RFC 9112 section 6.3)."""
+
+    NONE = "none"
+    LENGTH = "length"
+    CHUNKED = "chunked"
+    CLOSE = "close"
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """A request's head, checked and normalised. Never changed once made (not frozen: that costs 2 us a request).
+
+    Attributes:
+        method: case-sensitive, as received.
+        target: what is forwarded: the normalised path and the query as received.
+        path: the normalised path; the string that is matched.
+        host: for matching: lower case, without port and last dot; "" when HTTP/1.0 sent none.
+        authority: the Host value, or the authority of an absolute-form target.
+        lines: header lines to forward as they came (names in lower case); hop-by-hop, framing, identity and
+            forwarding fields are gone.
+        notes: values of the fields that somebody decides on, by lower-case name; repeats joined with ", ".
+        framing, content_length: of the body; NONE has length 0.
+        has_encoded_slash: %2F or %5C stands in the path; only a route can allow that.
+        is_http10, keep_alive: what the connection may do afterwards.
+        upgrade: the Upgrade value of a request that may switch protocols, else b"".
+    """
+
+    method: str
+    target: bytes
+    path: str
+    host: str
+    authority: bytes
+    lines: list[tuple[bytes, bytes]]
+    notes: dict[bytes, bytes]
+    framing: Framing
+    content_length: int
+    has_encoded_slash: bool
+    is_http10: bool
+    keep_alive: bool
+    upgrade: bytes

@@ -327,9 +327,7 @@ class Settings:
     def masked(self) -> dict[str, Any]:
         """All values by `section.key`, secrets as ***."""
         return {
-            option.name: "***"
-            if option.is_secret and self.values[option.attribute]
-            else self.values[option.attribute]
+            option.name: "***" if option.is_secret and self.values[option.attribute] else self.values[option.attribute]
             for option in OPTIONS
         }
 
@@ -365,11 +363,7 @@ class Settings:
             ConfigurationError: with all faults.
         """
         known = {option.attribute: option for option in OPTIONS}
-        texts = {
-            known[name].name: value
-            for name, value in values.items()
-            if name in known and isinstance(value, str)
-        }
+        texts = {known[name].name: value for name, value in values.items() if name in known and isinstance(value, str)}
         ready = {name: value for name, value in values.items() if not isinstance(value, str)}
         faults = [Fault(name, "unknown option" + _hint(name, known)) for name in values if name not in known]
         settings = _build(
@@ -517,9 +511,7 @@ def _services(
         except ValueError as error:
             faults.append(Fault(f"services.{name}", str(error)))
     faults.extend(
-        Fault(f"health_paths.{name}", "no such service" + _hint(name, urls))
-        for name in paths
-        if name not in urls
+        Fault(f"health_paths.{name}", "no such service" + _hint(name, urls)) for name in paths if name not in urls
     )
     for service in services.values():
         if not re.fullmatch(r"/[!-~]*", service.health_path):

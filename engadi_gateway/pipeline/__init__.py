@@ -1,4 +1,39 @@
 """Decisions about a request: pure functions of the exchange, the snapshot, the state handed in, and `now`.
 
-No socket, clock, file, thread or `async` in this room.
+No socket, clock, file, thread or `async` in this room. The order is fixed and stands in `gateway.py`'s one call:
+routing, CORS, JWT, token buckets, circuit breaker.
 """
+
+from __future__ import annotations
+
+from engadi_gateway.pipeline.exchange import Exchange, Stage, Wait
+
+
+class Pipeline:
+    """The stages in their order, built from one snapshot; replaced whole when the configuration changes."""
+
+    def __init__(self, stages: tuple[Stage, ...], revision: int) -> None:
+        self.stages = stages
+        self.revision = revision
+        self._steps = tuple((stage.decide, stage.sees_refused) for stage in stages)
+        self._settlers = tuple(stage.settle for stage in stages if not getattr(stage, "settles_nothing", False))
+
+    def decide(self, exchange: Exchange) -> Wait | None:
+        """Walk the stages; the verdict is `exchange.refusal`. After a `Wait`, call again: it goes on where it stood."""
+        steps = self._steps
+        for index in range(exchange.stage, len(steps)):
+            decide, sees_refused = steps[index]
+            if exchange.refusal is not None and not sees_refused:
+                continue
+            verdict = decide(exchange)
+            if verdict is None:
+                continue
+            if isinstance(verdict, Wait):
+                exchange.stage = index
+                return verdict
+            exchange.refusal = verdict
+        return None
+
+    def settle(self, exchange: Exchange) -> None:
+        for settle in self._settlers:
+            settle(exchange)
