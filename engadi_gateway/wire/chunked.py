@@ -1,0 +1,111 @@
+"""The chunked coding, strictly (RFC 9112 section 7.1): an incremental decoder and the frames we write.
+
+Stricter than most: at most sixteen size digits, CRLF only, bounded extensions and trailers. Trailers are dropped: they
+are never merged into headers (RFC 9110 section 6.5).
+"""
+
+from __future__ import annotations
+
+import re
+
+LAST_CHUNK = b"0\r\n\r\n"
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
+_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
+_MAX_LINE_BYTES = 4096
+_MAX_TRAILER_BYTES = 16384
+
+
+class MalformedBodyError(Exception):
+    """Raised when bytes are no chunked body."""
+
+
+class ChunkedDecoder:
+    """Feed it bytes as they come. `is_complete` once the last chunk and its trailers were read."""
+
+    def __init__(self) -> None:
+        self.is_complete = False
+        self.chunks = 0
+        self._pending = b""  # an unfinished line
+        self._left = 0  # data bytes still to come of this chunk, and then its CRLF
+        self._is_in_data = False
+        self._trailer_bytes = -1  # -1 until the last chunk
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return (decoded bytes, bytes after the body); the second only once complete.
+
+        Raises:
+            MalformedBodyError: nothing of this body can be trusted.
+        """
+        if self._pending:
+            data, self._pending = self._pending + data, b""
+        pieces: list[bytes] = []
+        position = 0
+        while not self.is_complete:
+            step = self._data(data, position, pieces) if self._is_in_data else self._line(data, position)
+            if step is None:
+                return b"".join(pieces), b""
+            position = step
+        return b"".join(pieces), data[position:]
+
+    def _data(self, data: bytes, position: int, pieces: list[bytes]) -> int | None:
+        if self._left:
+            piece = data[position : position + self._left]
+            pieces.append(piece)
+            self._left -= len(piece)
+            position += len(piece)
+            if self._left:
+                return None
+        end = data[position : position + 2]
+        if end != b"\r\n":
+            if b"\r\n".startswith(end):
+                self._pending = end
+                return None
+            raise MalformedBodyError("no line end after the chunk")
+        self._is_in_data = False
+        return position + 2
+
+    def _line(self, data: bytes, position: int) -> int | None:
+        end = data.find(b"\n", position)
+        if end < 0:
+            self._pending = data[position:]
+            if len(self._pending) > _MAX_LINE_BYTES:
+                raise MalformedBodyError("line too long")
+            self._check_start(self._pending)
+            return None
+        line = data[position:end]
+        if line[-1:] != b"\r" or len(line) > _MAX_LINE_BYTES:
+            raise MalformedBodyError("bad line end")
+        if self._trailer_bytes < 0:
+            self._begin_chunk(line[:-1])
+        else:
+            self._trailer(line[:-1])
+        return end + 1
+
+    def _check_start(self, line: bytes) -> None:
+        """Refuse at once what can never become a size line, instead of waiting for its end."""
+        if self._trailer_bytes < 0 and line.rstrip(b"\r") and not _SIZE_LINE.fullmatch(line.rstrip(b"\r")):
+            raise MalformedBodyError("bad chunk size")
+
+    def _begin_chunk(self, line: bytes) -> None:
+        match = _SIZE_LINE.fullmatch(line)
+        if match is None:
+            raise MalformedBodyError("bad chunk size")
+        self._left = int(match[1], 16)
+        self.chunks += 1
+        if self._left:
+            self._is_in_data = True
+        else:
+            self._trailer_bytes = 0
+
+    def _trailer(self, line: bytes) -> None:
+        if not line:
+            self.is_complete = True
+            return
+        self._trailer_bytes += len(line)
+        if self._trailer_bytes > _MAX_TRAILER_BYTES or not _TRAILER.fullmatch(line):
+            raise MalformedBodyError("bad trailer")
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of ours; never of no bytes, which would end the body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)

@@ -1,0 +1,151 @@
+"""Header lines on their way up: one pass, one table; what a stranger must not say to a service is gone.
+
+The received fields are never copied and then cleaned: each name has an action, and what has none is forwarded as it
+came. Names that are spelt to be read as another one (`X_User_Id`) have an action too (RFC 9110 section 7.6.1; the
+underscore rule is that of nginx and Caddy).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+
+from engadi_gateway.errors import HeaderLine, Reason, Refusal, RefusedError
+
+
+class Action(IntEnum):
+    KEEP = 0  # forward as it came
+    DROP = 1
+    NOTE = 2  # somebody decides on it; not forwarded, or written anew
+    KEEP_AND_NOTE = 3
+    ONCE = 4  # as KEEP_AND_NOTE, but a second one is an error
+    REJECT = 5
+
+
+_TABLE: dict[bytes, Action] = {
+    # hop-by-hop (RFC 9110 section 7.6.1) and framing, which is built anew
+    b"connection": Action.NOTE,
+    b"upgrade": Action.NOTE,
+    b"transfer-encoding": Action.NOTE,
+    b"content-length": Action.NOTE,
+    b"keep-alive": Action.DROP,
+    b"proxy-connection": Action.DROP,
+    b"proxy-authenticate": Action.DROP,
+    b"proxy-authorization": Action.DROP,
+    b"te": Action.DROP,
+    b"trailer": Action.DROP,
+    b"http2-settings": Action.DROP,
+    # written anew by the gateway
+    b"host": Action.NOTE,
+    b"expect": Action.NOTE,
+    b"via": Action.NOTE,
+    b"max-forwards": Action.NOTE,
+    b"x-request-id": Action.NOTE,
+    b"x-forwarded-for": Action.NOTE,
+    b"x-forwarded-proto": Action.NOTE,
+    b"x-forwarded-host": Action.NOTE,
+    b"x-forwarded-port": Action.NOTE,
+    b"forwarded": Action.DROP,
+    b"x-real-ip": Action.DROP,
+    b"x-client-ip": Action.DROP,
+    b"true-client-ip": Action.DROP,
+    b"proxy": Action.DROP,  # CGI reads it as HTTP_PROXY
+    b"x-original-url": Action.DROP,  # some frameworks route by these two instead of the target
+    b"x-rewrite-url": Action.DROP,
+    # decided on, and forwarded
+    b"authorization": Action.ONCE,
+    b"content-type": Action.KEEP_AND_NOTE,
+    b"origin": Action.KEEP_AND_NOTE,
+    b"access-control-request-method": Action.KEEP_AND_NOTE,
+    b"access-control-request-headers": Action.KEEP_AND_NOTE,
+    b"user-agent": Action.KEEP_AND_NOTE,
+    b"referer": Action.KEEP_AND_NOTE,
+    b"accept": Action.KEEP_AND_NOTE,
+    b"if-match": Action.KEEP_AND_NOTE,
+}
+_DROPPED_PREFIXES = (b"x-user-", b"x-auth-", b"x-forwarded-")
+#: Bounds the memo of spellings: a stranger who invents names must not fill memory.
+_MEMO_SIZE = 2048
+
+
+class HeaderPolicy(dict[bytes, Action]):
+    """Name as received -> action; learns spellings as they come, so that a request costs one look-up a line.
+
+    Args:
+        claim_headers: names that the gateway itself sets from claims; never taken from a client.
+        rejects_underscores: names with `_` or `.` are refused instead of dropped.
+    """
+
+    def __init__(self, claim_headers: Iterable[str] = (), rejects_underscores: bool = False) -> None:
+        super().__init__()
+        self._own = frozenset(name.lower().encode("ascii") for name in claim_headers)
+        self._ambiguous = Action.REJECT if rejects_underscores else Action.DROP
+
+    def __missing__(self, name: bytes) -> Action:
+        if len(self) >= _MEMO_SIZE:
+            self.clear()
+        action = self[name] = self._classify(name.lower())
+        return action
+
+    def _classify(self, name: bytes) -> Action:
+        if b"_" in name or b"." in name:
+            return self._ambiguous
+        if name in self._own:
+            return Action.DROP
+        action = _TABLE.get(name)
+        if action is not None:
+            return action
+        return Action.DROP if name.startswith(_DROPPED_PREFIXES) else Action.KEEP
+
+
+def scan(lines: list[HeaderLine], policy: HeaderPolicy) -> tuple[list[HeaderLine], dict[bytes, bytes]]:
+    """Split received lines into those to forward and the notes.
+
+    Raises:
+        RefusedError: a field that must not repeat does, or an ambiguous name where these are refused.
+    """
+    kept: list[HeaderLine] = []
+    notes: dict[bytes, bytes] = {}
+    for line in lines:
+        action = policy[line[0]]
+        if action == 0:  # the usual case first: this loop runs for each line of each request
+            kept.append(line)
+            continue
+        if action == Action.DROP:
+            continue
+        _note(line, action, kept, notes)
+    if b"connection" in notes:
+        kept = _without_named(kept, notes)
+    return kept, notes
+
+
+def _note(line: HeaderLine, action: Action, kept: list[HeaderLine], notes: dict[bytes, bytes]) -> None:
+    name, value = line[0].lower(), line[1]
+    if action == Action.REJECT:
+        raise RefusedError(Refusal(Reason.BAD_REQUEST, "header name with _ or ."))
+    if name in notes:
+        if action == Action.ONCE:
+            raise RefusedError(Refusal(Reason.BAD_REQUEST, f"more than one {name.decode('ascii')} field"))
+        value = notes[name] + b", " + value
+    notes[name] = value
+    if action != Action.NOTE:
+        kept.append(line)
+
+
+_HARMLESS = frozenset((b"close", b"keep-alive", b"upgrade", b""))
+#: Naming these in Connection changes nothing: they are not forwarded as received anyway, and the connection needs them.
+_NEEDED = frozenset((b"connection", b"host", b"content-length", b"transfer-encoding", b"upgrade", b"expect"))
+
+
+def connection_tokens(value: bytes) -> frozenset[bytes]:
+    return frozenset(token.strip() for token in value.lower().split(b","))
+
+
+def _without_named(kept: list[HeaderLine], notes: dict[bytes, bytes]) -> list[HeaderLine]:
+    """Drop the fields that Connection names; runs before the gateway adds its own, so it cannot strip those."""
+    named = connection_tokens(notes[b"connection"]) - _HARMLESS
+    if not named:
+        return kept
+    for name in named - _NEEDED:
+        notes.pop(name, None)
+    return [line for line in kept if line[0].lower() not in named]

@@ -1,0 +1,225 @@
+"""What clients send. The only door to h11: every head and every chunked body goes through it.
+
+A fresh h11 connection parses each head (its public API only); this module adds what h11 leaves open: limits on
+finished heads, bare LF, the Host value, one meaning of the target, versions, lengths beside codings (RFC 9112).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import h11
+
+from engadi_gateway.errors import Reason, Refusal, RefusedError
+from engadi_gateway.model import Framing, RequestHead
+from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
+from engadi_gateway.wire.headers import HeaderPolicy, connection_tokens, scan
+from engadi_gateway.wire.target import normalise
+
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
+_END = b"\r\n\r\n"
+#: Bytes of framing that a chunk may cost before they count as body: sixteen digits and two line ends.
+_CHUNK_ALLOWANCE_BYTES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """Sizes in bytes of one request's head."""
+
+    max_head_bytes: int = 16 << 10
+    max_header_lines: int = 100
+    max_target_bytes: int = 8 << 10
+
+
+def _refused(reason: Reason, detail: str) -> RefusedError:
+    return RefusedError(Refusal(reason, detail))
+
+
+def skip_blank_lines(buffer: bytearray) -> None:
+    """Drop up to two empty lines before a request line (RFC 9112 section 2.2)."""
+    for _ in range(2):
+        if buffer[:2] == b"\r\n":
+            del buffer[:2]
+
+
+def take_head(buffer: bytearray, limits: HeadLimits) -> bytes | None:
+    """Cut one whole head off the front of `buffer`, or None while it is not all there.
+
+    Raises:
+        RefusedError: HEADERS_TOO_LARGE, URI_TOO_LONG, or BAD_REQUEST for a line end that is a bare LF.
+    """
+    end = buffer.find(_END)
+    if end < 0:
+        _check_unfinished(buffer, limits)
+        return None
+    if end + 4 > limits.max_head_bytes:
+        raise _too_large(buffer, limits)
+    head = bytes(buffer[: end + 4])
+    del buffer[: end + 4]
+    if head.count(b"\n") != head.count(b"\r\n"):
+        raise _refused(Reason.BAD_REQUEST, "line end without CR")
+    return head
+
+
+def _check_unfinished(buffer: bytearray, limits: HeadLimits) -> None:
+    if len(buffer) > limits.max_head_bytes:
+        raise _too_large(buffer, limits)
+    if buffer.count(b"\n") != buffer.count(b"\r\n"):
+        raise _refused(Reason.BAD_REQUEST, "line end without CR")
+    if buffer[:1] and buffer[0] < 0x21 and buffer[:2] not in {b"\r", b"\r\n"}:
+        raise _refused(Reason.BAD_REQUEST, "no request line")
+
+
+def _too_large(buffer: bytearray, limits: HeadLimits) -> RefusedError:
+    if buffer.find(b"\r\n", 0, limits.max_target_bytes + 32) < 0:
+        return _refused(Reason.URI_TOO_LONG, f"longer than {limits.max_target_bytes} bytes")
+    return _refused(Reason.HEADERS_TOO_LARGE, f"longer than {limits.max_head_bytes} bytes")
+
+
+def parse_head(
+    raw: bytes, limits: HeadLimits, policy: HeaderPolicy, max_body_bytes: int = 0
+) -> tuple[RequestHead, ChunkedBody | None]:
+    """Parse one whole head; for a chunked body also what will decode it.
+
+    Args:
+        raw: from the request line to the empty line, as `take_head` cut it.
+        max_body_bytes: refuse a longer body; 0: no limit.
+
+    Raises:
+        RefusedError: a row of the table; whatever h11 refuses is a BAD_REQUEST, HEADERS_TOO_LARGE or NOT_IMPLEMENTED.
+    """
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.max_head_bytes)
+    try:
+        connection.receive_data(raw)
+        request = connection.next_event()
+    except h11.RemoteProtocolError as error:
+        raise _of_h11(error) from None
+    if type(request) is not h11.Request:
+        raise _refused(Reason.BAD_REQUEST, "not a request")
+    head = _head_of(request, limits, policy)
+    if head.content_length > max_body_bytes > 0:
+        raise _refused(Reason.BODY_TOO_LARGE, f"longer than {max_body_bytes} bytes")
+    return head, ChunkedBody(connection, max_body_bytes) if head.framing is Framing.CHUNKED else None
+
+
+def _of_h11(error: h11.RemoteProtocolError) -> RefusedError:
+    reasons = {431: Reason.HEADERS_TOO_LARGE, 501: Reason.NOT_IMPLEMENTED}
+    return _refused(reasons.get(error.error_status_hint, Reason.BAD_REQUEST), "malformed request head")
+
+
+def _head_of(request: h11.Request, limits: HeadLimits, policy: HeaderPolicy) -> RequestHead:
+    raw_lines = request.headers.raw_items()
+    if len(raw_lines) > limits.max_header_lines:
+        raise _refused(Reason.HEADERS_TOO_LARGE, f"more than {limits.max_header_lines} header lines")
+    if len(request.target) > limits.max_target_bytes:
+        raise _refused(Reason.URI_TOO_LONG, f"longer than {limits.max_target_bytes} bytes")
+    is_http10 = request.http_version == b"1.0"
+    if not is_http10 and request.http_version != b"1.1":
+        raise _refused(Reason.VERSION_UNSUPPORTED, "HTTP/1.1 and HTTP/1.0 are spoken here")
+    method = request.method
+    if method in {b"CONNECT", b"TRACE"}:
+        raise _refused(Reason.NOT_IMPLEMENTED, "CONNECT and TRACE are not served")
+    lines, notes = scan(raw_lines, policy)
+    target = normalise(request.target, method)
+    authority = notes.get(b"host", b"") if target.authority is None else target.authority
+    framing, length = _framing(notes, is_http10)
+    keep_alive, upgrade = _connection(notes, is_http10, method, framing)
+    if b"expect" in notes and notes[b"expect"].lower() != b"100-continue" and not is_http10:
+        raise _refused(Reason.EXPECTATION_FAILED, "only 100-continue is understood")
+    return RequestHead(
+        method.decode("ascii"),
+        target.target,
+        target.path,
+        _host_for_matching(authority, is_http10),
+        authority,
+        lines,
+        notes,
+        framing,
+        length,
+        target.has_encoded_slash,
+        is_http10,
+        keep_alive,
+        upgrade,
+    )
+
+
+def _host_for_matching(authority: bytes, is_http10: bool) -> str:
+    if not authority and is_http10:
+        return ""
+    match = _HOST.fullmatch(authority)
+    if match is None:
+        raise _refused(Reason.BAD_REQUEST, "malformed Host")
+    return match[1].decode("ascii").lower().rstrip(".")
+
+
+def _framing(notes: dict[bytes, bytes], is_http10: bool) -> tuple[Framing, int]:
+    """RFC 9112 sections 6.1 and 6.3: both lengths, or a coding on HTTP/1.0, is an attack or a fault."""
+    if b"transfer-encoding" in notes:
+        if b"content-length" in notes:
+            raise _refused(Reason.BAD_REQUEST, "both Content-Length and Transfer-Encoding")
+        if is_http10:
+            raise _refused(Reason.BAD_REQUEST, "Transfer-Encoding on HTTP/1.0")
+        return Framing.CHUNKED, 0
+    length = int(notes.get(b"content-length", b"0"))
+    return (Framing.LENGTH, length) if length else (Framing.NONE, 0)
+
+
+def _connection(notes: dict[bytes, bytes], is_http10: bool, method: bytes, framing: Framing) -> tuple[bool, bytes]:
+    value = notes.get(b"connection")
+    if value is None:
+        return not is_http10, b""
+    tokens = connection_tokens(value)
+    keep_alive = b"close" not in tokens and (not is_http10 or b"keep-alive" in tokens)
+    can_upgrade = b"upgrade" in tokens and method == b"GET" and not is_http10 and framing is Framing.NONE
+    return keep_alive, notes.get(b"upgrade", b"") if can_upgrade else b""
+
+
+class ChunkedBody:
+    """A chunked request body. h11 decodes it; the strict decoder must agree on every byte, or it is refused.
+
+    Two readers, because h11 passes chunk sizes of twenty digits and any amount of extensions; what the stricter one
+    lets through, both read the same.
+    """
+
+    def __init__(self, connection: h11.Connection, max_body_bytes: int) -> None:
+        self._h11 = connection
+        self._gate = ChunkedDecoder()
+        self._max_bytes = max_body_bytes
+        self._received = 0
+        self._decoded = 0
+        self.is_complete = False
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Decode what came: (body bytes, what follows the body once `is_complete`).
+
+        Raises:
+            RefusedError: BAD_REQUEST when malformed, BODY_TOO_LARGE past the limit; extensions count as body.
+        """
+        try:
+            expected, rest = self._gate.feed(data)
+            pieces = self._decode(data)
+        except (h11.RemoteProtocolError, MalformedBodyError):
+            raise _refused(Reason.BAD_REQUEST, "malformed chunked body") from None
+        body = b"".join(pieces)
+        if body != expected or self.is_complete != self._gate.is_complete:
+            raise _refused(Reason.BAD_REQUEST, "ambiguous chunked body")
+        self._received += len(data) - len(rest)
+        self._decoded += len(body)
+        overhead = self._received - self._decoded - _CHUNK_ALLOWANCE_BYTES * (self._gate.chunks + 1)
+        if 0 < self._max_bytes < self._decoded + max(0, overhead):
+            raise _refused(Reason.BODY_TOO_LARGE, f"longer than {self._max_bytes} bytes")
+        return body, rest
+
+    def _decode(self, data: bytes) -> list[bytes]:
+        pieces: list[bytes] = []
+        self._h11.receive_data(data)
+        while True:
+            event = self._h11.next_event()
+            if type(event) is h11.Data:
+                pieces.append(bytes(event.data))
+            elif type(event) is h11.EndOfMessage:
+                self.is_complete = True
+                return pieces
+            else:
+                return pieces

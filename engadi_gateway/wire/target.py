@@ -1,0 +1,99 @@
+"""The one normalisation of a request target: the string that is matched is the string that is forwarded.
+
+Rules: CONVENTIONS of RFC 3986 section 6.2.2 plus refusals where two servers could read a path differently. Nothing is
+ever decoded twice. The query is forwarded as received.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple, NoReturn
+
+from engadi_gateway.errors import Reason, Refusal, RefusedError
+
+#: A path that is normal already: segments of plain characters that do not begin with a dot, no empty segment.
+_PLAIN = re.compile(rb"(?:/[A-Za-z0-9_~!$&'()*+,=:@;-][A-Za-z0-9._~!$&'()*+,=:@;-]*)*/?")
+_FORBIDDEN = re.compile(rb'["<>\\^`#\x00-\x20\x7f-\xff]')
+_BAD_TRIPLET = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_TRIPLET = re.compile(rb"%([0-9A-Fa-f]{2})")
+_SLASHES = re.compile(rb"//+")
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#]*)(.*)", re.DOTALL)
+
+
+class NormalTarget(NamedTuple):
+    """`target` is path and query as forwarded; `authority` that of an absolute-form target, or None."""
+
+    target: bytes
+    path: str
+    has_encoded_slash: bool
+    authority: bytes | None
+
+
+def _refuse(detail: str) -> NoReturn:
+    raise RefusedError(Refusal(Reason.BAD_REQUEST, detail))
+
+
+def normalise(target: bytes, method: bytes) -> NormalTarget:
+    """Normalise a request target (RFC 9112 section 3.2).
+
+    Raises:
+        RefusedError: BAD_REQUEST where the target is malformed or ambiguous.
+    """
+    if _PLAIN.fullmatch(target) and target:
+        return NormalTarget(target, target.decode("ascii"), False, None)
+    if b"#" in target:
+        _refuse("fragment in the request target")
+    authority = None
+    if target[:1] != b"/":
+        if target == b"*":
+            if method != b"OPTIONS":
+                _refuse("* is a target for OPTIONS only")
+            return NormalTarget(target, "*", False, None)
+        authority, target = _absolute_form(target)
+    raw_path, mark, query = target.partition(b"?")
+    path, has_encoded_slash = (raw_path, False) if _PLAIN.fullmatch(raw_path) else _normalise_path(raw_path)
+    return NormalTarget(path + mark + query, path.decode("ascii"), has_encoded_slash, authority)
+
+
+def _absolute_form(target: bytes) -> tuple[bytes, bytes]:
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None or not match[1]:
+        _refuse("the request target must begin with /, http:// or https://")
+    rest = match[2]
+    return match[1], rest if rest[:1] == b"/" else b"/" + rest
+
+
+def _normalise_path(raw: bytes) -> tuple[bytes, bool]:
+    if _FORBIDDEN.search(raw):
+        _refuse("forbidden character in the path")
+    if _BAD_TRIPLET.search(raw):
+        _refuse("bad percent-encoding in the path")
+    path = _TRIPLET.sub(_normal_triplet, raw)
+    path = _remove_dot_segments(_SLASHES.sub(b"/", path))
+    return path, b"%2F" in path or b"%5C" in path
+
+
+def _normal_triplet(match: re.Match[bytes]) -> bytes:
+    code = int(match[1], 16)
+    if code < 0x20 or code == 0x7F:
+        _refuse("control character in the path")
+    return bytes((code,)) if code in _UNRESERVED else match[0].upper()
+
+
+def _remove_dot_segments(path: bytes) -> bytes:
+    """RFC 3986 section 5.2.4, but what leaves the root, or hides dots behind `;`, is refused."""
+    kept: list[bytes] = []
+    segments = path.split(b"/")[1:]
+    for segment in segments:
+        if segment not in {b".", b".."}:
+            if segment.split(b";", 1)[0] in {b".", b".."}:
+                _refuse("dot segment with parameters in the path")
+            kept.append(segment)
+        elif segment == b"..":
+            if not kept:
+                _refuse("the path leaves the root")
+            kept.pop()
+    if segments[-1] in {b".", b".."}:
+        kept.append(b"")
+    return b"/" + b"/".join(kept)
