@@ -1,0 +1,177 @@
+"""What every connection shares: limits, time-outs, pools, sweeps, and the few calls up into the flow.
+
+One object instead of globals, so that two gateways live in one process. `pipeline` and `reply_parser` are swapped
+whole when the configuration changes; an exchange keeps the ones it began with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from typing import Any, Protocol
+
+from engadi_gateway.errors import HeaderLine, Reason, Refusal
+from engadi_gateway.net.deadlines import FixedWait, Sweep
+from engadi_gateway.net.pool import Pools
+from engadi_gateway.pipeline import Pipeline
+from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
+from engadi_gateway.settings import IpNetwork
+from engadi_gateway.wire.headers import HeaderPolicy
+from engadi_gateway.wire.request import HeadLimits
+from engadi_gateway.wire.response import ReplyParser
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Client-side waits in seconds."""
+
+    head_s: float = 10.0
+    body_s: float = 30.0
+    write_s: float = 30.0
+    keep_alive_s: float = 75.0
+    upgrade_idle_s: float = 3600.0
+    linger_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Defaults for routes without their own, and what bounds all of them together."""
+
+    timeout_s: float = 30.0
+    retry_count: int = 2
+    backoff_s: float = 0.025
+    backoff_max_s: float = 1.0
+    buffer_bytes: int = 64 << 10
+    budget_percent: int = 20
+    budget_min: int = 3
+
+
+@dataclass(slots=True)
+class LocalReply:
+    """The answer of a local target: the admin API and the health pages."""
+
+    status: int
+    lines: list[HeaderLine]
+    body: bytes
+
+
+class Upcalls(Protocol):
+    """What the connections ask of the gateway."""
+
+    def settled(self, exchange: Exchange, elapsed_s: float) -> None:
+        """One exchange ended: log and count it."""
+        ...
+
+    def serve_local(self, exchange: Exchange, body: bytes) -> Coroutine[Any, Any, LocalReply]: ...
+
+    def judge(self, exchange: Exchange, wait: Wait) -> Coroutine[Any, Any, Identity | Refusal | None]:
+        """Answer a stage that has to wait; None: walk again, the keys are there now."""
+        ...
+
+    def unreadable(self, reason: Reason) -> None:
+        """A head that never became an exchange was refused."""
+        ...
+
+    def is_stalled(self) -> bool:
+        """Whether new requests must wait for the request log."""
+        ...
+
+    def fault(self, where: str) -> None:
+        """An unexpected exception is being handled: log it with its trace."""
+        ...
+
+
+class RetryBudget:
+    """Retries under way are at most a share of the requests in flight, and a few are always allowed."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._share = policy.budget_percent / 100
+        self._least = policy.budget_min
+        self.retrying = 0
+
+    def is_spent(self, in_flight: int) -> bool:
+        return self.retrying >= max(self._least, self._share * in_flight)
+
+
+class RequestIds:
+    """uuid4 texts from blocks of random bytes: a third of the cost of `uuid.uuid4()`."""
+
+    _BLOCK = 4096
+
+    def __init__(self) -> None:
+        self._digits = ""
+        self._at = 0
+
+    def next(self) -> str:
+        if self._at >= len(self._digits):
+            self._digits, self._at = os.urandom(self._BLOCK).hex(), 0
+        d = self._digits[self._at : self._at + 32]
+        self._at += 32
+        return f"{d[:8]}-{d[8:12]}-4{d[13:16]}-{'89ab'[int(d[16], 16) & 3]}{d[17:20]}-{d[20:]}"
+
+
+class DateLine:
+    """The Date value, made once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._value = b""
+
+    def at(self, wall: float) -> bytes:
+        second = int(wall)
+        if second != self._second:
+            self._second, self._value = second, formatdate(second, usegmt=True).encode("ascii")
+        return self._value
+
+
+@dataclass
+class Context:
+    """See the module. `instance` is what Via calls this very process."""
+
+    loop: asyncio.AbstractEventLoop
+    upcalls: Upcalls
+    pipeline: Pipeline
+    admin_pipeline: Pipeline
+    reply_parser: ReplyParser
+    header_policy: HeaderPolicy
+    head_limits: HeadLimits
+    timeouts: Timeouts
+    retry: RetryPolicy
+    pools: Pools
+    budget: RetryBudget
+    trusted: tuple[IpNetwork, ...] = ()
+    max_body_bytes: int = 10 << 20
+    max_local_body_bytes: int = 1 << 20
+    keep_alive_requests: int = 1000
+    max_connections: int = 10000
+    max_connections_per_ip: int = 0
+    forwards_authorization: bool = True
+    instance: bytes = field(default_factory=lambda: b"engadi-" + os.urandom(4).hex().encode("ascii"))
+    is_draining: bool = False
+    flights: Sweep = field(default_factory=Sweep)
+    heads: FixedWait = field(default_factory=lambda: FixedWait(10.0))
+    idle: FixedWait = field(default_factory=lambda: FixedWait(75.0))
+    ids: RequestIds = field(default_factory=RequestIds)
+    date: DateLine = field(default_factory=DateLine)
+    per_ip: dict[str, int] = field(default_factory=dict)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def date_now(self) -> bytes:
+        return self.date.at(time.time())
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """A task that is remembered until it ends, and whose exception is a logged fault."""
+        task = self.loop.create_task(self._guarded(work, name), name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def _guarded(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        try:
+            await work
+        except Exception:
+            self.upcalls.fault(name)

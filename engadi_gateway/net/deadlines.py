@@ -1,0 +1,121 @@
+"""Time on the request path without a timer a request: ordered queues for fixed waits, one sweep for the others.
+
+A timer made and cancelled for each request costs a tenth of a request's CPU. So a deadline is a number, and a tick
+ten times a second looks at who is past it; a time-out fires up to a tenth of a second late, never early.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+TICK_S = 0.1
+
+
+class Expiring(Protocol):
+    """Something with a deadline in monotonic seconds."""
+
+    deadline: float
+
+    def expired(self, now: float) -> None:
+        """Called once the deadline has passed; moves the deadline or leaves the sweep."""
+        ...
+
+
+class Idle(Protocol):
+    """Something that waits for a fixed time."""
+
+    def timed_out(self, now: float) -> None:
+        """Called once, after it was taken out of the queue."""
+        ...
+
+
+class FixedWait:
+    """Those who all wait equally long, in order of arrival: only the oldest need looking at."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._since: dict[Idle, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._since)
+
+    def __contains__(self, waiter: Idle) -> bool:
+        return waiter in self._since
+
+    def add(self, waiter: Idle, now: float) -> None:
+        self._since[waiter] = now
+
+    def discard(self, waiter: Idle) -> None:
+        self._since.pop(waiter, None)
+
+    def oldest(self) -> Idle | None:
+        return next(iter(self._since), None)
+
+    def sweep(self, now: float) -> None:
+        limit = now - self.timeout_s
+        late = []
+        for waiter, since in self._since.items():
+            if since > limit:
+                break
+            late.append(waiter)
+        for waiter in late:
+            if self._since.pop(waiter, None) is not None:
+                waiter.timed_out(now)
+
+
+class Sweep:
+    """Those with deadlines of their own; as many as requests in flight."""
+
+    def __init__(self) -> None:
+        self._items: set[Expiring] = set()
+        self.add = self._items.add  # bound once: called for each request
+        self.discard = self._items.discard
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def sweep(self, now: float) -> None:
+        for item in [item for item in self._items if item.deadline <= now]:
+            item.expired(now)
+
+
+class Ticker:
+    """Runs all sweeps every tick, and tells how late the loop is.
+
+    Args:
+        call_later: the loop's.
+        on_error: told of an exception in one sweep; the others go on.
+    """
+
+    def __init__(
+        self, call_later: Callable[..., object], sweeps: list[Callable[[float], None]], on_error: Callable[[], None]
+    ) -> None:
+        self._call_later = call_later
+        self._sweeps = sweeps
+        self._on_error = on_error
+        self._is_running = False
+        self._due = 0.0
+        self.lag_s = 0.0
+
+    def start(self) -> None:
+        self._is_running = True
+        self._due = time.monotonic() + TICK_S
+        self._call_later(TICK_S, self._tick)
+
+    def stop(self) -> None:
+        self._is_running = False
+
+    def _tick(self) -> None:
+        if not self._is_running:
+            return
+        now = time.monotonic()
+        self.lag_s = max(0.0, now - self._due)
+        for sweep in self._sweeps:
+            try:
+                sweep(now)
+            except Exception:  # one fault must not stop the clock for everybody
+                self._on_error()
+        self._due = now + TICK_S
+        self._call_later(TICK_S, self._tick)

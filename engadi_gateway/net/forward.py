@@ -1,0 +1,438 @@
+"""One exchange on its way to an upstream and back: attempts, retries, relay, splice.
+
+The states of the reply decide everything: WAITING until an upstream's head came, when an attempt may be made again;
+RELAYING once the client has seen a byte of it, when a failure can only cut the connection, because a body that was cut
+short must never look whole (RFC 9112 section 8); SPLICED after a 101; DONE.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from engadi_gateway.errors import FAILURE_STATUSES, HeaderLine, Reason, Refusal
+from engadi_gateway.model import Framing
+from engadi_gateway.net.context import Context
+from engadi_gateway.net.pool import Pool, origin_of
+from engadi_gateway.net.upstream import UpstreamConnection
+from engadi_gateway.pipeline.exchange import Exchange
+from engadi_gateway.wire.chunked import LAST_CHUNK, chunk
+from engadi_gateway.wire.forwarded import Client, upstream_head
+from engadi_gateway.wire.response import ReplyHead, client_head, informational_head, switching_head
+
+if TYPE_CHECKING:
+    from engadi_gateway.net.client import ClientConnection
+
+#: Methods that may be sent twice (RFC 9110 section 9.2.2).
+IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
+#: A stranger behind us must not keep a client busy with 1xx for ever.
+_MAX_INTERIM = 32
+#: Failures after which another attempt can go better. A time-out of the whole is none: no time is left.
+_RETRYABLE = frozenset(
+    (
+        Reason.UPSTREAM_CLOSED,
+        Reason.CONNECT_REFUSED,
+        Reason.CONNECT_TIMEOUT,
+        Reason.DNS_ERROR,
+        Reason.DNS_TIMEOUT,
+    )
+)
+
+
+class Phase(Enum):
+    WAITING = auto()
+    RELAYING = auto()
+    SPLICED = auto()
+    DONE = auto()
+
+
+class Forward:
+    """Made for one exchange that every stage let pass; tells `client` how it ended, once."""
+
+    __slots__ = (
+        "_attempt_reused", "_body", "_body_bytes", "_client", "_connection", "_context", "_framing", "_head_bytes",
+        "_interim", "_is_body_complete", "_is_client_paused", "_is_retrying", "_is_upload_paused", "_out_framing",
+        "_parser", "_phase", "_pool", "_retries_left", "_started", "_timeout_s", "deadline", "exchange",
+    )  # fmt: skip
+
+    def __init__(self, context: Context, client: ClientConnection, exchange: Exchange) -> None:
+        assert exchange.target is not None and exchange.route is not None
+        route = exchange.route
+        self._context = context
+        self._client = client
+        self.exchange = exchange
+        self._phase = Phase.WAITING
+        self._pool: Pool | None = None
+        self._connection: UpstreamConnection | None = None
+        self._parser = context.reply_parser
+        self._timeout_s = context.retry.timeout_s if route.timeout is None else route.timeout
+        self._retries_left = context.retry.retry_count if route.retry_count is None else route.retry_count
+        self._framing = exchange.head.framing
+        self._out_framing = Framing.NONE
+        self._head_bytes = b""
+        self._body: list[bytes] | None = []  # what was received so far, while it may have to be sent again
+        self._body_bytes = 0
+        self._is_body_complete = False
+        self._is_client_paused = False
+        self._is_upload_paused = False
+        self._is_retrying = False
+        self._attempt_reused = False
+        self._interim = 0
+        self._started = 0.0
+        self.deadline = exchange.now + self._timeout_s
+
+    # the client's side
+
+    def start(self, who: Client, body: bytes, *, is_complete: bool) -> None:
+        """Send the request, with what there is of its body."""
+        exchange = self.exchange
+        assert exchange.target is not None
+        origin = origin_of(exchange.target.url)
+        head = exchange.head
+        assert exchange.route is not None
+        host = head.authority if exchange.route.preserve_host and head.authority else origin.authority
+        target = origin.base_path + (head.target[exchange.strip_prefix_length :] or b"/")
+        if target[:1] != b"/":
+            target = b"/" + target
+        self._head_bytes = upstream_head(head, target, host, self._own_lines(who), self._framing)
+        self._pool = self._context.pools.of(origin)
+        self._is_body_complete = is_complete
+        self._context.flights.add(self)
+        self._keep(body)
+        if not is_complete:
+            self.deadline = exchange.now + self._context.timeouts.body_s
+        self._attempt()
+
+    def _own_lines(self, who: Client) -> list[HeaderLine]:
+        exchange, head = self.exchange, self.exchange.head
+        lines: list[HeaderLine] = [
+            (b"X-Forwarded-For", who.forwarded_for),
+            (b"X-Forwarded-Proto", who.proto),
+            (b"X-Forwarded-Host", who.forwarded_host),
+            (b"X-Real-IP", who.address.encode("ascii")),
+            (b"X-Request-ID", exchange.request_id.encode("ascii")),
+            (b"Via", _via(head.notes.get(b"via"), head.is_http10, self._context.instance)),
+        ]
+        if exchange.listener is not None and exchange.listener.port:
+            lines.append((b"X-Forwarded-Port", b"%d" % exchange.listener.port))
+        if exchange.strip_prefix_length:
+            lines.append((b"X-Forwarded-Prefix", head.target[: exchange.strip_prefix_length]))
+        if exchange.identity is not None:
+            lines += exchange.identity.headers
+        if head.upgrade:
+            lines += ((b"Connection", b"Upgrade"), (b"Upgrade", head.upgrade))
+        if b"max-forwards" in head.notes and head.method == "OPTIONS":
+            lines.append((b"Max-Forwards", _one_less(head.notes[b"max-forwards"])))
+        return lines
+
+    def body(self, data: bytes) -> None:
+        """More of the request's body, in order."""
+        if self._phase is Phase.SPLICED:
+            self._spliced_up(data)
+            return
+        self.deadline = time.monotonic() + self._context.timeouts.body_s
+        self._keep(data)
+        if self._connection is not None:
+            self._connection.send(self._framed(data))
+
+    def body_end(self) -> None:
+        """The request's body is complete: from now on the upstream's time runs."""
+        self._is_body_complete = True
+        self.deadline = time.monotonic() + self._timeout_s
+        if self._connection is not None:
+            if self._framing is Framing.CHUNKED:
+                self._connection.send(LAST_CHUNK)
+            self._connection.request_complete()
+
+    def client_gone(self) -> None:
+        """Cancel upstream at once; nobody's failure."""
+        self._end(Reason.CLIENT_CLOSED)
+
+    def abandon(self, refusal: Refusal) -> None:
+        """The client's own body was bad: give up upstream, and tell the client if it has seen nothing yet."""
+        if self._phase is Phase.WAITING:
+            self._end(refusal.reason)
+            self._client.refuse(self.exchange, refusal)
+        else:
+            self._cut(refusal.reason, refusal.detail)
+
+    def client_paused(self) -> None:
+        self._is_client_paused = True
+        if self._connection is not None:
+            self._connection.transport.pause_reading()
+        if self._phase is not Phase.SPLICED:
+            self.deadline = time.monotonic() + self._context.timeouts.write_s
+
+    def client_resumed(self) -> None:
+        self._is_client_paused = False
+        if self._connection is not None:
+            self._connection.transport.resume_reading()
+        if self._phase is not Phase.SPLICED:
+            self.deadline = time.monotonic() + self._timeout_s
+
+    def _keep(self, data: bytes) -> None:
+        self.exchange.bytes_in += len(data)
+        if self._body is None or not data:
+            return
+        self._body_bytes += len(data)
+        if self._body_bytes > self._context.retry.buffer_bytes and self._connection is not None:
+            self._body = None  # too much to be sent again
+        else:
+            self._body.append(data)
+        if self._connection is None and self._body_bytes > self._context.retry.buffer_bytes:
+            self._pause_upload()
+
+    def _framed(self, data: bytes) -> bytes:
+        return chunk(data) if self._framing is Framing.CHUNKED else data
+
+    def _pause_upload(self) -> None:
+        self._is_upload_paused = True
+        self._client.pause_upload()
+
+    # attempts
+
+    def _attempt(self) -> None:
+        """Take a connection; `connected` goes on, now or later."""
+        assert self._pool is not None
+        now = time.monotonic()
+        taken = self._pool.take(self, now)
+        if isinstance(taken, Reason):
+            self._failed(taken, "too many wait for a connection", was_sent=False)
+        elif taken is not None:
+            self.connected(taken)
+
+    def connected(self, connection: UpstreamConnection) -> None:
+        """Head and body so far in one write: two writes cost 8 %."""
+        self._connection = connection
+        self._attempt_reused = connection.served > 0
+        self.exchange.attempts += 1
+        self._started = time.monotonic()
+        parts = [self._head_bytes]
+        assert self._body is not None
+        parts += [self._framed(data) for data in self._body]
+        if self._framing is Framing.CHUNKED and self._is_body_complete:
+            parts.append(LAST_CHUNK)
+        if self._body_bytes > self._context.retry.buffer_bytes:
+            self._body = None
+        connection.begin(
+            self, self._parser, self.exchange.head.method, b"".join(parts), is_complete=self._is_body_complete
+        )
+        if self._is_client_paused:
+            connection.transport.pause_reading()
+        if self._is_upload_paused:
+            self._is_upload_paused = False
+            self._client.resume_upload()
+
+    def connect_failed(self, reason: Reason, detail: str) -> None:
+        self.exchange.attempts += 1
+        self._failed(reason, detail, was_sent=False)
+
+    def reply_failed(self, reason: Reason, detail: str) -> None:
+        """The connection told: it is gone, or what came was no reply."""
+        self._connection = None
+        if self._phase is Phase.SPLICED:
+            self._end(Reason.OK)
+            self._client.finish_splice()
+        elif self._phase is Phase.RELAYING:
+            self._cut(reason, detail)
+        else:
+            self._failed(reason, detail, was_sent=True)
+
+    def _failed(self, reason: Reason, detail: str, *, was_sent: bool) -> None:
+        exchange = self.exchange
+        self._stop_retrying()
+        exchange.error_message = detail
+        if self._can_retry(reason, was_sent):
+            self._retry(is_free=was_sent and self._attempt_reused)
+            return
+        self._end(reason)
+        self._client.refuse(exchange, Refusal(reason))
+
+    def _can_retry(self, reason: Reason, was_sent: bool) -> bool:
+        exchange = self.exchange
+        if reason not in _RETRYABLE or self._body is None or exchange.attempts == 0:
+            return False
+        if was_sent and exchange.head.method not in IDEMPOTENT:
+            return False
+        if was_sent and self._attempt_reused:
+            return True  # the connection died idle, before it saw the request: once more on another is free
+        if self._retries_left <= 0 or time.monotonic() >= self.deadline:
+            return False
+        return not self._context.budget.is_spent(len(self._context.flights))
+
+    def _retry(self, *, is_free: bool) -> None:
+        if is_free:
+            self._attempt()
+            return
+        policy = self._context.retry
+        tried = self.exchange.attempts
+        self._retries_left -= 1
+        self._is_retrying = True
+        self._context.budget.retrying += 1
+        longest_s = min(policy.backoff_s * 2 ** (tried - 1), policy.backoff_max_s)
+        self._context.loop.call_later(random.uniform(0, longest_s), self._attempt_again)  # noqa: S311 - jitter
+
+    def _attempt_again(self) -> None:
+        if self._phase is Phase.WAITING:
+            self._attempt()
+
+    def _stop_retrying(self) -> None:
+        if self._is_retrying:
+            self._is_retrying = False
+            self._context.budget.retrying -= 1
+
+    # the upstream's side
+
+    def reply_interim(self, head: ReplyHead) -> None:
+        self._interim += 1
+        if head.status == 101 and self.exchange.head.upgrade and head.upgrade:
+            self._switch(head)
+        elif head.status == 101 or self._interim > _MAX_INTERIM:
+            self._give_up_connection()
+            self._failed(Reason.UPSTREAM_INVALID, "101 without being asked, or too many 1xx", was_sent=True)
+        elif head.status != 100 and not self.exchange.head.is_http10:
+            self._client.write(informational_head(head))
+
+    def reply_head(self, head: ReplyHead, body: bytes, is_end: bool) -> None:
+        exchange, context = self.exchange, self._context
+        now = time.monotonic()
+        self._stop_retrying()
+        self._phase = Phase.RELAYING
+        self.deadline = now + self._timeout_s
+        exchange.upstream_s = now - self._started
+        exchange.upstream_status = exchange.status = head.status
+        exchange.error_message = None
+        if head.status in FAILURE_STATUSES:
+            exchange.reason = Reason.UPSTREAM_5XX
+        framing = head.framing
+        if framing is Framing.CLOSE or framing is Framing.CHUNKED:
+            framing = Framing.CLOSE if exchange.head.is_http10 else Framing.CHUNKED
+        self._out_framing = framing
+        is_closing = self._client.closes_after(exchange, is_last=framing is Framing.CLOSE or not self._is_body_complete)
+        out = client_head(head, exchange.reply_lines, framing, context.date_now(), is_closing=is_closing)
+        exchange.bytes_out += len(body)
+        if body or is_end:
+            out += self._relayed(body, is_end)
+        if is_end:
+            self._connection = None
+        self._client.write(out)
+        if is_end:
+            self._complete()
+
+    def reply_body(self, body: bytes, is_end: bool) -> None:
+        self.exchange.bytes_out += len(body)
+        if is_end:
+            self._connection = None
+        else:
+            self.deadline = time.monotonic() + self._timeout_s
+        self._client.write(self._relayed(body, is_end))
+        if self._is_client_paused and not is_end:
+            self.deadline = time.monotonic() + self._context.timeouts.write_s
+        if is_end:
+            self._complete()
+
+    def _relayed(self, body: bytes, is_end: bool) -> bytes:
+        if self._out_framing is not Framing.CHUNKED:
+            return body
+        framed = chunk(body) if body else b""
+        return framed + LAST_CHUNK if is_end else framed
+
+    def _complete(self) -> None:
+        self._end(self.exchange.reason)
+        self._client.exchange_done(self.exchange, is_clean=self._is_body_complete)
+
+    def upstream_paused(self) -> None:
+        self._client.pause_upload()
+
+    def upstream_resumed(self) -> None:
+        self._client.resume_upload()
+
+    # splice
+
+    def _switch(self, head: ReplyHead) -> None:
+        assert self._connection is not None
+        self._stop_retrying()
+        self._phase = Phase.SPLICED
+        self.exchange.upstream_status = self.exchange.status = 101
+        self.exchange.upstream_s = time.monotonic() - self._started
+        self.deadline = time.monotonic() + self._context.timeouts.upgrade_idle_s
+        self._connection.splice()
+        self._client.write(switching_head(head, self.exchange.reply_lines))
+        self._client.switched()
+
+    def _spliced_up(self, data: bytes) -> None:
+        self.exchange.bytes_in += len(data)
+        self.deadline = time.monotonic() + self._context.timeouts.upgrade_idle_s
+        if self._connection is not None:
+            self._connection.send(data)
+
+    def spliced(self, data: bytes) -> None:
+        self.exchange.bytes_out += len(data)
+        self.deadline = time.monotonic() + self._context.timeouts.upgrade_idle_s
+        self._client.write(data)
+
+    def splice_ended_by_client(self) -> None:
+        """Flush what is on its way to the upstream, then close it."""
+        if self._connection is not None:
+            self._connection.close_gracefully()
+            self._connection = None
+        self._end(Reason.OK)
+
+    # ends
+
+    def expired(self, now: float) -> None:
+        """The sweep found the deadline passed; whose silence it was decides the reason."""
+        if self._phase is Phase.SPLICED:
+            self._end(Reason.OK)
+            self._client.abort()
+        elif self._is_client_paused:
+            self._cut(Reason.CLIENT_STALLED, "the client does not read")
+        elif self._phase is Phase.RELAYING:
+            self._cut(Reason.UPSTREAM_STALLED, "silence within the reply's body")
+        elif not self._is_body_complete and not self._client.is_upload_paused:
+            self._end(Reason.CLIENT_TIMEOUT)
+            self._client.refuse(self.exchange, Refusal(Reason.CLIENT_TIMEOUT))
+        else:
+            self._time_out()
+
+    def _time_out(self) -> None:
+        self._stop_retrying()
+        reason = Reason.UPSTREAM_TIMEOUT
+        if self._connection is None and self.exchange.attempts == 0:
+            reason = Reason.CONNECT_TIMEOUT
+        self._end(reason)
+        self._client.refuse(self.exchange, Refusal(reason))
+
+    def _cut(self, reason: Reason, detail: str) -> None:
+        """The client has seen part of the reply: break off, so that it cannot look whole."""
+        self.exchange.error_message = detail
+        self._end(reason)
+        self._client.abort()
+
+    def _give_up_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.drop()
+            self._connection = None
+        elif self._pool is not None and self._phase is Phase.WAITING:
+            self._pool.leave(self)
+
+    def _end(self, reason: Reason) -> None:
+        """Leave nothing behind; the client settles the exchange."""
+        if self._phase is Phase.DONE:
+            return
+        self._give_up_connection()
+        self._stop_retrying()
+        self._phase = Phase.DONE
+        self._context.flights.discard(self)
+        self.exchange.reason = reason
+
+
+def _via(received: bytes | None, is_http10: bool, instance: bytes) -> bytes:
+    own = (b"1.0 " if is_http10 else b"1.1 ") + instance
+    return own if received is None else received + b", " + own
+
+
+def _one_less(value: bytes) -> bytes:
+    return b"%d" % (int(value) - 1) if value.isdigit() and int(value) > 0 else b"0"

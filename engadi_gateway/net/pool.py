@@ -1,0 +1,313 @@
+"""Who gets which connection, what to open, what to close: one pool per target, decided without waiting.
+
+LIFO reuse, a bound on connections, a bound on those who wait and on how long. Dialling is the only task there is; a
+request that finds an idle connection costs none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import socket
+import ssl
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from engadi_gateway.errors import Reason
+from engadi_gateway.net.upstream import UpstreamConnection
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Everything that makes two connections the same, and what a request to it needs."""
+
+    scheme: str
+    host: str
+    port: int
+    authority: bytes
+    base_path: bytes
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.scheme, self.host, self.port
+
+
+@lru_cache(maxsize=4096)
+def origin_of(url: str) -> Origin:
+    """A configured base URL, validated when it was configured."""
+    parts = urlsplit(url)
+    scheme = parts.scheme.lower()
+    host = parts.hostname or ""
+    default = 443 if scheme == "https" else 80
+    port = parts.port or default
+    name = f"[{host}]" if ":" in host else host
+    authority = name if port == default else f"{name}:{port}"
+    return Origin(scheme, host, port, authority.encode("ascii"), parts.path.rstrip("/").encode("ascii"))
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """Numbers per target; times in seconds."""
+
+    max_connections: int = 100
+    max_idle: int = 32
+    idle_timeout_s: float = 55.0
+    queue_size: int = 1000
+    queue_timeout_s: float = 5.0
+    connect_timeout_s: float = 3.0
+    max_head_bytes: int = 64 << 10
+    dns_cache_s: float = 30.0
+
+
+class Waiter(Protocol):
+    """Who asked for a connection and had to wait."""
+
+    def connected(self, connection: UpstreamConnection) -> None: ...
+    def connect_failed(self, reason: Reason, detail: str) -> None: ...
+
+
+class Resolver:
+    """Name look-ups in a small executor of their own, so that a slow resolver starves nobody; remembered a while."""
+
+    def __init__(self, cache_s: float) -> None:
+        self._cache_s = cache_s
+        self._known: dict[tuple[str, int], tuple[float, list[str]]] = {}
+        self._executor: ThreadPoolExecutor | None = None
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """Addresses to try in order. Raises socket.gaierror."""
+        if _is_address(host):
+            return [host]
+        known = self._known.get((host, port))
+        if known is not None and known[0] > time.monotonic():
+            return known[1]
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(4, "engadi-dns")
+        found = await asyncio.get_running_loop().run_in_executor(
+            self._executor, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        )
+        addresses = list(dict.fromkeys(str(row[4][0]) for row in found))
+        self._known[host, port] = (time.monotonic() + self._cache_s, addresses)
+        return addresses
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class Pool:
+    """The connections to one target."""
+
+    def __init__(self, origin: Origin, limits: PoolLimits, resolver: Resolver, tls: ssl.SSLContext | None) -> None:
+        self._origin = origin
+        self._limits = limits
+        self._resolver = resolver
+        self._tls = tls
+        self._idle: list[UpstreamConnection] = []
+        self._all: set[UpstreamConnection] = set()
+        self._dials: set[asyncio.Task[None]] = set()
+        self._waiters: deque[tuple[float, Waiter]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Pool {self._origin.authority.decode()} {self.counts()}>"
+
+    def counts(self) -> dict[str, int]:
+        """Connections by state, dials under way, and who waits."""
+        return {
+            "active": len(self._all) - len(self._idle),
+            "idle": len(self._idle),
+            "dialling": len(self._dials),
+            "waiting": len(self._waiters),
+        }
+
+    def take(self, waiter: Waiter, now: float) -> UpstreamConnection | Reason | None:
+        """1. the idle connection used last; 2. a new one is dialled, or 3. the waiter queues (None); 4. a refusal."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_fresh():
+                return connection
+            connection.drop()
+        if len(self._all) + len(self._dials) < self._limits.max_connections:
+            self._waiters.append((now, waiter))
+            self._dial()
+            return None
+        if len(self._waiters) >= self._limits.queue_size:
+            return Reason.OVERLOADED
+        self._waiters.append((now, waiter))
+        return None
+
+    def leave(self, waiter: Waiter) -> None:
+        """The waiter waits no more (its client left, its time is up)."""
+        self._waiters = deque(entry for entry in self._waiters if entry[1] is not waiter)
+
+    def give_back(self, connection: UpstreamConnection) -> None:
+        if self._waiters:
+            self._waiters.popleft()[1].connected(connection)
+        elif len(self._idle) < self._limits.max_idle:
+            connection.idle_since = time.monotonic()
+            self._idle.append(connection)
+        else:
+            connection.drop()
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        self._all.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._dial_for_waiters()
+
+    def sweep(self, now: float) -> None:
+        """Close what was idle too long; turn away who waited too long."""
+        limit = now - self._limits.idle_timeout_s
+        while self._idle and self._idle[0].idle_since < limit:
+            self._idle.pop(0).drop()
+        limit = now - self._limits.queue_timeout_s
+        while len(self._waiters) > len(self._dials) and self._waiters[0][0] < limit:
+            self._waiters.popleft()[1].connect_failed(Reason.OVERLOADED, "no free connection in time")
+
+    def close_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().drop()
+
+    async def close(self) -> None:
+        dials = list(self._dials)
+        for dial in dials:
+            dial.cancel()
+        await asyncio.gather(*dials, return_exceptions=True)
+        for connection in list(self._all):
+            connection.drop()
+        self._idle.clear()
+
+    def _dial_for_waiters(self) -> None:
+        while (
+            len(self._waiters) > len(self._dials) and len(self._all) + len(self._dials) < self._limits.max_connections
+        ):
+            self._dial()
+
+    def _dial(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._connect())
+        self._dials.add(task)
+
+    async def _connect(self) -> None:
+        task = asyncio.current_task()
+        failure: tuple[Reason, str] | None = None
+        connection: UpstreamConnection | None = None
+        try:
+            connection = await self._open()
+        except Exception as error:  # whatever a dial can raise has a row of the table
+            failure = dial_failure(error)
+        finally:
+            assert task is not None
+            self._dials.discard(task)
+        if connection is not None:
+            self._all.add(connection)
+            self.give_back(connection)
+        elif failure is not None and self._waiters:
+            self._waiters.popleft()[1].connect_failed(*failure)
+            self._dial_for_waiters()
+
+    async def _open(self) -> UpstreamConnection:
+        stage = Reason.DNS_TIMEOUT
+        try:
+            async with asyncio.timeout(self._limits.connect_timeout_s):
+                addresses = await self._resolver.resolve(self._origin.host, self._origin.port)
+                stage = Reason.CONNECT_TIMEOUT
+                return await self._try_all(addresses)
+        except TimeoutError:
+            raise DialTimeoutError(stage) from None
+
+    async def _try_all(self, addresses: list[str]) -> UpstreamConnection:
+        error: Exception = OSError("no address")
+        for address in addresses:
+            try:
+                return await self._try_one(address)
+            except OSError as failure:
+                error = failure
+        raise error
+
+    async def _try_one(self, address: str) -> UpstreamConnection:
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(
+            lambda: UpstreamConnection(self, self._limits.max_head_bytes),
+            address,
+            self._origin.port,
+            ssl=self._tls,
+            server_hostname=self._origin.host if self._tls else None,
+        )
+        return connection
+
+
+class DialTimeoutError(Exception):
+    """Raised when a connection was not there in time; says which part took too long."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.title)
+        self.reason = reason
+
+
+def dial_failure(error: Exception) -> tuple[Reason, str]:
+    """The row of the table for what a dial raised."""
+    if isinstance(error, DialTimeoutError):
+        return error.reason, error.reason.title
+    if isinstance(error, ssl.SSLError):
+        return Reason.TLS_ERROR, getattr(error, "verify_message", "") or error.reason or "TLS failed"
+    if isinstance(error, socket.gaierror):
+        return Reason.DNS_ERROR, "name not found"
+    if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}:
+        return Reason.OVERLOADED, "no file descriptor left"
+    if isinstance(error, OSError):
+        return Reason.CONNECT_REFUSED, error.strerror or "not reachable"
+    return Reason.INTERNAL, type(error).__name__
+
+
+class Pools:
+    """All pools, made as targets come up; one that has no connection and no target left costs a dict entry."""
+
+    def __init__(self, limits: PoolLimits, tls: ssl.SSLContext | None = None) -> None:
+        self._limits = limits
+        self._tls = tls
+        self._resolver = Resolver(limits.dns_cache_s)
+        self._pools: dict[tuple[str, str, int], Pool] = {}
+
+    def of(self, origin: Origin) -> Pool:
+        pool = self._pools.get(origin.key)
+        if pool is None:
+            pool = self._pools[origin.key] = Pool(origin, self._limits, self._resolver, self._context(origin))
+        return pool
+
+    def _context(self, origin: Origin) -> ssl.SSLContext | None:
+        if origin.scheme != "https":
+            return None
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Per `scheme://host:port`."""
+        return {f"{scheme}://{host}:{port}": pool.counts() for (scheme, host, port), pool in self._pools.items()}
+
+    def sweep(self, now: float) -> None:
+        for pool in self._pools.values():
+            pool.sweep(now)
+
+    def close_idle(self) -> None:
+        for pool in self._pools.values():
+            pool.close_idle()
+
+    async def close(self) -> None:
+        for pool in self._pools.values():
+            await pool.close()
+        self._resolver.close()
