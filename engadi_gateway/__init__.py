@@ -10,6 +10,7 @@ Four floors; a file imports only from lower floors or its own room (`tests/test_
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,4 @@ def __getattr__(name: str) -> Any:
     """Load the embedding names when asked for, so that `--version` works where a dependency is missing."""
     if name not in _HOMES:
         raise AttributeError(name)
-    from importlib import import_module
-
     return getattr(import_module(_HOMES[name]), name)

@@ -146,6 +146,8 @@ class Option(NamedTuple):
         return f"{self.section}_{self.key}"
 
 
+_CORS = CorsPolicy()
+
 # fmt: off
 OPTIONS: tuple[Option, ...] = (
     Option("gateway", "name", parse_str, "Engadi Gateway", "what the health page calls this gateway", "PROJECT_NAME"),
@@ -254,9 +256,9 @@ OPTIONS: tuple[Option, ...] = (
 
     Option("cors", "enabled", parse_bool, "no", "CORS; the API can change the whole section at run time"),
     Option("cors", "allow_origins", parse_list, "", "origins, https://*.example.com patterns, or *"),
-    Option("cors", "allow_methods", parse_list, ", ".join(CorsPolicy().allow_methods), "methods, or *"),
-    Option("cors", "allow_headers", parse_list, ", ".join(CorsPolicy().allow_headers), "headers; * leaves out Authorization"),
-    Option("cors", "expose_headers", parse_list, ", ".join(CorsPolicy().expose_headers), "reply headers that scripts may read"),
+    Option("cors", "allow_methods", parse_list, ", ".join(_CORS.allow_methods), "methods, or *"),
+    Option("cors", "allow_headers", parse_list, ", ".join(_CORS.allow_headers), "headers; * leaves out Authorization"),
+    Option("cors", "expose_headers", parse_list, ", ".join(_CORS.expose_headers), "reply headers that scripts may read"),
     Option("cors", "allow_credentials", parse_bool, "no", "cookies and Authorization from scripts; never with *"),
     Option("cors", "max_age", parse_duration_s, "10m", "how long a browser keeps a preflight"),
     Option("cors", "reject_denied_origin", parse_bool, "no", "403 for a request from a foreign origin"),
@@ -419,23 +421,21 @@ def _from_environment(
     read: Callable[[str], str] | None,
     faults: list[Fault],
 ) -> str | None:
-    if not name:
-        return None
-    if name in environ:
-        return environ[name]
-    if not (option.is_secret and read):
-        return None
+    if not name or name in environ or not (option.is_secret and read):
+        return environ.get(name) if name else None
     path = environ.get(f"{name}_FILE", "")
-    if not path and name == option.env and environ.get("CREDENTIALS_DIRECTORY"):
-        try:
-            return read(f"{environ['CREDENTIALS_DIRECTORY']}/{option.key}").strip()
-        except OSError:
-            return None
+    credentials = environ.get("CREDENTIALS_DIRECTORY", "") if name == option.env else ""
     try:
-        return read(path).strip() if path else None
+        if path:
+            return read(path).strip()
+        return read(f"{credentials}/{option.key}").strip() if credentials else None
+    except FileNotFoundError:
+        if not path:
+            return None  # other services' credentials may be there without ours
+        faults.append(Fault(f"{name}_FILE", "no such file"))
     except OSError as error:
         faults.append(Fault(f"{name}_FILE", f"cannot be read: {error.strerror}"))
-        return None
+    return None
 
 
 def _read_ini(text: str, faults: list[Fault]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
@@ -513,9 +513,11 @@ def _services(
     faults.extend(
         Fault(f"health_paths.{name}", "no such service" + _hint(name, urls)) for name in paths if name not in urls
     )
-    for service in services.values():
-        if not re.fullmatch(r"/[!-~]*", service.health_path):
-            faults.append(Fault(f"health_paths.{service.name}", "a path that begins with /"))
+    faults.extend(
+        Fault(f"health_paths.{service.name}", "a path that begins with /")
+        for service in services.values()
+        if not re.fullmatch(r"/[!-~]*", service.health_path)
+    )
     return services
 
 

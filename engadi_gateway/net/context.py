@@ -149,7 +149,6 @@ class Context:
     keep_alive_requests: int = 1000
     max_connections: int = 10000
     max_connections_per_ip: int = 0
-    forwards_authorization: bool = True
     instance: bytes = field(default_factory=lambda: b"engadi-" + os.urandom(4).hex().encode("ascii"))
     is_draining: bool = False
     flights: Sweep = field(default_factory=Sweep)

@@ -13,6 +13,7 @@ import socket
 import ssl
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -276,9 +277,10 @@ def dial_failure(error: Exception) -> tuple[Reason, str]:
 class Pools:
     """All pools, made as targets come up; one that has no connection and no target left costs a dict entry."""
 
-    def __init__(self, limits: PoolLimits, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, limits: PoolLimits, make_tls: Callable[[], ssl.SSLContext]) -> None:
         self._limits = limits
-        self._tls = tls
+        self._make_tls = make_tls  # made when the first https target comes up: it costs 20 ms
+        self._tls: ssl.SSLContext | None = None
         self._resolver = Resolver(limits.dns_cache_s)
         self._pools: dict[tuple[str, str, int], Pool] = {}
 
@@ -292,7 +294,7 @@ class Pools:
         if origin.scheme != "https":
             return None
         if self._tls is None:
-            self._tls = ssl.create_default_context()
+            self._tls = self._make_tls()
         return self._tls
 
     def counts(self) -> dict[str, dict[str, int]]:

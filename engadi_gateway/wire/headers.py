@@ -19,7 +19,8 @@ class Action(IntEnum):
     NOTE = 2  # somebody decides on it; not forwarded, or written anew
     KEEP_AND_NOTE = 3
     ONCE = 4  # as KEEP_AND_NOTE, but a second one is an error
-    REJECT = 5
+    NOTE_ONCE = 5
+    REJECT = 6
 
 
 _TABLE: dict[bytes, Action] = {
@@ -74,11 +75,15 @@ class HeaderPolicy(dict[bytes, Action]):
     Args:
         claim_headers: names that the gateway itself sets from claims; never taken from a client.
         rejects_underscores: names with `_` or `.` are refused instead of dropped.
+        note_only: names that are decided on but not forwarded.
     """
 
-    def __init__(self, claim_headers: Iterable[str] = (), rejects_underscores: bool = False) -> None:
+    def __init__(
+        self, claim_headers: Iterable[str] = (), rejects_underscores: bool = False, note_only: Iterable[str] = ()
+    ) -> None:
         super().__init__()
         self._own = frozenset(name.lower().encode("ascii") for name in claim_headers)
+        self._note_only = frozenset(name.lower().encode("ascii") for name in note_only)
         self._ambiguous = Action.REJECT if rejects_underscores else Action.DROP
 
     def __missing__(self, name: bytes) -> Action:
@@ -92,6 +97,8 @@ class HeaderPolicy(dict[bytes, Action]):
             return self._ambiguous
         if name in self._own:
             return Action.DROP
+        if name in self._note_only:
+            return Action.NOTE_ONCE
         action = _TABLE.get(name)
         if action is not None:
             return action
@@ -124,11 +131,11 @@ def _note(line: HeaderLine, action: Action, kept: list[HeaderLine], notes: dict[
     if action == Action.REJECT:
         raise RefusedError(Refusal(Reason.BAD_REQUEST, "header name with _ or ."))
     if name in notes:
-        if action == Action.ONCE:
+        if action in {Action.ONCE, Action.NOTE_ONCE}:
             raise RefusedError(Refusal(Reason.BAD_REQUEST, f"more than one {name.decode('ascii')} field"))
         value = notes[name] + b", " + value
     notes[name] = value
-    if action != Action.NOTE:
+    if action not in {Action.NOTE, Action.NOTE_ONCE}:
         kept.append(line)
 
 
