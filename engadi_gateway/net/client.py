@@ -447,7 +447,8 @@ class ClientConnection(asyncio.Protocol):
     def _settle(self) -> None:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            self._context.upcalls.settled(exchange, time.monotonic() - exchange.now)
+            exchange.ended = time.monotonic()
+            self._context.upcalls.settled(exchange)
 
     def _answer_unread(self, refusal: Refusal) -> None:
         """Answer what never became an exchange."""

@@ -62,7 +62,7 @@ class LocalReply:
 class Upcalls(Protocol):
     """What the connections ask of the gateway."""
 
-    def settled(self, exchange: Exchange, elapsed_s: float) -> None:
+    def settled(self, exchange: Exchange) -> None:
         """One exchange ended: log and count it."""
         ...
 

@@ -53,6 +53,7 @@ class Exchange:
         "bytes_in",
         "bytes_out",
         "client_ip",
+        "ended",
         "error_message",
         "head",
         "identity",
@@ -60,6 +61,7 @@ class Exchange:
         "is_rehearsal",
         "listener",
         "now",
+        "observed",
         "params",
         "peer_ip",
         "permit",
@@ -84,6 +86,7 @@ class Exchange:
         self.head = head
         self.request_id = request_id
         self.now = now
+        self.ended = now  # when it was settled
         self.wall = wall
         self.pipeline = pipeline
         self.listener: Listener | None = None
@@ -103,6 +106,7 @@ class Exchange:
         self.permit: object | None = None
         self.refusal: Refusal | None = None
         self.reply_lines: list[HeaderLine] = []
+        self.observed: str | None = None  # what a rule in observe mode would have refused
         # how it went
         self.reason = Reason.OK
         self.status = 0

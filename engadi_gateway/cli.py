@@ -1,0 +1,262 @@
+"""The command line: data to stdout, talk to stderr; exit 0 ok, 1 failed, 2 usage, 69 cannot listen, 78 bad configuration."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from engadi_gateway import __version__
+from engadi_gateway.demo import demo_upstreams
+from engadi_gateway.errors import ConfigurationError, RefusedError
+from engadi_gateway.gateway import Gateway
+from engadi_gateway.listeners import BindError, inherited_sockets, notify_systemd
+from engadi_gateway.offline import Offline
+from engadi_gateway.pipeline.identity import make_token
+from engadi_gateway.secret import with_secret
+from engadi_gateway.settings import Settings, parse_duration_s
+from engadi_gateway.store.database import StoreError
+
+EX_FAILED = 1
+EX_UNAVAILABLE = 69
+EX_CONFIG = 78
+DEFAULT_CONFIG = "gateway.ini"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        description="Engadi Gateway: one entry point for a family of services. Without a command it serves.",
+        epilog="Every option of gateway.ini can also be set as ENGADI_<SECTION>_<KEY> in the environment.",
+    )
+    parser.add_argument("--version", action="version", version=f"engadi-gateway {__version__}")
+    parser.add_argument(
+        "--check", action="store_true", help="read the whole configuration, say what is wrong, and stop"
+    )
+    _common(parser, default=None)
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    serve = commands.add_parser("serve", help="run the gateway (what happens without a command)")
+    _common(serve, default=argparse.SUPPRESS)
+    routes = commands.add_parser("routes", help="print the routes in the order in which they are tried")
+    _common(routes, default=argparse.SUPPRESS)
+    routes.add_argument("--json", action="store_true", help="as JSON")
+    explain = commands.add_parser("explain", help="say what would be done with a request, and why; nothing is sent")
+    _common(explain, default=argparse.SUPPRESS)
+    explain.add_argument("method", help="for example GET")
+    explain.add_argument("path", help="for example /api/v1/content/articles")
+    explain.add_argument("--host", default="localhost", help="the Host that the client would ask for")
+    explain.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="may be repeated")
+    explain.add_argument("--token", help="a JWT, sent as Authorization: Bearer")
+    explain.add_argument("--ip", default="127.0.0.1", help="the client's address")
+    token = commands.add_parser("token", help="print a signed token, for trying things out")
+    _common(token, default=argparse.SUPPRESS)
+    token.add_argument("--sub", required=True, help="whom it is for: the user id")
+    token.add_argument("--role", default="user", help="the role claim; admin opens the admin API (default: user)")
+    token.add_argument("--ttl", default="1h", help="how long it is good (default: 1h)")
+    token.add_argument("--email", help="the email claim")
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser, default: Any) -> None:
+    parser.add_argument("--config", metavar="FILE", default=default, help=f"settings file (default: {DEFAULT_CONFIG})")
+    parser.add_argument(
+        "--demo",
+        action="store_true",
+        default=False if default is None else default,
+        help="also start nine small upstreams on the services' ports: a demonstration, not for production",
+    )
+
+
+def load_settings(args: argparse.Namespace) -> Settings:
+    """Read all sources. A file that was named must be there; the default one may be missing, and that is said."""
+    path = Path(args.config or DEFAULT_CONFIG)
+    text = ""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if args.config:
+            raise _config_error(str(path), "no such file") from None
+        _say(f"no {path} here: using defaults and the environment")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _config_error(str(path), f"cannot be read: {error}") from None
+    return Settings.load(text, os.environ, read=lambda name: Path(name).read_text(encoding="utf-8"))
+
+
+def _config_error(pointer: str, detail: str) -> ConfigurationError:
+    from engadi_gateway.errors import Fault
+
+    return ConfigurationError([Fault(pointer, detail)])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the result is the exit code."""
+    args = build_parser().parse_args(argv)
+    commands: dict[str | None, Callable[[argparse.Namespace], int]] = {
+        None: _serve,
+        "serve": _serve,
+        "routes": _routes,
+        "explain": _explain,
+        "token": _token,
+    }
+    try:
+        return _check(args) if args.check else commands[args.command](args)
+    except ConfigurationError as error:
+        for fault in error.faults:
+            _say(f"{fault.pointer}: {fault.detail}")
+        return EX_CONFIG
+    except StoreError as error:
+        _say(f"database: {error}")
+        return EX_CONFIG
+    except BindError as error:
+        _say(str(error))
+        return EX_UNAVAILABLE
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EX_FAILED
+
+
+def _check(args: argparse.Namespace) -> int:
+    Offline(load_settings(args)).check()
+    print("configuration ok")
+    return 0
+
+
+def _routes(args: argparse.Namespace) -> int:
+    rows = Offline(load_settings(args)).routes()
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    columns = ("priority", "host", "methods", "path_pattern", "target", "access", "id")
+    table = [columns, *([str(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[index]) for line in table) for index in range(len(columns))]
+    for line in table:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    return 0
+
+
+def _explain(args: argparse.Namespace) -> int:
+    headers = []
+    for text in args.header:
+        name, separator, value = text.partition(":")
+        if not separator:
+            _say(f"not a header: {text!r}; write 'Name: value'")
+            return 2
+        headers.append((name.strip(), value.strip()))
+    settings, _ = with_secret(load_settings(args))
+    try:
+        answer = Offline(settings).explain(args.method, args.path, args.host, headers, args.token, args.ip)
+    except RefusedError as error:
+        answer = {"reason": error.refusal.code, "status": error.refusal.reason.status, "detail": error.refusal.detail}
+    print(json.dumps(answer, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _token(args: argparse.Namespace) -> int:
+    settings, said = with_secret(load_settings(args))
+    if said:
+        _say(said)
+    algorithm = settings.jwt_algorithms[0]
+    if not algorithm.startswith("HS"):
+        _say(f"jwt.algorithms is {algorithm}: only whoever has the private key can make tokens")
+        return EX_FAILED
+    try:
+        ttl_s = parse_duration_s(args.ttl)
+    except ValueError as error:
+        _say(f"--ttl: {error}")
+        return 2
+    now = int(time.time())
+    claims: dict[str, Any] = {"sub": args.sub, settings.jwt_role_claim: args.role, "iat": now, "exp": now + int(ttl_s)}
+    optional = {"email": args.email, "iss": settings.jwt_issuer, "aud": settings.jwt_audience}
+    claims.update({name: value for name, value in optional.items() if value})
+    print(make_token(settings.jwt_secret_key, algorithm, claims))
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    settings = load_settings(args)
+    level = "DEBUG" if settings.gateway_debug else settings.log_level
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    factory = _loop_factory(settings)
+    with asyncio.Runner(debug=settings.gateway_debug, loop_factory=factory) as runner:
+        return runner.run(_serve_until_stopped(args, settings))
+
+
+def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if settings.server_loop == "asyncio":
+        return None
+    if find_spec("uvloop") is None:
+        if settings.server_loop == "uvloop":
+            raise _config_error("server.loop", "uvloop is not installed: python -m pip install uvloop")
+        return None
+    from importlib import import_module
+
+    factory: Callable[[], asyncio.AbstractEventLoop] = import_module("uvloop").new_event_loop
+    return factory
+
+
+async def _serve_until_stopped(args: argparse.Namespace, settings: Settings) -> int:
+    async with contextlib.AsyncExitStack() as stack:
+        if args.demo:
+            _say("DEMONSTRATION: nine toy upstreams run in this process; do not use --demo in production")
+            for sentence in await stack.enter_async_context(demo_upstreams(settings.services)):
+                _say(f"  {sentence}")
+        gateway = Gateway(settings, inherited=inherited_sockets())
+        await gateway.start()
+        try:
+            await _run(args, gateway)
+        finally:
+            await gateway.stop(grace_s=gateway.settings.gateway_drain_timeout)
+    return 0
+
+
+async def _run(args: argparse.Namespace, gateway: Gateway) -> None:
+    """Until SIGTERM or SIGINT; a second one stops at once. SIGHUP reads the configuration again."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    reloads: set[asyncio.Task[None]] = set()
+
+    def stop() -> None:
+        if stopping.is_set():
+            _say("stopping at once")
+            gateway.cut()
+        stopping.set()
+
+    def reload() -> None:
+        task = loop.create_task(_reload(args, gateway))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    for name in gateway.addresses:
+        _say(f"listening on {name}")
+    notify_systemd("READY=1")
+    await stopping.wait()
+    _say("draining")
+
+
+async def _reload(args: argparse.Namespace, gateway: Gateway) -> None:
+    """A bad file keeps the old configuration and says why."""
+    notify_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    try:
+        await gateway.reload(load_settings(args))
+        _say("configuration reloaded")
+    except (ConfigurationError, StoreError, RefusedError) as error:
+        gateway.note_failed_reload()
+        _say(f"configuration NOT reloaded, the old one stays: {error}")
+    notify_systemd("READY=1")

@@ -1,0 +1,43 @@
+"""What a new database holds, made from the settings: a route a service, the default limits, the CORS policy."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+
+from engadi_gateway.model import LimitType, Origin, RateLimitRule
+from engadi_gateway.settings import Settings
+from engadi_gateway.store.catalog import Seed
+
+#: Default rules keep their ids over restarts and machines, so that they can be told from those of the API.
+_NAMESPACE = uuid.UUID("5a2f3c8e-6f0b-5d7a-9c41-2d8e6b1f4a90")
+
+
+def timestamp(wall: float) -> str:
+    """RFC 3339 UTC with milliseconds."""
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def default_rules(settings: Settings, now: str) -> tuple[RateLimitRule, ...]:
+    window = int(settings.limits_window)
+    rows = (
+        (LimitType.PER_USER, settings.limits_per_user),
+        (LimitType.PER_IP, settings.limits_per_ip),
+    )
+    return tuple(
+        RateLimitRule(
+            id=str(uuid.uuid5(_NAMESPACE, kind)),
+            name=str(kind),
+            limit_type=kind,
+            max_requests=amount,
+            window_seconds=window,
+            origin=Origin.SETTINGS,
+            created_at=now,
+            updated_at=now,
+        )
+        for kind, amount in rows
+    )
+
+
+def seed_of(settings: Settings, now: str) -> Seed:
+    return Seed(settings.services, default_rules(settings, now), settings.cors_policy, now)
