@@ -1,0 +1,334 @@
+"""The configuration: routes, rules, CORS, and every revision of them, whole.
+
+Every write is one transaction: the row and revision N+1 with the value before and after. The catalog knows nothing of
+what a value means; who calls it has compiled the result first.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from engadi_gateway.model import CorsPolicy, Origin, RateLimitRule, Revision, Route, Service, Snapshot
+from engadi_gateway.store.codec import (
+    ROUTE_FIELDS,
+    RULE_FIELDS,
+    cors_from_json,
+    route_from_json,
+    rule_from_json,
+    to_json,
+)
+from engadi_gateway.store.database import Connection, Database, Migration, read_only
+
+_APPLICATION_ID = 0x456E4743  # "EnGC"
+_NAMESPACE = uuid.UUID("0d9f1b52-3f0e-5b1e-8f6d-7c2a9e4d1c3b")
+
+#: Fields kept as JSON text in a column, and those kept as 0 or 1.
+_JSON_FIELDS = frozenset(("methods", "required_roles", "split"))
+_BOOL_FIELDS = frozenset(
+    ("is_public", "is_active", "circuit_breaker_enabled", "strip_prefix", "preserve_host", "allow_encoded_slashes")
+)
+
+MIGRATIONS: tuple[Migration, ...] = (
+    (
+        """CREATE TABLE route_config (
+            id TEXT PRIMARY KEY, path_pattern TEXT NOT NULL, target_service TEXT NOT NULL, target_url TEXT NOT NULL,
+            methods TEXT NOT NULL, host TEXT NOT NULL, is_public INTEGER NOT NULL CHECK (is_public IN (0, 1)),
+            is_active INTEGER NOT NULL CHECK (is_active IN (0, 1)), priority INTEGER NOT NULL, timeout REAL,
+            retry_count INTEGER, circuit_breaker_enabled INTEGER NOT NULL CHECK (circuit_breaker_enabled IN (0, 1)),
+            strip_prefix INTEGER NOT NULL CHECK (strip_prefix IN (0, 1)),
+            preserve_host INTEGER NOT NULL CHECK (preserve_host IN (0, 1)),
+            allow_encoded_slashes INTEGER NOT NULL CHECK (allow_encoded_slashes IN (0, 1)),
+            required_roles TEXT NOT NULL, split TEXT NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL
+        ) STRICT""",
+        "CREATE INDEX route_config_service ON route_config (target_service)",
+        """CREATE TABLE rate_limit_rule (
+            id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+            limit_type TEXT NOT NULL CHECK (limit_type IN ('per_user', 'per_ip', 'per_endpoint', 'global')),
+            max_requests INTEGER NOT NULL CHECK (max_requests > 0),
+            window_seconds INTEGER NOT NULL CHECK (window_seconds > 0), path_pattern TEXT NOT NULL,
+            mode TEXT NOT NULL CHECK (mode IN ('enforce', 'observe')),
+            is_active INTEGER NOT NULL CHECK (is_active IN (0, 1)),
+            origin TEXT NOT NULL CHECK (origin IN ('settings', 'api')), created_at TEXT NOT NULL,
+            updated_at TEXT NOT NULL
+        ) STRICT""",
+        """CREATE TABLE cors_policy (
+            id INTEGER PRIMARY KEY CHECK (id = 1), document TEXT NOT NULL CHECK (json_valid(document))
+        ) STRICT""",
+        """CREATE TABLE revision (
+            number INTEGER PRIMARY KEY, actor TEXT NOT NULL, request_id TEXT NOT NULL, created_at TEXT NOT NULL,
+            kind TEXT NOT NULL, subject TEXT NOT NULL, before TEXT, after TEXT
+        ) STRICT""",
+        "CREATE INDEX revision_subject ON revision (subject)",
+    ),
+)
+
+Value = Route | RateLimitRule | CorsPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """What the settings say: for a new database, and for what follows the settings. `now` is RFC 3339."""
+
+    services: Mapping[str, Service]
+    rules: tuple[RateLimitRule, ...]
+    cors: CorsPolicy
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One write: `after` None deletes. `kind` is route, rule or cors; `subject` the id, "cors" for the policy."""
+
+    kind: str
+    subject: str
+    after: Value | None
+    actor: str
+    request_id: str
+    at: str
+
+
+def with_change(snapshot: Snapshot, change: Change) -> Snapshot:
+    """The snapshot as it will be; changes nothing."""
+    revision = snapshot.revision + 1
+    if change.kind == "cors":
+        assert isinstance(change.after, CorsPolicy)
+        return replace(snapshot, revision=revision, cors=change.after)
+    if change.kind == "route":
+        routes = tuple(route for route in snapshot.routes if route.id != change.subject)
+        added = (change.after,) if isinstance(change.after, Route) else ()
+        return replace(snapshot, revision=revision, routes=_by_id((*routes, *added)))
+    rules = tuple(rule for rule in snapshot.rules if rule.id != change.subject)
+    new = (change.after,) if isinstance(change.after, RateLimitRule) else ()
+    return replace(snapshot, revision=revision, rules=_by_id((*rules, *new)))
+
+
+def _by_id(values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(sorted(values, key=lambda value: value.id))
+
+
+def seed_routes(services: Mapping[str, Service], now: str) -> tuple[Route, ...]:
+    """A route a service; only auth is public, for nobody could log in otherwise."""
+    return tuple(
+        Route(
+            id=str(uuid.uuid5(_NAMESPACE, name)),
+            path_pattern=f"/api/v1/{name}/*",
+            target_service=name,
+            is_public=name == "auth",
+            created_at=now,
+            updated_at=now,
+        )
+        for name in services
+    )
+
+
+class Catalog:
+    """The configuration's database."""
+
+    def __init__(self, path: str) -> None:
+        self._database = Database(path, MIGRATIONS, synchronous="FULL", application_id=_APPLICATION_ID)
+        self._services: Mapping[str, Service] = {}
+        self._settings_cors = CorsPolicy()
+
+    def open(self, seed: Seed) -> Snapshot:
+        """Open, seed a new file, let what comes from the settings follow them. Blocking.
+
+        Raises:
+            StoreError: the file cannot be used.
+        """
+        self._database.open()
+        return self._database.submit(lambda connection: self._follow(connection, seed)).result()
+
+    async def follow(self, seed: Seed) -> Snapshot:
+        """The same on a reload: rules that nobody changed over the API follow the settings."""
+        return await self._database.write(lambda connection: self._follow(connection, seed))
+
+    def _follow(self, connection: Connection, seed: Seed) -> Snapshot:
+        self._services, self._settings_cors = seed.services, seed.cors
+        if current_revision(connection) == 0:
+            routes = seed_routes(seed.services, seed.now)
+            for route in routes:
+                _store(connection, "route", route)
+            for rule in seed.rules:
+                _store(connection, "rule", rule)
+            document = {"routes": [to_json(route) for route in routes], "rules": [to_json(rule) for rule in seed.rules]}
+            _record(connection, Change("seed", "database", None, "settings", "", seed.now), None, document)
+        for rule in seed.rules:
+            self._follow_rule(connection, rule, seed.now)
+        return self._load(connection)
+
+    @staticmethod
+    def _follow_rule(connection: Connection, wanted: RateLimitRule, now: str) -> None:
+        row = connection.execute("SELECT * FROM rate_limit_rule WHERE id = ?", (wanted.id,)).fetchone()
+        if row is None:
+            return
+        have = _rule_of(row)
+        follows = replace(have, max_requests=wanted.max_requests, window_seconds=wanted.window_seconds)
+        if have.origin is Origin.SETTINGS and follows != have:
+            change = Change("rule", have.id, replace(follows, updated_at=now), "settings", "", now)
+            _apply(connection, change)
+
+    def _load(self, connection: Connection) -> Snapshot:
+        return load_snapshot(connection, self._services, self._settings_cors)
+
+    async def apply(self, change: Change) -> Snapshot:
+        """One change, one transaction, one revision; the snapshot that now holds.
+
+        Raises:
+            StoreError: nothing was changed.
+        """
+
+        def work(connection: Connection) -> Snapshot:
+            _apply(connection, change)
+            return self._load(connection)
+
+        return await self._database.write(work)
+
+    async def load(self) -> Snapshot:
+        return await self._database.read(self._load)
+
+    async def current_revision(self) -> int:
+        return await self._database.read(current_revision)
+
+    async def revisions(self, limit: int, before: int | None = None) -> list[Revision]:
+        """The newest first, below number `before`."""
+        query = "SELECT * FROM revision WHERE number < ? ORDER BY number DESC LIMIT ?"
+        below = before if before is not None else 1 << 62
+        rows = await self._database.read(lambda connection: connection.execute(query, (below, limit)).fetchall())
+        return [_revision_of(row) for row in rows]
+
+    async def revision(self, number: int) -> Revision | None:
+        query = "SELECT * FROM revision WHERE number = ?"
+        row = await self._database.read(lambda connection: connection.execute(query, (number,)).fetchone())
+        return None if row is None else _revision_of(row)
+
+    def close(self) -> None:
+        self._database.close()
+
+
+def current_revision(connection: Connection) -> int:
+    return int(connection.execute("SELECT coalesce(max(number), 0) FROM revision").fetchone()[0])
+
+
+def load_snapshot(connection: Connection, services: Mapping[str, Service], cors: CorsPolicy) -> Snapshot:
+    """The whole configuration; `cors` is the settings' policy, used until the API made its own."""
+    routes = [_route_of(row) for row in connection.execute("SELECT * FROM route_config ORDER BY id")]
+    rules = [_rule_of(row) for row in connection.execute("SELECT * FROM rate_limit_rule ORDER BY id")]
+    own = connection.execute("SELECT document FROM cors_policy").fetchone()
+    policy = cors if own is None else cors_from_json(json.loads(own[0]))
+    return Snapshot(current_revision(connection), tuple(routes), tuple(rules), policy, services)
+
+
+def snapshot_at_rest(path: str, seed: Seed) -> Snapshot:
+    """What a gateway would start with, without writing: for `routes`, `explain` and `--check`.
+
+    Raises:
+        sqlite3.Error: the file is there but cannot be read.
+    """
+    if not Path(path).exists():
+        return Snapshot(0, seed_routes(seed.services, seed.now), seed.rules, seed.cors, seed.services)
+    connection = read_only(path)
+    try:
+        return load_snapshot(connection, seed.services, seed.cors)
+    finally:
+        connection.close()
+
+
+def _apply(connection: Connection, change: Change) -> None:
+    before = _fetch(connection, change.kind, change.subject)
+    if change.after is None:
+        table = {"route": "route_config", "rule": "rate_limit_rule"}[change.kind]
+        connection.execute(f"DELETE FROM {table} WHERE id = ?", (change.subject,))  # noqa: S608 - from the table above
+    else:
+        _store(connection, change.kind, change.after)
+    after = None if change.after is None else to_json(change.after)
+    _record(connection, change, None if before is None else to_json(before), after)
+
+
+def _record(connection: Connection, change: Change, before: object, after: object) -> None:
+    connection.execute(
+        "INSERT INTO revision (number, actor, request_id, created_at, kind, subject, before, after)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            current_revision(connection) + 1,
+            change.actor,
+            change.request_id,
+            change.at,
+            change.kind,
+            change.subject,
+            None if before is None else json.dumps(before),
+            None if after is None else json.dumps(after),
+        ),
+    )
+
+
+def _store(connection: Connection, kind: str, value: Value) -> None:
+    document = to_json(value)
+    if kind == "cors":
+        connection.execute("INSERT OR REPLACE INTO cors_policy (id, document) VALUES (1, ?)", (json.dumps(document),))
+        return
+    table, names = ("route_config", ROUTE_FIELDS) if kind == "route" else ("rate_limit_rule", RULE_FIELDS)
+    values = [_column(name, document[name]) for name in names]
+    marks = ", ".join("?" * len(names))
+    connection.execute(f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({marks})", values)  # noqa: S608 - ours
+
+
+def _column(name: str, value: Any) -> Any:
+    if name in _JSON_FIELDS:
+        return json.dumps(value)
+    return int(value) if isinstance(value, bool) else value
+
+
+def _fetch(connection: Connection, kind: str, subject: str) -> Value | None:
+    if kind == "cors":
+        row = connection.execute("SELECT document FROM cors_policy").fetchone()
+        return None if row is None else cors_from_json(json.loads(row[0]))
+    if kind == "route":
+        row = connection.execute("SELECT * FROM route_config WHERE id = ?", (subject,)).fetchone()
+        return None if row is None else _route_of(row)
+    row = connection.execute("SELECT * FROM rate_limit_rule WHERE id = ?", (subject,)).fetchone()
+    return None if row is None else _rule_of(row)
+
+
+#: Column order of the tables above, which is not the order of the model's fields.
+_ROUTE_COLUMNS = (
+    "id", "path_pattern", "target_service", "target_url", "methods", "host", "is_public", "is_active", "priority",
+    "timeout", "retry_count", "circuit_breaker_enabled", "strip_prefix", "preserve_host", "allow_encoded_slashes",
+    "required_roles", "split", "created_at", "updated_at",
+)  # fmt: skip
+_RULE_COLUMNS = (
+    "id", "name", "limit_type", "max_requests", "window_seconds", "path_pattern", "mode", "is_active", "origin",
+    "created_at", "updated_at",
+)  # fmt: skip
+
+
+def _route_of(row: tuple[Any, ...]) -> Route:
+    document = dict(zip(_ROUTE_COLUMNS, row, strict=True))
+    for name in _JSON_FIELDS:
+        document[name] = json.loads(document[name])
+    for name in _BOOL_FIELDS:
+        document[name] = bool(document[name])
+    return route_from_json(document)
+
+
+def _rule_of(row: tuple[Any, ...]) -> RateLimitRule:
+    document = dict(zip(_RULE_COLUMNS, row, strict=True))
+    document["is_active"] = bool(document["is_active"])
+    return rule_from_json(document)
+
+
+def _revision_of(row: tuple[Any, ...]) -> Revision:
+    number, actor, _, created_at, kind, subject, before, after = row
+    return Revision(
+        number,
+        actor,
+        created_at,
+        kind,
+        subject,
+        None if before is None else json.loads(before),
+        None if after is None else json.loads(after),
+    )
