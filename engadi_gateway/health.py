@@ -1,0 +1,145 @@
+"""Health checks: every interval a GET on each service, all at once, jittered; what they saw, and what follows.
+
+healthy: 2xx in time. degraded: another answer below 500, or a slow one. unhealthy: `fall` bad checks in a row; healthy
+again after `rise` good ones. unknown: never checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from engadi_gateway.model import HealthStatus, Service, ServiceHealth
+from engadi_gateway.net.fetch import Fetch, FetchError
+from engadi_gateway.settings import Settings
+
+_MAX_BODY_BYTES = 64 << 10
+_JITTER = 0.1
+
+
+def judged(health: ServiceHealth, seen: HealthStatus, fall: int, rise: int) -> ServiceHealth:
+    """The state after one more check; `seen` is what this check alone says."""
+    if seen is HealthStatus.UNHEALTHY:
+        failures = health.consecutive_failures + 1
+        is_down = failures >= fall or health.status in {HealthStatus.UNHEALTHY, HealthStatus.UNKNOWN}
+        status = HealthStatus.UNHEALTHY if is_down else HealthStatus.DEGRADED
+        return replace(health, status=status, consecutive_failures=failures, consecutive_successes=0)
+    successes = health.consecutive_successes + 1
+    is_recovering = health.status is HealthStatus.UNHEALTHY and successes < rise
+    status = HealthStatus.UNHEALTHY if is_recovering else seen
+    return replace(health, status=status, consecutive_failures=0, consecutive_successes=successes)
+
+
+class HealthChecker:
+    """Checks all services and keeps what it saw.
+
+    Args:
+        note_healthy: told of (service, monotonic now) after a good check; the breaker probes early then.
+        clock: epoch seconds.
+    """
+
+    def __init__(
+        self,
+        services: Mapping[str, Service],
+        settings: Settings,
+        fetch: Fetch,
+        note_healthy: Callable[[str, float], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._fetch = fetch
+        self._note_healthy = note_healthy
+        self._clock = clock
+        self._services: dict[str, Service] = {}
+        self._health: dict[str, ServiceHealth] = {}
+        self.replace_services(services)
+
+    def replace_services(self, services: Mapping[str, Service]) -> None:
+        """Take another set; what is known of those that stay at their address is kept."""
+        self._services = dict(services)
+        self._health = {
+            name: known
+            if (known := self._health.get(name)) is not None and known.service_url == service.url
+            else ServiceHealth(name, service.url)
+            for name, service in services.items()
+        }
+
+    def replace_settings(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def restore(self, rows: list[ServiceHealth]) -> None:
+        """What a run before this one knew."""
+        for row in rows:
+            known = self._health.get(row.service_name)
+            if known is not None and known.service_url == row.service_url and known.last_check is None:
+                self._health[row.service_name] = row
+
+    def status(self) -> dict[str, ServiceHealth]:
+        return dict(self._health)
+
+    def aggregate(self) -> dict[str, Any]:
+        """Names and states only: this is shown to everybody."""
+        states = {name: str(health.status) for name, health in sorted(self._health.items())}
+        bad = {HealthStatus.UNHEALTHY, HealthStatus.DEGRADED}
+        is_degraded = any(health.status in bad for health in self._health.values())
+        return {"status": "degraded" if is_degraded else "healthy", "services": states}
+
+    async def check_now(self, name: str) -> ServiceHealth | None:
+        """Check one service; None when there is none of that name."""
+        service = self._services.get(name)
+        if service is None:
+            return None
+        seen, took_s, error = await self._look(service)
+        known = self._health.get(name)
+        if known is None or known.service_url != service.url:
+            return known  # replaced while we looked
+        is_good = seen is not HealthStatus.UNHEALTHY
+        health = replace(
+            judged(known, seen, self._settings.health_fall, self._settings.health_rise),
+            response_time=round(took_s * 1000, 3),
+            last_check=int(self._clock() * 1000),
+            error_count=known.error_count + (not is_good),
+            success_count=known.success_count + is_good,
+            last_error=error,
+        )
+        self._health[name] = health
+        if seen is HealthStatus.HEALTHY:
+            self._note_healthy(name, time.monotonic())
+        return health
+
+    async def _look(self, service: Service) -> tuple[HealthStatus, float, str]:
+        began = time.monotonic()
+        try:
+            reply = await self._fetch(
+                service.url + service.health_path,
+                [(b"Accept", b"*/*")],
+                self._settings.health_timeout,
+                _MAX_BODY_BYTES,
+            )
+        except FetchError as error:
+            return HealthStatus.UNHEALTHY, time.monotonic() - began, str(error)
+        took_s = time.monotonic() - began
+        if reply.status >= 500:
+            return HealthStatus.UNHEALTHY, took_s, f"status {reply.status}"
+        if not 200 <= reply.status < 300:
+            return HealthStatus.DEGRADED, took_s, f"status {reply.status}"
+        if took_s > self._settings.health_slow:
+            return HealthStatus.DEGRADED, took_s, "slow"
+        return HealthStatus.HEALTHY, took_s, ""
+
+    async def check_all(self) -> None:
+        """All services at once; one check's fault is not the others'."""
+        await asyncio.gather(*(self.check_now(name) for name in list(self._services)), return_exceptions=True)
+
+    async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """For ever: check all, wait an interval with 10 % jitter. An interval of 0 checks nothing."""
+        while True:
+            interval_s = self._settings.health_interval
+            if interval_s > 0:
+                await self.check_all()
+            jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter, not a secret
+            await sleep(max(interval_s, 1.0) * jitter)

@@ -1,0 +1,112 @@
+"""One GET for ourselves: health checks, the JWKS document, remote token validation.
+
+A connection of its own, closed afterwards; no redirects; bounded time and size; TLS verified. The reply is read by the
+same strict parser as everybody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from engadi_gateway.errors import HeaderLine
+from engadi_gateway.model import Framing
+from engadi_gateway.net.pool import dial_failure, origin_of
+from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
+from engadi_gateway.wire.response import MalformedReplyError, ReplyHead, ReplyParser
+
+_HEAD_BYTES = 64 << 10
+
+
+class FetchReply(NamedTuple):
+    status: int
+    body: bytes
+
+
+class FetchError(Exception):
+    """Raised when there was no whole reply in time; the message is a word of the table of reasons, or a sentence."""
+
+
+#: url, header lines, time-out in s, most bytes of the body -> reply; raises FetchError.
+Fetch = Callable[[str, list[HeaderLine], float, int], Awaitable[FetchReply]]
+
+
+class Fetcher:
+    """Fetches with one TLS configuration."""
+
+    def __init__(self, make_tls: Callable[[], ssl.SSLContext]) -> None:
+        self._make_tls = make_tls
+        self._tls: ssl.SSLContext | None = None
+
+    async def __call__(self, url: str, lines: list[HeaderLine], timeout_s: float, max_bytes: int) -> FetchReply:
+        """GET `url`.
+
+        Raises:
+            FetchError: see there; a body longer than `max_bytes` is one too.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._get(url, lines, max_bytes)
+        except TimeoutError:
+            raise FetchError("timeout") from None
+        except (MalformedReplyError, MalformedBodyError, asyncio.LimitOverrunError) as error:
+            raise FetchError(f"invalid reply: {error}") from None
+        except asyncio.IncompleteReadError:
+            raise FetchError("closed before the whole reply") from None
+        except OSError as error:
+            raise FetchError(dial_failure(error)[0].code) from None
+
+    def _context(self, scheme: str) -> ssl.SSLContext | None:
+        if scheme == "https" and self._tls is None:
+            self._tls = self._make_tls()
+        return self._tls if scheme == "https" else None
+
+    async def _get(self, url: str, lines: list[HeaderLine], max_bytes: int) -> FetchReply:
+        base, slash, path = url.partition("://")[2].partition("/")
+        origin = origin_of(f"{url.partition('://')[0]}://{base}")
+        tls = self._context(origin.scheme)
+        reader, writer = await asyncio.open_connection(origin.host, origin.port, ssl=tls, limit=_HEAD_BYTES)
+        try:
+            head = [b"GET /%b HTTP/1.1" % path.encode("ascii"), b"Host: " + origin.authority]
+            head += [b"%b: %b" % line for line in (*lines, (b"Connection", b"close"), (b"User-Agent", b"engadi"))]
+            writer.write(b"\r\n".join(head) + b"\r\n\r\n")
+            reply = await self._head(reader)
+            return FetchReply(reply.status, await _body(reader, reply, max_bytes))
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    @staticmethod
+    async def _head(reader: asyncio.StreamReader) -> ReplyHead:
+        parser = ReplyParser()
+        while True:
+            reply = parser.parse(await reader.readuntil(b"\r\n\r\n"), "GET")
+            if reply.status >= 200:
+                return reply
+
+
+async def _body(reader: asyncio.StreamReader, reply: ReplyHead, max_bytes: int) -> bytes:
+    if reply.framing is Framing.NONE:
+        return b""
+    if reply.framing is Framing.LENGTH:
+        if reply.content_length > max_bytes:
+            raise FetchError("body too large")
+        return await reader.readexactly(reply.content_length)
+    decoder = ChunkedDecoder() if reply.framing is Framing.CHUNKED else None
+    parts: list[bytes] = []
+    size = 0
+    while not (decoder is not None and decoder.is_complete):
+        data = await reader.read(65536)
+        if not data and decoder is not None:
+            raise FetchError("closed before the whole reply")
+        if not data:
+            break
+        parts.append(data if decoder is None else decoder.feed(data)[0])
+        size += len(parts[-1])
+        if size > max_bytes:
+            raise FetchError("body too large")
+    return b"".join(parts)
