@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import re
 
-from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal
+from engadi_gateway.errors import ConfigurationError, Fault, HeaderLine, Reason, Refusal
 from engadi_gateway.model import CorsPolicy
 from engadi_gateway.pipeline.exchange import Exchange
 
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
-_PATTERN = re.compile(r"([a-z][a-z0-9+.-]*://)\*(\.[a-z0-9.-]+(?::[0-9]{1,5})?)")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
+_LABELS = rf"{_LABEL}(?:\.{_LABEL})*"
+#: A serialised origin (RFC 6454 section 6.2), or one whose host begins with `*.`.
+_ORIGIN = re.compile(rf"([a-z][a-z0-9+.-]*)://(?:(?:\*\.)?{_LABELS}|\[[0-9a-f:.]+\])(?::([1-9][0-9]{{0,4}}))?")
+_DEFAULT_PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_LABELS = r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 #: Methods that browsers send without asking; always allowed (Fetch, "CORS-safelisted method").
 _SAFE_METHODS = frozenset(("GET", "HEAD", "POST"))
-_SAFE_HEADERS = frozenset(("accept", "accept-language", "content-language", "content-type", "range"))
 _MAX_AGE_S = 86400 * 7
+_PREFLIGHT_VARY = (b"Vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers")
 
 
 def cors_faults(policy: CorsPolicy) -> list[Fault]:
     """What is wrong with a policy, with JSON pointers to its fields."""
     faults = [
-        Fault(f"/allow_origins/{index}", "an origin such as https://app.example, a https://*.example pattern, or *")
+        Fault(f"/allow_origins/{index}", "as browsers send it: https://app.example; or https://*.example.com; or *")
         for index, origin in enumerate(policy.allow_origins)
-        if origin != "*" and not _ORIGIN.fullmatch(origin) and not _PATTERN.fullmatch(origin)
+        if origin != "*" and not _is_origin(origin)
     ]
     for name in ("allow_methods", "allow_headers", "expose_headers"):
         faults.extend(
@@ -42,42 +44,54 @@ def cors_faults(policy: CorsPolicy) -> list[Fault]:
     return faults
 
 
+def _is_origin(text: str) -> bool:
+    """Anything else, such as a last slash or the scheme's own port, would never equal what a browser sends."""
+    match = _ORIGIN.fullmatch(text)
+    return match is not None and match[2] != _DEFAULT_PORTS.get(match[1], "")
+
+
 class Cors:
-    """The second stage; also decides for exchanges that routing refused, so that a 404 carries its lines."""
+    """The second stage; also decides for exchanges that routing refused, so that a 404 carries its lines.
+
+    `strips_upstream`: whether Access-Control-* of upstreams must go, because two answers break browsers.
+
+    Raises:
+        ConfigurationError: what `cors_faults` finds.
+    """
 
     sees_refused = True
     settles_nothing = True
 
     def __init__(self, policy: CorsPolicy) -> None:
-        self._policy = policy
-        self.is_enabled = policy.enabled
-        self._allows_any = "*" in policy.allow_origins
+        faults = cors_faults(policy)
+        if faults:
+            raise ConfigurationError(faults)
+        self.is_enabled = self.strips_upstream = policy.enabled
+        self._rejects_denied = policy.reject_denied_origin
+        self.allows_everybody = "*" in policy.allow_origins  # and so no credentials: the answer does not vary
         self._origins = frozenset(origin for origin in policy.allow_origins if "*" not in origin)
         self._patterns = tuple(_pattern_of(origin) for origin in policy.allow_origins if "*." in origin)
         self._methods = frozenset(policy.allow_methods) | _SAFE_METHODS
-        self._headers = frozenset(name.lower() for name in policy.allow_headers) | _SAFE_HEADERS
-        self._vary = () if self._is_constant() else ((b"Vary", b"Origin"),)
-        self._common = _credentials(policy)
-        self._actual = self._common + _line(b"Access-Control-Expose-Headers", policy.expose_headers)
-        self._preflight = self._common + self._preflight_lines()
-
-    def _is_constant(self) -> bool:
-        return self._allows_any and not self._policy.allow_credentials
-
-    def _preflight_lines(self) -> tuple[HeaderLine, ...]:
-        return ((b"Access-Control-Max-Age", b"%d" % self._policy.max_age),)
+        self._headers = frozenset(name.lower() for name in policy.allow_headers)
+        self._vary: tuple[HeaderLine, ...] = () if self.allows_everybody else ((b"Vary", b"Origin"),)
+        credentials = ((b"Access-Control-Allow-Credentials", b"true"),) if policy.allow_credentials else ()
+        exposed = _line(b"Access-Control-Expose-Headers", policy.expose_headers)
+        self._actual: tuple[HeaderLine, ...] = credentials + exposed
+        self._preflight = (*credentials, (b"Access-Control-Max-Age", b"%d" % policy.max_age))
+        self._method_lines = _line(b"Access-Control-Allow-Methods", policy.allow_methods)
+        self._header_lines = _line(b"Access-Control-Allow-Headers", policy.allow_headers)
 
     def allows_origin(self, origin: str) -> bool:
         """Byte-exact against the serialised origin; "null" only where everybody is allowed."""
         return (
-            self._allows_any or origin in self._origins or any(pattern.fullmatch(origin) for pattern in self._patterns)
+            self.allows_everybody or origin in self._origins or any(pattern.fullmatch(origin) for pattern in self._patterns)
         )
 
     def decide(self, exchange: Exchange) -> Refusal | None:
         if not self.is_enabled:
             return None
-        notes = exchange.head.notes
-        received = notes.get(b"origin")
+        head = exchange.head
+        received = head.notes.get(b"origin")
         if received is None:
             exchange.reply_lines += self._vary
             return None
@@ -85,65 +99,71 @@ class Cors:
         is_allowed = self.allows_origin(origin)
         if exchange.trace is not None:
             exchange.trace["cors"] = {"origin": origin, "allowed": is_allowed}
-        asked = notes.get(b"access-control-request-method")
-        if exchange.head.method == "OPTIONS" and asked is not None:
+        asked = head.notes.get(b"access-control-request-method") if head.method == "OPTIONS" else None
+        if asked:
             return self._decide_preflight(exchange, received, is_allowed, asked)
         exchange.reply_lines += self._vary
         if is_allowed:
-            exchange.reply_lines.append((b"Access-Control-Allow-Origin", self._allow_value(received)))
+            exchange.reply_lines.append(self._allow_line(received))
             exchange.reply_lines += self._actual
             return None
-        if exchange.refusal is None and (exchange.head.upgrade or self._policy.reject_denied_origin):
-            return Refusal(Reason.PREFLIGHT_DENIED, "origin not allowed")
-        return None
+        if exchange.refusal is not None or not (head.upgrade or self._rejects_denied):
+            return None
+        return None if _is_same_origin(origin, head.authority) else _denied("origin not allowed")
 
-    def _allow_value(self, received: bytes) -> bytes:
-        return b"*" if self._is_constant() else received
+    def _allow_line(self, received: bytes) -> HeaderLine:
+        return b"Access-Control-Allow-Origin", b"*" if self.allows_everybody else received
 
     def _decide_preflight(self, exchange: Exchange, received: bytes, is_allowed: bool, asked: bytes) -> Refusal | None:
-        exchange.reply_lines.append((b"Vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"))
+        exchange.reply_lines.append(_PREFLIGHT_VARY)
         if exchange.refusal is not None and exchange.refusal.reason is not Reason.METHOD_NOT_ALLOWED:
             if is_allowed:
-                exchange.reply_lines.append((b"Access-Control-Allow-Origin", self._allow_value(received)))
+                exchange.reply_lines.append(self._allow_line(received))
+                exchange.reply_lines += self._actual
             return None
-        headers = exchange.head.notes.get(b"access-control-request-headers", b"").decode("latin-1")
-        why = self._why_denied(asked.decode("latin-1"), headers) if is_allowed else "origin not allowed"
+        headers = exchange.head.notes.get(b"access-control-request-headers", b"")
+        why = self._why_denied(asked.decode("latin-1"), headers.decode("latin-1")) if is_allowed else "origin"
         if why:
-            return Refusal(Reason.PREFLIGHT_DENIED, why)
-        exchange.reply_lines.append((b"Access-Control-Allow-Origin", self._allow_value(received)))
+            return _denied(f"{why} not allowed")
+        exchange.reply_lines.append(self._allow_line(received))
         exchange.reply_lines += self._preflight
-        exchange.reply_lines.append((b"Access-Control-Allow-Methods", self._methods_value(asked)))
+        # what `*` stands for is named: beside credentials a `*` would mean nothing (Fetch, "CORS-preflight fetch")
+        exchange.reply_lines += (
+            ((b"Access-Control-Allow-Methods", asked),) if "*" in self._methods else self._method_lines
+        )
         if headers:
-            exchange.reply_lines.append((b"Access-Control-Allow-Headers", self._headers_value(headers)))
+            exchange.reply_lines += (
+                ((b"Access-Control-Allow-Headers", headers),) if "*" in self._headers else self._header_lines
+            )
         return Refusal(Reason.PREFLIGHT)
 
     def _why_denied(self, method: str, headers: str) -> str:
-        if method not in self._methods and "*" not in self._methods:
-            return "method not allowed"
-        for name in (part.strip().lower() for part in headers.split(",")):
-            if name and name not in self._headers and ("*" not in self._headers or name == "authorization"):
-                return "header not allowed"
-        return ""
+        if method not in self._methods and not ("*" in self._methods and _TOKEN.fullmatch(method)):
+            return "method"
+        names = [part.strip(" \t").lower() for part in headers.split(",")] if headers else []
+        return "" if all(map(self._allows_header, names)) else "header"
 
-    def _methods_value(self, asked: bytes) -> bytes:
-        """`*` in the policy is answered with the method asked for: with credentials `*` would mean nothing."""
-        return asked if "*" in self._methods else ", ".join(self._policy.allow_methods).encode("ascii")
-
-    def _headers_value(self, asked: str) -> bytes:
-        if "*" in self._headers:
-            return asked.encode("latin-1")
-        return ", ".join(self._policy.allow_headers).encode("ascii")
+    def _allows_header(self, name: str) -> bool:
+        """`*` covers every name but Authorization (Fetch, "CORS non-wildcard request-header name")."""
+        if name in self._headers or not name:
+            return True
+        return "*" in self._headers and name != "authorization" and _TOKEN.fullmatch(name) is not None
 
     def settle(self, exchange: Exchange) -> None:
         """Nothing to learn."""
 
 
-def _credentials(policy: CorsPolicy) -> tuple[HeaderLine, ...]:
-    return ((b"Access-Control-Allow-Credentials", b"true"),) if policy.allow_credentials else ()
+def _denied(detail: str) -> Refusal:
+    return Refusal(Reason.PREFLIGHT_DENIED, detail)
 
 
 def _line(name: bytes, values: tuple[str, ...]) -> tuple[HeaderLine, ...]:
     return ((name, ", ".join(values).encode("ascii")),) if values else ()
+
+
+def _is_same_origin(origin: str, authority: bytes) -> bool:
+    """Browsers send Origin to their page's own server too. Only the scheme is not compared: TLS may end before us."""
+    return origin.partition("://")[2] == authority.decode("latin-1").lower()
 
 
 def _pattern_of(origin: str) -> re.Pattern[str]:

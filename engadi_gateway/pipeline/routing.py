@@ -1,28 +1,35 @@
 """Which route serves a request: an immutable table, built once per configuration.
 
-Order: priority, then a host before none, then segment by segment literal before `{name}` before `*`, longer first, then
-id. A match walks a tree of segments, so it costs the same with ten routes and with ten thousand; what it found is
-remembered, bounded, by (host, method, path).
+Order: priority, then a host before a `*.` host before none, then segment by segment literal before `{name}` before `*`,
+longer first, then id. A match walks a tree of segments, so it costs the same with ten routes and with ten thousand;
+what it found is remembered, bounded, by (host, method, path).
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal
+from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal, RefusedError
 from engadi_gateway.model import Route, Service
 from engadi_gateway.pipeline.exchange import Exchange, Target
 
 LOCAL_SERVICE = "gateway"
-_CACHE_SIZE = 4096
+_MEMO_SIZE = 4096
+#: What is longer is matched each time, so that the memo stays small whatever is sent.
+_MEMO_KEY_LENGTH = 256
 _PARAMETER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
-_LITERAL = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-F]{2})+")
-_HOST = re.compile(r"[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\]")
+#: What a normalised segment can look like: no unreserved character (RFC 3986 section 2.3) is percent-encoded in it.
+_LITERAL = re.compile(
+    r"(?:[A-Za-z0-9._~!$&'()*+,;=:@\[\]|-]|%(?!2[DE]|3[0-9]|4[1-9A-F]|5[0-9AF]|6[1-9A-F]|7[0-9AEF])[2-9A-F][0-9A-F])+"
+)
+_HOST = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]{2,45}\]")
 _METHOD = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
+#: Places of a pattern in the order in which they win; END is before `*`, so `/a` wins over `/a/*` for `/a`.
+_LITERAL_PLACE, _PARAMETER_PLACE, _END, _REST = range(4)
 
 
 def parse_pattern(pattern: str) -> tuple[str, ...]:
@@ -33,21 +40,23 @@ def parse_pattern(pattern: str) -> tuple[str, ...]:
     """
     if not pattern.startswith("/"):
         raise ValueError("a pattern begins with /")
-    segments = pattern[1:].split("/")
-    parsed = []
-    for index, segment in enumerate(segments):
-        is_last = index == len(segments) - 1
-        if segment == "*" and is_last:
-            parsed.append("*")
-        elif _PARAMETER.fullmatch(segment):
-            parsed.append("{}")
-        elif "*" in segment or "{" in segment or "}" in segment:
-            raise ValueError("* only as the last segment, {name} only as a whole segment")
-        elif segment in {".", ".."} or (segment and not _LITERAL.fullmatch(segment)) or not (segment or is_last):
-            raise ValueError(f"segment {segment!r} can never match a normalised path")
-        else:
-            parsed.append(segment)
-    return tuple(parsed)
+    names = parameter_names(pattern)
+    if len(set(names)) != len(names):
+        raise ValueError("a parameter's name stands for one segment only")
+    *inner, last = pattern[1:].split("/")
+    return (*(_parse_segment(segment, is_last=False) for segment in inner), _parse_segment(last, is_last=True))
+
+
+def _parse_segment(segment: str, *, is_last: bool) -> str:
+    if _PARAMETER.fullmatch(segment):
+        return "{}"
+    if is_last and segment in {"", "*"}:
+        return segment
+    if "*" in segment or "{" in segment or "}" in segment:
+        raise ValueError("* only as the last segment, {name} only as a whole segment")
+    if segment.split(";", 1)[0] in {".", ".."} or not _LITERAL.fullmatch(segment):
+        raise ValueError(f"segment {segment!r} can never match a normalised path")
+    return segment
 
 
 def parameter_names(pattern: str) -> tuple[str, ...]:
@@ -76,34 +85,60 @@ class Verdict(NamedTuple):
     why: str
 
 
+class _Compiled(NamedTuple):
+    """A route with what matching needs of it. `methods` is empty for all, and has HEAD where GET is."""
+
+    route: Route
+    segments: tuple[str, ...]
+    methods: frozenset[str]
+
+
 @dataclass(slots=True)
 class _Node:
+    """A place in the tree of segments; the numbers are ranks in the order, best first."""
+
     literals: dict[str, _Node] = field(default_factory=dict)
     parameter: _Node | None = None
-    exact: list[int] = field(default_factory=list)  # ranks of routes that end here
-    below: list[int] = field(default_factory=list)  # ranks of routes that end here with /*
+    exact: list[int] = field(default_factory=list)
+    below: list[int] = field(default_factory=list)  # patterns that go on with /*
 
 
-def _rank(route: Route) -> tuple[object, ...]:
-    segments = parse_pattern(route.path_pattern)
-    kinds = tuple(2 if segment == "*" else 1 if segment == "{}" else 0 for segment in segments)
-    return -route.priority, not route.host, kinds, -len(segments), route.path_pattern, route.id
+def _compile(route: Route) -> _Compiled:
+    methods = frozenset(route.methods)
+    if "GET" in methods:
+        methods |= {"HEAD"}  # RFC 9110 section 9.3.2
+    return _Compiled(route, parse_pattern(route.path_pattern), methods)
 
 
-def _conditions(route: Route) -> tuple[object, ...]:
-    return route.priority, route.host, parse_pattern(route.path_pattern)
+def _places(segments: tuple[str, ...]) -> tuple[int, ...]:
+    kinds = {"{}": _PARAMETER_PLACE, "*": _REST}
+    places = tuple(kinds.get(segment, _LITERAL_PLACE) for segment in segments)
+    return places if places[-1] == _REST else (*places, _END)
+
+
+def _rank(compiled: _Compiled) -> tuple[object, ...]:
+    """The sort key. Host and segments before the id only keep the listing readable: where they differ, no request fits
+    both routes."""
+    route = compiled.route
+    is_wildcard = route.host.startswith("*.")
+    host = (not route.host, is_wildcard, -len(route.host) if is_wildcard else 0, route.host)
+    return -route.priority, host, _places(compiled.segments), compiled.segments, route.id
 
 
 def route_faults(route: Route) -> list[Fault]:
-    """What is wrong with a route's match conditions."""
+    """What is wrong with a route's match conditions, with JSON pointers to its fields."""
     faults = []
     try:
         parse_pattern(route.path_pattern)
     except ValueError as error:
         faults.append(Fault("/path_pattern", str(error)))
-    if route.host and not _HOST.fullmatch(route.host):
-        faults.append(Fault("/host", "a host name in lower case without port"))
-    faults.extend(Fault("/methods", f"not a method: {name}") for name in route.methods if not _METHOD.fullmatch(name))
+    if route.host and (len(route.host) > 253 or not _HOST.fullmatch(route.host)):
+        faults.append(Fault("/host", "a host name in lower case without port, or *.name for all below it"))
+    faults.extend(
+        Fault(f"/methods/{index}", "not a method, which is in upper case")
+        for index, name in enumerate(route.methods)
+        if not _METHOD.fullmatch(name)
+    )
     return faults
 
 
@@ -111,7 +146,8 @@ class RoutingTable:
     """Immutable but for its memo.
 
     Raises:
-        ConfigurationError: a malformed route, or two with the same match conditions (pointer `/routes/<id>`).
+        ConfigurationError: malformed routes (pointers `/routes/<id>/<field>`).
+        RefusedError: CONFLICT, two active routes with the same match conditions.
     """
 
     def __init__(self, routes: Iterable[Route], services: Mapping[str, Service]) -> None:
@@ -123,29 +159,32 @@ class RoutingTable:
         ]
         if faults:
             raise ConfigurationError(faults)
-        self._ordered = tuple(sorted(every, key=_rank))
         self._services = services
+        self._compiled = tuple(sorted((_compile(route) for route in every), key=_rank))
         self._refuse_twins()
         self._roots: dict[str, _Node] = {}
-        for rank, route in enumerate(self._ordered):
-            if route.is_active:
-                self._insert(rank, route)
+        for rank, compiled in enumerate(self._compiled):
+            if compiled.route.is_active:
+                self._insert(rank, compiled)
         self._memo: dict[tuple[str, str, str], Match | Miss] = {}
         self.visits = 0  # nodes looked at, for the test that matching does not depend on the number of routes
 
     def _refuse_twins(self) -> None:
-        seen: dict[tuple[object, ...], list[Route]] = {}
-        for route in self._ordered:
-            for other in seen.setdefault(_conditions(route), []):
-                if not (route.methods and other.methods) or set(route.methods) & set(other.methods):
-                    detail = f"matches the same requests as route {other.id}"
-                    raise ConfigurationError([Fault(f"/routes/{route.id}/path_pattern", detail)])
-            seen[_conditions(route)].append(route)
+        """Nothing but the id would decide between them, and nobody means that."""
+        seen: dict[tuple[object, ...], list[_Compiled]] = {}
+        for one in self._compiled:
+            if not one.route.is_active:
+                continue
+            twins = seen.setdefault((one.route.priority, one.route.host, one.segments), [])
+            for other in twins:
+                if not (one.methods and other.methods) or one.methods & other.methods:
+                    detail = f"routes {other.route.id} and {one.route.id} match the same requests with equal priority"
+                    raise RefusedError(Refusal(Reason.CONFLICT, detail))
+            twins.append(one)
 
-    def _insert(self, rank: int, route: Route) -> None:
-        node = self._roots.setdefault(route.host, _Node())
-        segments = parse_pattern(route.path_pattern)
-        for segment in segments:
+    def _insert(self, rank: int, compiled: _Compiled) -> None:
+        node = self._roots.setdefault(compiled.route.host, _Node())
+        for segment in compiled.segments:
             if segment == "*":
                 node.below.append(rank)
                 return
@@ -158,7 +197,7 @@ class RoutingTable:
 
     def ordered(self) -> tuple[Route, ...]:
         """All routes, inactive ones too, in the order in which they are tried."""
-        return self._ordered
+        return tuple(compiled.route for compiled in self._compiled)
 
     def url_of(self, service: str, url: str) -> str:
         """A target's URL, "" where neither the route nor the settings have one."""
@@ -172,41 +211,45 @@ class RoutingTable:
         key = (host, method, path)
         found = self._memo.get(key)
         if found is None:
-            if len(self._memo) >= _CACHE_SIZE:
-                self._memo.clear()
-            found = self._memo[key] = self._match(method, host, path)
+            found = self._match(method, host, path)
+            if len(path) + len(host) + len(method) <= _MEMO_KEY_LENGTH:
+                if len(self._memo) >= _MEMO_SIZE:
+                    self._memo.clear()
+                self._memo[key] = found
         return found
 
     def _match(self, method: str, host: str, path: str) -> Match | Miss:
         ranks = self._candidates(host, path)
+        allow: dict[str, None] = {}
         for rank in ranks:
-            route = self._ordered[rank]
-            if allows(route, method):
-                return _matched(route, path)
-        allow = dict.fromkeys(name for rank in ranks for name in self._ordered[rank].methods)
-        if "GET" in allow:
-            allow["HEAD"] = None
+            compiled = self._compiled[rank]
+            if not compiled.methods or method in compiled.methods:
+                return _matched(compiled, path)
+            for name in compiled.route.methods:
+                allow[name] = None
+                if name == "GET":
+                    allow["HEAD"] = None
         return Miss(tuple(allow))
 
     def _candidates(self, host: str, path: str) -> list[int]:
         """Ranks of all active routes whose host and path match, best first."""
-        if not path.startswith("/"):
-            return []
-        segments = path[1:].split("/")
         ranks: list[int] = []
-        for root in (self._roots.get(host) if host else None, self._roots.get("")):
-            if root is not None:
-                self._collect(root, segments, ranks)
+        if path.startswith("/"):
+            segments = path[1:].split("/")
+            for name in _host_names(host):
+                root = self._roots.get(name)
+                if root is not None:
+                    self._collect(root, segments, ranks)
         ranks.sort()
         return ranks
 
     def _collect(self, root: _Node, segments: list[str], ranks: list[int]) -> None:
         nodes = [root]
-        for index, segment in enumerate(segments):
+        for segment in segments:
             following = []
             for node in nodes:
                 self.visits += 1
-                ranks.extend(node.below)
+                ranks += node.below
                 literal = node.literals.get(segment)
                 if literal is not None:
                     following.append(literal)
@@ -215,35 +258,45 @@ class RoutingTable:
             nodes = following
             if not nodes:
                 return
-            if index == len(segments) - 1:
-                for node in nodes:
-                    ranks.extend(node.exact)
-                    ranks.extend(node.below)  # /a/* matches /a as well
+        for node in nodes:
+            ranks += node.exact
+            ranks += node.below  # /a/* matches /a as well
 
     def trace(self, method: str, host: str, path: str) -> list[Verdict]:
-        """Every route that is a candidate by path, and why it lost; the same order and the same rules as `match`."""
+        """Every route whose pattern fits the path, in order, and why it lost, or "won"."""
         winner = self.match(method, host, path)
-        verdicts = []
-        for route in self._ordered:
-            if pattern_matches(parse_pattern(route.path_pattern), path):
-                verdicts.append(Verdict(route, _why(route, method, host, winner)))
-        return verdicts
+        return [
+            Verdict(compiled.route, _why(compiled, method, host, winner))
+            for compiled in self._compiled
+            if pattern_matches(compiled.segments, path)
+        ]
 
 
-def _why(route: Route, method: str, host: str, winner: Match | Miss) -> str:
+def _host_names(host: str) -> list[str]:
+    """Under which names the routes of a host are filed: itself, `*.` and each of its parents, "" for any."""
+    if not host:
+        return [""]
+    labels = host.split(".")
+    return [host, *(f"*.{'.'.join(labels[index:])}" for index in range(1, len(labels))), ""]
+
+
+def _why(compiled: _Compiled, method: str, host: str, winner: Match | Miss) -> str:
+    route = compiled.route
     if isinstance(winner, Match) and winner.route is route:
         return "won"
     if not route.is_active:
         return "not active"
-    if route.host and route.host != host:
+    if route.host not in _host_names(host):
         return f"host is not {route.host}"
-    if not allows(route, method):
+    if compiled.methods and method not in compiled.methods:
         return f"method is not one of {', '.join(route.methods)}"
     return "another comes first in the order"
 
 
 def pattern_matches(segments: tuple[str, ...], path: str) -> bool:
     """Whether a parsed pattern matches a normalised path: the slow way, for traces and for rules of one pattern."""
+    if not path.startswith("/"):
+        return False
     given = path[1:].split("/")
     if segments[-1] == "*":
         segments = segments[:-1]
@@ -255,18 +308,13 @@ def pattern_matches(segments: tuple[str, ...], path: str) -> bool:
     )
 
 
-def allows(route: Route, method: str) -> bool:
-    """Whether a route serves a method; HEAD is served where GET is (RFC 9110 section 9.3.2)."""
-    return not route.methods or method in route.methods or (method == "HEAD" and "GET" in route.methods)
-
-
-def _matched(route: Route, path: str) -> Match:
-    segments = parse_pattern(route.path_pattern)
+def _matched(compiled: _Compiled, path: str) -> Match:
+    segments = compiled.segments
     given = path[1:].split("/")
     params = tuple(have for want, have in zip(segments, given, strict=False) if want == "{}")
-    fixed = segments[:-1] if segments[-1] == "*" else segments
-    prefix_length = sum(len(part) + 1 for part in given[: len(fixed)])
-    return Match(route, params, prefix_length if segments[-1] == "*" else 0)
+    if segments[-1] != "*":
+        return Match(compiled.route, params, 0)
+    return Match(compiled.route, params, sum(len(part) + 1 for part in given[: len(segments) - 1]))
 
 
 class Routing:
@@ -275,25 +323,26 @@ class Routing:
     Args:
         table: the configured routes.
         local: the gateway's own endpoints, asked first: nobody can shadow them.
+        answers_preflight: whether the next stage does; then a preflight is matched by the method that it asks about.
     """
 
     sees_refused = False
     settles_nothing = True
 
-    def __init__(self, table: RoutingTable, local: RoutingTable | None = None) -> None:
+    def __init__(
+        self, table: RoutingTable, local: RoutingTable | None = None, *, answers_preflight: bool = True
+    ) -> None:
         self._table = table
         self._local = local
+        self._answers_preflight = answers_preflight
 
     def decide(self, exchange: Exchange) -> Refusal | None:
         head = exchange.head
         method = head.method
-        is_preflight = False
-        if method == "OPTIONS" and b"origin" in head.notes and b"access-control-request-method" in head.notes:
-            is_preflight = True
-            method = head.notes[b"access-control-request-method"].decode("latin-1")
-        found = self._find(exchange, method, head.host, head.path)
+        asked = self._preflight_method(head.notes) if method == "OPTIONS" else None
+        found = self._find(exchange, asked or method)
         if isinstance(found, Miss):
-            return self._missed(exchange, found, is_preflight=is_preflight)
+            return _missed(found, is_options=method == "OPTIONS" and asked is None)
         route = exchange.route = found.route
         exchange.params = found.params
         if route.strip_prefix:
@@ -302,54 +351,69 @@ class Routing:
             return Refusal(Reason.BAD_REQUEST, "encoded slash in the path")
         return None
 
-    def _find(self, exchange: Exchange, method: str, host: str, path: str) -> Match | Miss:
+    def _preflight_method(self, notes: Mapping[bytes, bytes]) -> str | None:
+        asked = notes.get(b"access-control-request-method")
+        if asked is None or b"origin" not in notes or not self._answers_preflight:
+            return None
+        return asked.decode("latin-1") or None
+
+    def _find(self, exchange: Exchange, method: str) -> Match | Miss:
+        head = exchange.head
         if self._local is not None:
-            found = self._local.match(method, host, path)
+            found = self._local.match(method, head.host, head.path)
             if isinstance(found, Match) or found.allow:
                 exchange.is_local = True
                 return found
-        return self._table.match(method, host, path)
+        return self._table.match(method, head.host, head.path)
 
-    def _missed(self, exchange: Exchange, miss: Miss, *, is_preflight: bool) -> Refusal:
-        if not miss.allow:
-            return Refusal(Reason.NO_ROUTE)
-        allow = ((b"Allow", ", ".join(miss.allow).encode("ascii")),)
-        if exchange.head.method == "OPTIONS" and not is_preflight:
-            return Refusal(Reason.OPTIONS, headers=allow)
-        return Refusal(Reason.METHOD_NOT_ALLOWED, headers=allow)
+    def settle(self, exchange: Exchange) -> None:
+        """Nothing to learn."""
+
+
+def _missed(miss: Miss, *, is_options: bool) -> Refusal:
+    if not miss.allow:
+        return Refusal(Reason.NO_ROUTE)
+    allow = ((b"Allow", ", ".join(miss.allow).encode("ascii")),)
+    return Refusal(Reason.OPTIONS if is_options else Reason.METHOD_NOT_ALLOWED, headers=allow)
 
 
 class TargetPicker:
-    """Which target of a route serves an exchange: the route's own, or a share of its split, sticky by user or address."""
+    """Which target of a route serves an exchange: the route's own or a share of its split.
+
+    A share is sticky by user, else by address: the same hash of the same words gives the same point of the line on
+    which the shares lie side by side. Who is in a share stays there when another route changes.
+    """
 
     def __init__(self, table: RoutingTable) -> None:
-        self._table = table
-        self._memo: dict[str, tuple[tuple[int, Target], ...]] = {}
+        self._shares = {route.id: _shares(route, table) for route in table.ordered()}
 
     def __call__(self, exchange: Exchange) -> Target | None:
+        """The target, or None where no share has a URL and a weight."""
         route = exchange.route
-        if route is None:
+        shares = self._shares.get(route.id) if route is not None else None
+        if not shares:
             return None
-        shares = self._memo.get(route.id)
-        if shares is None:
-            shares = self._memo[route.id] = self._shares(route)
-        if len(shares) <= 1:
-            return shares[0][1] if shares else None
-        who = exchange.identity.user_id if exchange.identity is not None else exchange.client_ip
-        point = zlib.crc32(f"{route.id}\0{who}".encode()) % shares[-1][0]
+        if len(shares) == 1:
+            return shares[0][1]
+        assert route is not None
+        who = f"u{exchange.identity.user_id}" if exchange.identity is not None else f"a{exchange.client_ip}"
+        point = _point(f"{route.id}\0{who}", shares[-1][0])
         return next(target for limit, target in shares if point < limit)
 
-    def _shares(self, route: Route) -> tuple[tuple[int, Target], ...]:
-        """Cumulative weights; a share without a URL has no place to go and is left out."""
-        targets = route.split or ()
-        rows = [(share.target_service, share.target_url, share.weight) for share in targets] or [
-            (route.target_service, route.target_url, 1)
-        ]
-        shares: list[tuple[int, Target]] = []
-        total = 0
-        for service, configured, weight in rows:
-            url = self._table.url_of(service, configured)
-            if url and weight > 0:
-                total += weight
-                shares.append((total, Target(service, url)))
-        return tuple(shares)
+
+def _point(words: str, length: int) -> int:
+    digest = hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % length
+
+
+def _shares(route: Route, table: RoutingTable) -> tuple[tuple[int, Target], ...]:
+    """Cumulative weights; a share without a URL has no place to go and is left out."""
+    rows = [(share.target_service, share.target_url, share.weight) for share in route.split]
+    shares: list[tuple[int, Target]] = []
+    total = 0
+    for service, configured, weight in rows or [(route.target_service, route.target_url, 1)]:
+        url = table.url_of(service, configured)
+        if url and weight > 0:
+            total += weight
+            shares.append((total, Target(service, url)))
+    return tuple(shares)
