@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from engadi_gateway.errors import FAILURE_STATUSES, Reason, Refusal
 from engadi_gateway.model import BreakerState
@@ -39,10 +39,33 @@ class Transition:
     cause: str
 
 
-class Breaker:
-    """The machine of one service."""
+class Permit(NamedTuple):
+    """What a request that passed gives back, once. `era` tells which stay in a state it belongs to."""
 
-    __slots__ = ("failures", "history", "opened_at", "probe_since", "state", "successes", "trips")
+    breaker: Breaker
+    era: int
+    probe: int  # 0: no probe
+
+
+class Breaker:
+    """The machine of one service.
+
+    Each change of state begins a new era, and what was let pass in an earlier one says nothing any more: a request that
+    hung since before the trip must neither re-open nor close.
+    """
+
+    __slots__ = (
+        "_era",
+        "_pass",
+        "_probe",
+        "failures",
+        "history",
+        "opened_at",
+        "probe_since",
+        "state",
+        "successes",
+        "trips",
+    )
 
     def __init__(self) -> None:
         self.state = BreakerState.CLOSED
@@ -52,6 +75,9 @@ class Breaker:
         self.opened_at = 0.0
         self.probe_since: float | None = None
         self.history: deque[Transition] = deque(maxlen=_HISTORY)
+        self._era = 0
+        self._probe = 0
+        self._pass = Permit(self, 0, 0)  # the same for all requests of one closed era
 
     def wait_s(self, now: float, limits: Thresholds) -> float:
         """Seconds until a request may pass; 0 when one may pass now. Changes nothing."""
@@ -63,34 +89,39 @@ class Breaker:
             return 0.0
         return max(0.0, self.probe_since + limits.timeout_s - now)
 
-    def take_permit(self, now: float) -> bool:
-        """Pass one request that `wait_s` let pass; whether it is a probe."""
+    def take_permit(self, now: float) -> Permit:
+        """Pass one request that `wait_s` let pass."""
         if self.state is BreakerState.CLOSED:
-            return False
+            return self._pass
         if self.state is BreakerState.OPEN:
             self._move(now, BreakerState.HALF_OPEN, "time to probe")
         self.probe_since = now
-        return True
+        self._probe += 1
+        return Permit(self, self._era, self._probe)
 
-    def succeeded(self, now: float, limits: Thresholds, *, is_probe: bool) -> None:
-        if self.state is BreakerState.CLOSED:
+    def succeeded(self, permit: Permit, now: float, limits: Thresholds) -> None:
+        self.gave_up(permit)
+        if permit.era != self._era:
+            return
+        if not permit.probe:
             self.failures = 0
-        elif is_probe and self.state is BreakerState.HALF_OPEN:
-            self.probe_since = None
-            self.successes += 1
-            if self.successes >= limits.success_threshold:
-                self._move(now, BreakerState.CLOSED, f"{self.successes} probes succeeded")
+            return
+        self.successes += 1
+        if self.successes >= limits.success_threshold:
+            self._move(now, BreakerState.CLOSED, f"{self.successes} successful probes")
 
-    def failed(self, now: float, limits: Thresholds, cause: str, *, is_probe: bool) -> None:
+    def failed(self, permit: Permit, now: float, limits: Thresholds, cause: str) -> None:
+        if permit.era != self._era:
+            return
         self.failures += 1
-        if self.state is BreakerState.HALF_OPEN and is_probe:
+        if permit.probe:
             self._open(now, f"probe failed: {cause}")
-        elif self.state is BreakerState.CLOSED and self.failures >= limits.failure_threshold:
+        elif self.failures >= limits.failure_threshold:
             self._open(now, f"{self.failures} failures in a row, the last: {cause}")
 
-    def gave_up(self, *, is_probe: bool) -> None:
-        """It ended without saying anything about the upstream."""
-        if is_probe:
+    def gave_up(self, permit: Permit) -> None:
+        """It ended without a word about the upstream; only the newest probe frees the probe's place."""
+        if permit.probe and permit.probe == self._probe:
             self.probe_since = None
 
     def healthy(self, now: float) -> None:
@@ -113,12 +144,14 @@ class Breaker:
         self.state = state
         self.successes = 0
         self.probe_since = None
+        self._era += 1
         if state is BreakerState.CLOSED:
             self.failures = 0
+            self._pass = Permit(self, self._era, 0)
 
 
 class BreakerRegistry:
-    """The breakers of all services; lives as long as the process."""
+    """The breakers of all services; lives as long as the process. `limits` may be replaced while it does."""
 
     def __init__(self, limits: Thresholds) -> None:
         self.limits = limits
@@ -130,19 +163,27 @@ class BreakerRegistry:
             breaker = self._breakers[service] = Breaker()
         return breaker
 
+    def peek(self, service: str) -> Breaker:
+        """The service's breaker, or what it would be; nothing is kept."""
+        return self._breakers.get(service) or Breaker()
+
     def names(self) -> list[str]:
+        """The services that a request was meant for since the start."""
         return sorted(self._breakers)
 
     def note_healthy(self, service: str, now: float) -> None:
+        """A health check of the service was good at monotonic second `now`."""
         if service in self._breakers:
             self._breakers[service].healthy(now)
 
     def reset(self, service: str, now: float) -> None:
-        self.of(service).reset(now)
+        """Close the service's breaker, whatever it saw."""
+        if service in self._breakers:
+            self._breakers[service].reset(now)
 
     def status(self, service: str, now: float) -> dict[str, Any]:
         """State, counts, cause of the last trip, and the history; ages in seconds."""
-        breaker = self._breakers.get(service) or Breaker()
+        breaker = self.peek(service)
         trips = [move for move in breaker.history if move.after is BreakerState.OPEN]
         return {
             "state": str(breaker.state),
@@ -156,14 +197,6 @@ class BreakerRegistry:
                 for move in breaker.history
             ],
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Permit:
-    """What a request that passed has to give back."""
-
-    breaker: Breaker
-    is_probe: bool
 
 
 class BreakerStage:
@@ -191,27 +224,29 @@ class BreakerStage:
             return Refusal(Reason.NO_TARGET)
         if not (self._is_enabled and exchange.route is not None and exchange.route.circuit_breaker_enabled):
             return None
-        breaker = self._registry.of(target.service)
-        wait_s = breaker.wait_s(exchange.now, self._registry.limits)
+        registry, now = self._registry, exchange.now
+        breaker = registry.peek(target.service) if exchange.is_rehearsal else registry.of(target.service)
+        wait_s = breaker.wait_s(now, registry.limits)
         if exchange.trace is not None:
-            exchange.trace["breaker"] = {"service": target.service, "allowed": wait_s == 0.0} | self._registry.status(
-                target.service, exchange.now
-            )
+            status = registry.status(target.service, now)
+            exchange.trace["breaker"] = {"service": target.service, "allowed": wait_s == 0.0, **status}
         if wait_s > 0.0:
             return Refusal(Reason.BREAKER_OPEN, headers=((b"Retry-After", b"%d" % max(1, math.ceil(wait_s))),))
         if not exchange.is_rehearsal:
-            exchange.permit = Permit(breaker, breaker.take_permit(exchange.now))
+            exchange.permit = breaker.take_permit(now)
         return None
 
     def settle(self, exchange: Exchange) -> None:
+        """Give the permit back with what the upstream showed. A client that left, or our own fault, shows nothing."""
         permit = exchange.permit
         if not isinstance(permit, Permit):
             return
         exchange.permit = None
-        limits, now = self._registry.limits, exchange.ended
-        if exchange.reason.is_failure or exchange.upstream_status in FAILURE_STATUSES:
-            permit.breaker.failed(now, limits, exchange.reason.code, is_probe=permit.is_probe)
-        elif exchange.upstream_status and exchange.reason is Reason.OK:
-            permit.breaker.succeeded(now, limits, is_probe=permit.is_probe)
+        reason, status = exchange.reason, exchange.upstream_status
+        if reason.is_failure or status in FAILURE_STATUSES:
+            cause = f"status {status}" if status in FAILURE_STATUSES else reason.code
+            permit.breaker.failed(permit, exchange.ended, self._registry.limits, cause)
+        elif status and reason is Reason.OK:
+            permit.breaker.succeeded(permit, exchange.ended, self._registry.limits)
         else:
-            permit.breaker.gave_up(is_probe=permit.is_probe)
+            permit.breaker.gave_up(permit)

@@ -84,7 +84,9 @@ class Cors:
     def allows_origin(self, origin: str) -> bool:
         """Byte-exact against the serialised origin; "null" only where everybody is allowed."""
         return (
-            self.allows_everybody or origin in self._origins or any(pattern.fullmatch(origin) for pattern in self._patterns)
+            self.allows_everybody
+            or origin in self._origins
+            or any(pattern.fullmatch(origin) for pattern in self._patterns)
         )
 
     def decide(self, exchange: Exchange) -> Refusal | None:
