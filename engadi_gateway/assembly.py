@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+from pathlib import Path
 
+from engadi_gateway.admin.api import local_routes
+from engadi_gateway.admin.endpoints import ENDPOINTS
+from engadi_gateway.errors import ConfigurationError, Fault
+from engadi_gateway.listeners import client_tls
+from engadi_gateway.model import Snapshot
 from engadi_gateway.net.context import Context, RetryBudget, RetryPolicy, Timeouts, Upcalls
 from engadi_gateway.net.deadlines import FixedWait
 from engadi_gateway.net.pool import PoolLimits, Pools
 from engadi_gateway.pipeline import Pipeline
+from engadi_gateway.pipeline.breaker import BreakerRegistry, BreakerStage, Thresholds
+from engadi_gateway.pipeline.cors import Cors, cors_faults
+from engadi_gateway.pipeline.identity import IdentityPolicy, IdentityStage, Keyring, TokenCache, TokenJudge, keyring_of
+from engadi_gateway.pipeline.limits import BucketStore, Limits
+from engadi_gateway.pipeline.routing import Routing, RoutingTable, TargetPicker
 from engadi_gateway.settings import Settings
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
@@ -49,6 +61,13 @@ def pool_limits(settings: Settings) -> PoolLimits:
     )
 
 
+def make_pools(settings: Settings) -> Pools:
+    """Raises ConfigurationError where the file of authorities cannot be read."""
+    if settings.upstream_tls_ca_file:
+        client_tls(settings)
+    return Pools(pool_limits(settings), lambda: client_tls(settings))
+
+
 def head_limits(settings: Settings) -> HeadLimits:
     return HeadLimits(
         max_head_bytes=settings.server_max_head_bytes,
@@ -68,18 +87,17 @@ def context_of(
     settings: Settings,
     upcalls: Upcalls,
     pools: Pools,
-    pipelines: tuple[Pipeline, Pipeline],
-    reply_parser: ReplyParser,
+    compiled: Compiled,
 ) -> Context:
-    """What the connections share; `pipelines` are the public door's and the admin door's."""
+    """What the connections share."""
     retry = retry_policy(settings)
     waits = timeouts(settings)
     return Context(
         loop=asyncio.get_running_loop(),
         upcalls=upcalls,
-        pipeline=pipelines[0],
-        admin_pipeline=pipelines[1],
-        reply_parser=reply_parser,
+        pipeline=compiled.pipeline,
+        admin_pipeline=compiled.admin_pipeline,
+        reply_parser=compiled.reply_parser,
         header_policy=header_policy(settings),
         head_limits=head_limits(settings),
         timeouts=waits,
@@ -113,3 +131,109 @@ def refresh(context: Context, settings: Settings) -> None:
     context.keep_alive_requests = settings.server_keep_alive_requests
     context.max_connections = settings.server_max_connections
     context.max_connections_per_ip = settings.server_max_connections_per_ip
+
+
+def identity_policy(settings: Settings) -> IdentityPolicy:
+    return IdentityPolicy(
+        algorithms=settings.jwt_algorithms,
+        mode=settings.jwt_mode,
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        leeway_s=settings.jwt_leeway,
+        required_claims=settings.jwt_required_claims,
+        role_claim=settings.jwt_role_claim,
+        claim_headers=settings.jwt_claim_headers,
+        validates_on_public=settings.jwt_public_routes == "optional",
+        max_token_bytes=settings.jwt_max_token_bytes,
+    )
+
+
+def keyring(settings: Settings) -> Keyring:
+    """The keys that the settings name.
+
+    Raises:
+        ConfigurationError: the key file cannot be read or is none.
+    """
+    pem = ""
+    if settings.jwt_public_key_file:
+        try:
+            pem = Path(settings.jwt_public_key_file).read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError([Fault("jwt.public_key_file", f"cannot be read: {error}")]) from None
+    has_url = bool(settings.jwt_jwks_url)
+    return keyring_of(settings.jwt_algorithms, settings.jwt_secret_key, pem, has_url=has_url)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """Everything that one snapshot becomes; swapped as a whole."""
+
+    pipeline: Pipeline
+    admin_pipeline: Pipeline
+    reply_parser: ReplyParser
+    table: RoutingTable
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What outlives every configuration: buckets, breakers, remembered tokens."""
+
+    buckets: BucketStore
+    breakers: BreakerRegistry
+    tokens: TokenCache
+
+    @classmethod
+    def of(cls, settings: Settings) -> State:
+        return cls(
+            BucketStore(settings.limits_max_buckets),
+            BreakerRegistry(thresholds(settings)),
+            TokenCache(settings.jwt_cache_size),
+        )
+
+
+def thresholds(settings: Settings) -> Thresholds:
+    return Thresholds(settings.breaker_failure_threshold, settings.breaker_success_threshold, settings.breaker_timeout)
+
+
+class Compiler:
+    """Makes pipelines of snapshots, with one set of settings.
+
+    Raises:
+        ConfigurationError: the keys cannot be used.
+    """
+
+    def __init__(self, settings: Settings, state: State) -> None:
+        self._settings = settings
+        self._state = state
+        self.judge = TokenJudge(identity_policy(settings), keyring(settings))
+        own = tuple(endpoint for endpoint in ENDPOINTS if not settings.admin_listen or endpoint.is_public)
+        self._public_local = RoutingTable(local_routes(own, settings.admin_role), {})
+        self._admin_local = RoutingTable(local_routes(ENDPOINTS, settings.admin_role), {})
+
+    def compile(self, snapshot: Snapshot, now: float) -> Compiled:
+        """Build everything a snapshot needs; changes no state but the clocks of changed rules.
+
+        Raises:
+            ConfigurationError: the snapshot cannot be served; pointers name the routes.
+        """
+        settings, state = self._settings, self._state
+        faults = cors_faults(snapshot.cors)
+        if faults:
+            raise ConfigurationError(faults)
+        table = RoutingTable(snapshot.routes, snapshot.services)
+        empty = RoutingTable((), {})
+        cors = Cors(snapshot.cors)
+        identity = IdentityStage(self.judge, state.tokens)
+        rules = snapshot.rules if settings.limits_enabled else ()
+        limits = Limits(rules, state.buckets, settings.limits_ipv6_prefix, now)
+        breaker = BreakerStage(state.breakers, TargetPicker(table), settings.breaker_enabled)
+        public = (Routing(table, self._public_local), cors, identity, limits, breaker)
+        admin = (Routing(empty, self._admin_local), cors, identity, limits, breaker)
+        return Compiled(
+            Pipeline(public, snapshot.revision),
+            Pipeline(admin, snapshot.revision),
+            ReplyParser(drops_cors=cors.is_enabled, drops_rate=limits.is_active),
+            table,
+            limits,
+        )

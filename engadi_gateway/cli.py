@@ -1,4 +1,7 @@
-"""The command line: data to stdout, talk to stderr; exit 0 ok, 1 failed, 2 usage, 69 cannot listen, 78 bad configuration."""
+"""The command line: data to stdout, talk to stderr.
+
+Exit codes: 0 ok, 1 failed, 2 usage, 69 cannot listen, 78 bad configuration.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from engadi_gateway import __version__
 from engadi_gateway.demo import demo_upstreams
-from engadi_gateway.errors import ConfigurationError, RefusedError
+from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.listeners import BindError, inherited_sockets, notify_systemd
 from engadi_gateway.offline import Offline
@@ -97,8 +101,6 @@ def load_settings(args: argparse.Namespace) -> Settings:
 
 
 def _config_error(pointer: str, detail: str) -> ConfigurationError:
-    from engadi_gateway.errors import Fault
-
     return ConfigurationError([Fault(pointer, detail)])
 
 
@@ -157,10 +159,9 @@ def _explain(args: argparse.Namespace) -> int:
             return 2
         headers.append((name.strip(), value.strip()))
     settings, _ = with_secret(load_settings(args))
-    try:
-        answer = Offline(settings).explain(args.method, args.path, args.host, headers, args.token, args.ip)
-    except RefusedError as error:
-        answer = {"reason": error.refusal.code, "status": error.refusal.reason.status, "detail": error.refusal.detail}
+    answer = Offline(settings).explain(
+        args.method, args.path, host=args.host, headers=headers, token=args.token, client_ip=args.ip
+    )
     print(json.dumps(answer, indent=2, ensure_ascii=False))
     return 0
 
@@ -202,8 +203,6 @@ def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop]
         if settings.server_loop == "uvloop":
             raise _config_error("server.loop", "uvloop is not installed: python -m pip install uvloop")
         return None
-    from importlib import import_module
-
     factory: Callable[[], asyncio.AbstractEventLoop] = import_module("uvloop").new_event_loop
     return factory
 

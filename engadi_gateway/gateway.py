@@ -10,34 +10,39 @@ import gc
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Any
 
 from engadi_gateway import __version__
 from engadi_gateway.accesslog import AccessLog
 from engadi_gateway.admin.api import Api
-from engadi_gateway.assembly import Compiled, Compiler, context_of, make_pools, refresh
+from engadi_gateway.admin.endpoints import ENDPOINTS
+from engadi_gateway.assembly import Compiled, Compiler, State, context_of, make_pools, refresh, thresholds
 from engadi_gateway.authority import Authority
 from engadi_gateway.errors import ConfigurationError, Reason, Refusal, RefusedError
 from engadi_gateway.health import HealthChecker
-from engadi_gateway.listeners import Door, load_certificate, notify_systemd, open_doors, server_tls
+from engadi_gateway.listeners import Door, client_tls, load_certificate, notify_systemd, open_doors, server_tls
 from engadi_gateway.metrics import Metrics
 from engadi_gateway.model import LogRow, Service, Snapshot
 from engadi_gateway.net.client import Batch, ClientConnection
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.net.deadlines import Ticker
-from engadi_gateway.net.fetch import fetch
+from engadi_gateway.net.fetch import Fetcher
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
 from engadi_gateway.pipeline.routing import RoutingTable
 from engadi_gateway.secret import with_secret
 from engadi_gateway.seed import seed_of, timestamp
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings import IpNetwork, Settings
 from engadi_gateway.store.catalog import Catalog, Change, with_change
 from engadi_gateway.store.database import StoreError
 from engadi_gateway.store.journal import Journal
+from engadi_gateway.wire.headers import HeaderPolicy
+from engadi_gateway.wire.request import HeadLimits
 
 _PRUNE_EVERY_S = 60.0
+_DRAIN_LOOK_S = 0.02
 
 
 class Lifecycle(StrEnum):
@@ -120,18 +125,26 @@ class Gateway:
     def _build(self) -> None:
         settings = self.settings
         self._pools = make_pools(settings)
-        self._compiler = Compiler(settings)
-        self.breakers = self._compiler.breakers
-        self._compiled = self._compiler.compile(self._snapshot)
+        self._state = State.of(settings)
+        self.breakers = self._state.breakers
+        self._compiler = Compiler(settings, self._state)
+        self._compiled = self._compiler.compile(self._snapshot, time.monotonic())
         self._context = context_of(settings, self, self._pools, self._compiled)
         self._batch = Batch(self._context)
-        self.authority = Authority(settings, self._compiler.tokens, fetch, time.time)
+        fetch = Fetcher(lambda: client_tls(self.settings))
+        self.authority = Authority(settings, self._compiler.judge, self._state.tokens, fetch)
         self.checker = HealthChecker(self.services(), settings, fetch, self.breakers.note_healthy)
-        self.api = Api(self)
+        self.api = Api(self, ENDPOINTS)
         context = self._context
         self._ticker = Ticker(
             context.loop.call_later,
-            [context.flights.sweep, context.heads.sweep, context.idle.sweep, self._pools.sweep],
+            [
+                context.flights.sweep,
+                context.heads.sweep,
+                context.idle.sweep,
+                self._pools.sweep,
+                self._state.buckets.sweep,
+            ],
             lambda: self.fault("sweep"),
         )
         self._writes = asyncio.Lock()
@@ -211,6 +224,18 @@ class Gateway:
     def pipeline(self) -> Pipeline:
         return self._context.pipeline
 
+    @property
+    def head_limits(self) -> HeadLimits:
+        return self._context.head_limits
+
+    @property
+    def header_policy(self) -> HeaderPolicy:
+        return self._context.header_policy
+
+    @property
+    def trusted(self) -> tuple[IpNetwork, ...]:
+        return self._context.trusted
+
     def routing_table(self) -> RoutingTable:
         return self._compiled.table
 
@@ -239,7 +264,7 @@ class Gateway:
             "in_flight": len(self._context.flights),
             "loop_lag_s": round(self._ticker.lag_s, 6),
             "pools": self._pools.counts(),
-            "log": self.journal.stats(),
+            "log": asdict(self.journal.stats()),
             "reloads": dict(self._reloads),
             "revision": self._snapshot.revision,
         }
@@ -265,7 +290,7 @@ class Gateway:
 
     def _compile(self, snapshot: Snapshot) -> Compiled:
         try:
-            return self._compiler.compile(snapshot)
+            return self._compiler.compile(snapshot, time.monotonic())
         except ConfigurationError as error:
             raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=tuple(error.faults))) from None
 
@@ -287,18 +312,21 @@ class Gateway:
         """
         settings, _ = with_secret(settings)
         async with self._writes:
-            compiler = self._compiler.with_settings(settings)
+            compiler = Compiler(settings, self._state)
             seed = seed_of(settings, timestamp(time.time()))
             snapshot = await self.catalog.follow(seed)
-            compiled = compiler.compile(snapshot)
+            compiled = compiler.compile(snapshot, time.monotonic())
             if self._tls is not None:
                 load_certificate(self._tls, settings)
             fixed = [name for name in _FIXED if getattr(settings, name) != getattr(self.settings, name)]
             if fixed:
                 self._log.warning("these take a restart: %s", ", ".join(fixed))
+            if _keys_of(settings) != _keys_of(self.settings):
+                self._state.tokens.clear()
+            self._state.breakers.limits = thresholds(settings)
             self.settings, self._compiler = settings, compiler
             refresh(self._context, settings)
-            self.authority.replace_settings(settings)
+            self.authority.replace_settings(settings, compiler.judge)
             self.checker.replace_settings(settings)
             self._swap(snapshot, compiled)
         self._reloads["success"] += 1
@@ -328,8 +356,9 @@ class Gateway:
         for connection in list(self._connections):
             connection.close_if_idle()
         deadline = time.monotonic() + grace_s
-        while self._connections and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        # a set that empties has no event to wait for
+        while self._connections and time.monotonic() < deadline:  # noqa: ASYNC110 - see above
+            await asyncio.sleep(_DRAIN_LOOK_S)
         self.cut()
 
     def cut(self) -> None:
@@ -373,6 +402,11 @@ _FIXED = (
     "server_host", "server_port", "server_unix_socket", "server_backlog", "server_reuse_port", "server_loop",
     "admin_listen", "database_url", "database_log_url", "upstream_max_connections", "log_queue_rows",
 )  # fmt: skip
+
+
+def _keys_of(settings: Settings) -> list[Any]:
+    """What a remembered verdict on a token hangs on."""
+    return [value for name, value in settings.values.items() if name.startswith("jwt_")]
 
 
 def row_of(exchange: Exchange, *, truncates_ip: bool) -> LogRow:

@@ -258,7 +258,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("cors", "allow_origins", parse_list, "", "origins, https://*.example.com patterns, or *"),
     Option("cors", "allow_methods", parse_list, ", ".join(_CORS.allow_methods), "methods, or *"),
     Option("cors", "allow_headers", parse_list, ", ".join(_CORS.allow_headers), "headers; * leaves out Authorization"),
-    Option("cors", "expose_headers", parse_list, ", ".join(_CORS.expose_headers), "reply headers that scripts may read"),
+    Option("cors", "expose_headers", parse_list, ", ".join(_CORS.expose_headers), "reply headers scripts may read"),
     Option("cors", "allow_credentials", parse_bool, "no", "cookies and Authorization from scripts; never with *"),
     Option("cors", "max_age", parse_duration_s, "10m", "how long a browser keeps a preflight"),
     Option("cors", "reject_denied_origin", parse_bool, "no", "403 for a request from a foreign origin"),

@@ -65,7 +65,7 @@ class Fetcher:
         return self._tls if scheme == "https" else None
 
     async def _get(self, url: str, lines: list[HeaderLine], max_bytes: int) -> FetchReply:
-        base, slash, path = url.partition("://")[2].partition("/")
+        base, _, path = url.partition("://")[2].partition("/")
         origin = origin_of(f"{url.partition('://')[0]}://{base}")
         tls = self._context(origin.scheme)
         reader, writer = await asyncio.open_connection(origin.host, origin.port, ssl=tls, limit=_HEAD_BYTES)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from engadi_gateway.errors import FAILURE_STATUSES, HeaderLine, Reason, Refusal
 from engadi_gateway.model import Framing
 from engadi_gateway.net.context import Context
-from engadi_gateway.net.pool import Pool, origin_of
+from engadi_gateway.net.pool import Origin, Pool, origin_of
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.wire.chunked import LAST_CHUNK, chunk
@@ -88,15 +88,7 @@ class Forward:
     def start(self, who: Client, body: bytes, *, is_complete: bool) -> None:
         """Send the request, with what there is of its body."""
         exchange = self.exchange
-        assert exchange.target is not None
-        origin = origin_of(exchange.target.url)
-        head = exchange.head
-        assert exchange.route is not None
-        host = head.authority if exchange.route.preserve_host and head.authority else origin.authority
-        target = origin.base_path + (head.target[exchange.strip_prefix_length :] or b"/")
-        if target[:1] != b"/":
-            target = b"/" + target
-        self._head_bytes = upstream_head(head, target, host, self._own_lines(who), self._framing)
+        origin, self._head_bytes = upstream_request(exchange, who, self._framing, self._context.instance)
         self._pool = self._context.pools.of(origin)
         self._is_body_complete = is_complete
         self._context.flights.add(self)
@@ -104,28 +96,6 @@ class Forward:
         if not is_complete:
             self.deadline = exchange.now + self._context.timeouts.body_s
         self._attempt()
-
-    def _own_lines(self, who: Client) -> list[HeaderLine]:
-        exchange, head = self.exchange, self.exchange.head
-        lines: list[HeaderLine] = [
-            (b"X-Forwarded-For", who.forwarded_for),
-            (b"X-Forwarded-Proto", who.proto),
-            (b"X-Forwarded-Host", who.forwarded_host),
-            (b"X-Real-IP", who.address.encode("ascii")),
-            (b"X-Request-ID", exchange.request_id.encode("ascii")),
-            (b"Via", _via(head.notes.get(b"via"), head.is_http10, self._context.instance)),
-        ]
-        if exchange.listener is not None and exchange.listener.port:
-            lines.append((b"X-Forwarded-Port", b"%d" % exchange.listener.port))
-        if exchange.strip_prefix_length:
-            lines.append((b"X-Forwarded-Prefix", head.target[: exchange.strip_prefix_length]))
-        if exchange.identity is not None:
-            lines += exchange.identity.headers
-        if head.upgrade:
-            lines += ((b"Connection", b"Upgrade"), (b"Upgrade", head.upgrade))
-        if b"max-forwards" in head.notes and head.method == "OPTIONS":
-            lines.append((b"Max-Forwards", _one_less(head.notes[b"max-forwards"])))
-        return lines
 
     def body(self, data: bytes) -> None:
         """More of the request's body, in order."""
@@ -303,7 +273,7 @@ class Forward:
         self.deadline = now + self._timeout_s
         exchange.upstream_s = now - self._started
         exchange.upstream_status = exchange.status = head.status
-        exchange.error_message = None
+        exchange.error_message = None  # an earlier attempt's
         if head.status in FAILURE_STATUSES:
             exchange.reason = Reason.UPSTREAM_5XX
         framing = head.framing
@@ -427,6 +397,41 @@ class Forward:
         self._phase = Phase.DONE
         self._context.flights.discard(self)
         self.exchange.reason = reason
+
+
+def upstream_request(exchange: Exchange, who: Client, framing: Framing, instance: bytes) -> tuple[Origin, bytes]:
+    """Where a decided exchange goes, and its head as the upstream gets it; explain shows the same."""
+    assert exchange.target is not None and exchange.route is not None
+    head = exchange.head
+    origin = origin_of(exchange.target.url)
+    host = head.authority if exchange.route.preserve_host and head.authority else origin.authority
+    rest = head.target[exchange.strip_prefix_length :]
+    target = origin.base_path + (rest if rest[:1] == b"/" else b"/" + rest)
+    return origin, upstream_head(head, target, host, own_lines(exchange, who, instance), framing)
+
+
+def own_lines(exchange: Exchange, who: Client, instance: bytes) -> list[HeaderLine]:
+    """What the gateway says of a request: whom it is from, by which way it came, who asks."""
+    head = exchange.head
+    lines: list[HeaderLine] = [
+        (b"X-Forwarded-For", who.forwarded_for),
+        (b"X-Forwarded-Proto", who.proto),
+        (b"X-Forwarded-Host", who.forwarded_host),
+        (b"X-Real-IP", who.address.encode("ascii")),
+        (b"X-Request-ID", exchange.request_id.encode("ascii")),
+        (b"Via", _via(head.notes.get(b"via"), head.is_http10, instance)),
+    ]
+    if exchange.listener is not None and exchange.listener.port:
+        lines.append((b"X-Forwarded-Port", b"%d" % exchange.listener.port))
+    if exchange.strip_prefix_length:
+        lines.append((b"X-Forwarded-Prefix", head.target[: exchange.strip_prefix_length]))
+    if exchange.identity is not None:
+        lines += exchange.identity.headers
+    if head.upgrade:
+        lines += ((b"Connection", b"Upgrade"), (b"Upgrade", head.upgrade))
+    if b"max-forwards" in head.notes and head.method == "OPTIONS":
+        lines.append((b"Max-Forwards", _one_less(head.notes[b"max-forwards"])))
+    return lines
 
 
 def _via(received: bytes | None, is_http10: bool, instance: bytes) -> bytes:

@@ -1,0 +1,150 @@
+"""A line a request on stdout, for those who want one beside the database: combined or JSON.
+
+Written by a thread of its own: a pipe that nobody reads must not stop traffic. What cannot be kept is counted.
+Times are UTC and the month names fixed, whatever the locale; every byte that could forge a line is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from engadi_gateway.model import LogRow
+from engadi_gateway.pipeline.exchange import Exchange
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_UNSAFE = re.compile(r'["\\\x00-\x1f\x7f-\x9f]')
+_SECRET_QUERY = re.compile(r"(?i)([?&][^=&]*(?:token|key|secret|password|code|sig)[^=&]*=)[^&]*")
+_QUEUE_BATCHES = 1000
+
+
+class Extra(NamedTuple):
+    """What the line shows and the database does not keep."""
+
+    target: str
+    host: str
+    version: str
+    referer: str
+    user_agent: str
+
+
+def redacted(target: str) -> str:
+    """A target whose query values that smell of secrets are gone."""
+    return _SECRET_QUERY.sub(r"\1***", target)
+
+
+def escaped(text: str) -> str:
+    """Safe between quotes on one line."""
+    return _UNSAFE.sub(lambda match: f"\\x{ord(match[0]):02X}", text)
+
+
+def combined(row: LogRow, extra: Extra) -> str:
+    """The combined format of nginx."""
+    moment = time.gmtime(row.created_at // 1000)
+    stamp = f"{moment.tm_mday:02d}/{_MONTHS[moment.tm_mon - 1]}/{moment.tm_year}" + time.strftime(":%H:%M:%S", moment)
+    user = escaped(row.user_id or "-").replace(" ", "\\x20")
+    request = f"{escaped(row.method)} {escaped(extra.target)} HTTP/{extra.version}"
+    return (
+        f'{row.client_ip} - {user} [{stamp} +0000] "{request}" {row.status_code} {row.bytes_out}'
+        f' "{escaped(extra.referer) or "-"}" "{escaped(extra.user_agent) or "-"}"'
+    )
+
+
+def as_json(row: LogRow, extra: Extra) -> str:
+    """One JSON object."""
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(row.created_at // 1000))
+    document = {
+        "ts": f"{moment}.{row.created_at % 1000:03d}Z",
+        "level": "info",
+        "msg": "request",
+        "request_id": row.request_id,
+        "method": row.method,
+        "host": extra.host,
+        "path": extra.target,
+        "route": row.route_id,
+        "service": row.target_service,
+        "status": row.status_code,
+        "reason": row.reason,
+        "attempts": row.attempts,
+        "ms_total": row.response_time,
+        "ms_upstream": row.upstream_time,
+        "bytes_in": row.bytes_in,
+        "bytes_out": row.bytes_out,
+        "client_ip": row.client_ip,
+        "user": row.user_id,
+        "revision": row.revision,
+    }
+    return json.dumps(document)
+
+
+def extra_of(exchange: Exchange) -> Extra:
+    """What of an exchange only the line shows."""
+    head = exchange.head
+
+    def note(name: bytes) -> str:
+        return head.notes.get(name, b"").decode("latin-1")
+
+    version = "1.0" if head.is_http10 else "1.1"
+    target = redacted(head.target.decode("latin-1"))
+    return Extra(target, head.host, version, redacted(note(b"referer")), note(b"user-agent"))
+
+
+_FORMATS: dict[str, Callable[[LogRow, Extra], str]] = {"combined": combined, "json": as_json}
+
+
+class AccessLog:
+    """Collects beside the batch of rows, writes with it. `kind` off does nothing."""
+
+    def __init__(self, kind: str, write: Callable[[str], object] | None = None) -> None:
+        self._format = _FORMATS.get(kind)
+        self._write = write or _to_stdout
+        self._extras: list[Extra] = []
+        self._queue: queue.Queue[list[str] | None] = queue.Queue(_QUEUE_BATCHES)
+        self._thread: threading.Thread | None = None
+        self.lines_lost = 0
+
+    def note(self, exchange: Exchange) -> None:
+        """Called for each settled exchange, in the order of the rows."""
+        if self._format is not None:
+            self._extras.append(extra_of(exchange))
+
+    def write(self, rows: list[LogRow]) -> None:
+        """Write the lines of these rows, soon."""
+        if self._format is None:
+            return
+        extras, self._extras = self._extras, []
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="engadi-access", daemon=True)
+            self._thread.start()
+        lines = [self._format(row, extra) for row, extra in zip(rows, extras, strict=True)]
+        try:
+            self._queue.put_nowait(lines)
+        except queue.Full:
+            self.lines_lost += len(lines)
+
+    def _run(self) -> None:
+        while (lines := self._queue.get()) is not None:
+            try:
+                self._write("\n".join(lines) + "\n")
+            except (OSError, ValueError):
+                self.lines_lost += len(lines)
+
+    def close(self) -> None:
+        """Write what waits. Blocking, at most two seconds."""
+        if self._thread is not None:
+            try:
+                self._queue.put(None, timeout=1)
+            except queue.Full:
+                return
+            self._thread.join(timeout=1)
+
+
+def _to_stdout(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

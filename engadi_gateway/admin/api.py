@@ -1,0 +1,182 @@
+"""The admin API: one table of endpoints. Routes, checks, handlers and the OpenAPI document are all made from it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+from engadi_gateway.admin import jsonio
+from engadi_gateway.admin.schemas import Object, Schema, Text
+from engadi_gateway.errors import Fault, Reason, Refusal, RefusedError
+from engadi_gateway.explain import Explained
+from engadi_gateway.health import HealthChecker
+from engadi_gateway.metrics import Metrics
+from engadi_gateway.model import Route, Service, Snapshot
+from engadi_gateway.net.context import LocalReply
+from engadi_gateway.pipeline.breaker import BreakerRegistry
+from engadi_gateway.pipeline.cors import Cors
+from engadi_gateway.pipeline.exchange import Exchange
+from engadi_gateway.pipeline.routing import LOCAL_SERVICE, RoutingTable, parameter_names
+from engadi_gateway.settings import Settings
+from engadi_gateway.store.catalog import Catalog, Change
+from engadi_gateway.store.journal import Journal
+
+BASE = "/api/v1/gateway"
+_NAMESPACE = uuid.UUID("9b1f6a52-52f1-5d0e-a3f5-0c8f1d6f7e21")
+_BUILT_IN_PRIORITY = 1 << 30
+
+
+class Console(Explained, Protocol):
+    """The gateway as its admin API sees it."""
+
+    settings: Settings
+    catalog: Catalog
+    journal: Journal
+    metrics: Metrics
+    checker: HealthChecker
+    breakers: BreakerRegistry
+
+    @property
+    def snapshot(self) -> Snapshot: ...
+    def routing_table(self) -> RoutingTable: ...
+    def limits_status(self) -> list[dict[str, Any]]: ...
+    def state(self) -> dict[str, Any]: ...
+    def services(self) -> Mapping[str, Service]: ...
+    async def change(self, change: Change) -> Snapshot: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to an endpoint, its inputs checked."""
+
+    console: Console
+    exchange: Exchange
+    params: Mapping[str, str]
+    query: Mapping[str, Any]
+    body: Any
+
+    @property
+    def actor(self) -> str:
+        identity = self.exchange.identity
+        return identity.user_id if identity is not None else "anonymous"
+
+
+Handler = Callable[[Call], Awaitable[LocalReply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A row: `query` maps names to schemas whose values are text or whole numbers."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    is_public: bool = False
+    query: Mapping[str, Schema] = field(default_factory=dict)
+    body: Object | None = None
+    params: Mapping[str, Schema] = field(default_factory=dict)
+    success: int = 200
+    media: str = "application/json"
+    is_guarded: bool = False  # takes If-Match
+
+    @property
+    def route_id(self) -> str:
+        return str(uuid.uuid5(_NAMESPACE, f"{self.method} {self.path}"))
+
+
+def local_routes(endpoints: tuple[Endpoint, ...], role: str) -> list[Route]:
+    """The endpoints as built-in routes, so that the same pipeline guards them."""
+    return [
+        Route(
+            id=endpoint.route_id,
+            path_pattern=endpoint.path,
+            target_service=LOCAL_SERVICE,
+            methods=(endpoint.method,),
+            is_public=endpoint.is_public,
+            priority=_BUILT_IN_PRIORITY,
+            required_roles=() if endpoint.is_public else (role,),
+        )
+        for endpoint in endpoints
+    ]
+
+
+class Api:
+    """Finds the endpoint of an exchange, checks its inputs, runs its handler."""
+
+    def __init__(self, console: Console, endpoints: tuple[Endpoint, ...]) -> None:
+        self._console = console
+        self._endpoints = {endpoint.route_id: endpoint for endpoint in endpoints}
+
+    async def serve(self, exchange: Exchange, body: bytes) -> LocalReply:
+        """Answer one exchange.
+
+        Raises:
+            RefusedError: with a row of the table and, for bad inputs, a pointer for each fault.
+        """
+        assert exchange.route is not None
+        endpoint = self._endpoints[exchange.route.id]
+        self._refuse_foreign_origin(exchange, endpoint)
+        params = dict(zip(parameter_names(endpoint.path), exchange.params, strict=True))
+        faults = [
+            Fault(f"/path{fault.pointer}", fault.detail)
+            for name, schema in endpoint.params.items()
+            for fault in schema.check(params[name], f"/{name}")
+        ]
+        query = _query(exchange, endpoint.query, faults)
+        document = _document(exchange, endpoint, body)
+        if endpoint.body is not None:
+            faults += endpoint.body.check(document, "")
+        if faults:
+            raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=tuple(faults)))
+        return await endpoint.handler(Call(self._console, exchange, params, query, document))
+
+    def _refuse_foreign_origin(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        """A page of another site must not drive this API through its visitor's browser."""
+        origin = exchange.head.notes.get(b"origin", b"").decode("latin-1")
+        if not origin or endpoint.is_public:
+            return
+        host = exchange.head.authority.decode("latin-1").lower()
+        is_own = origin.partition("://")[2] == host
+        cors = Cors(self._console.snapshot.cors)
+        if not is_own and not (cors.is_enabled and not cors.allows_everybody and cors.allows_origin(origin)):
+            raise RefusedError(Refusal(Reason.PREFLIGHT_DENIED, "origin not allowed"))
+
+
+def _query(exchange: Exchange, schemas: Mapping[str, Schema], faults: list[Fault]) -> dict[str, Any]:
+    """The query's values; a value for a number is read as one. Unknown and repeated names are faults."""
+    text = exchange.head.target.decode("latin-1").partition("?")[2]
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=50)
+    except ValueError:
+        faults.append(Fault("/query", "malformed"))
+        return {}
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name not in schemas:
+            faults.append(Fault(f"/query/{name}", "unknown parameter"))
+        elif name in values:
+            faults.append(Fault(f"/query/{name}", "given twice"))
+        else:
+            schema = schemas[name]
+            values[name] = _typed(value, schema)
+            faults += schema.check(values[name], f"/query/{name}")
+    return values
+
+
+def _typed(value: str, schema: Schema) -> Any:
+    is_number = not isinstance(schema, Text) and value.isascii() and value.isdigit() and len(value) <= 15
+    return int(value) if is_number else value
+
+
+def _document(exchange: Exchange, endpoint: Endpoint, body: bytes) -> Any:
+    if endpoint.body is None:
+        return None
+    media = exchange.head.notes.get(b"content-type", b"").decode("latin-1").lower()
+    kind, _, parameter = media.partition(";")
+    if kind.strip() != "application/json" or parameter.strip() not in {"", "charset=utf-8", 'charset="utf-8"'}:
+        raise RefusedError(Refusal(Reason.UNSUPPORTED_MEDIA))
+    return jsonio.parse(body)

@@ -1,0 +1,87 @@
+"""The table of endpoints. A new one is a row here and a handler; routes, checks and documentation follow."""
+
+from __future__ import annotations
+
+from engadi_gateway.admin import handlers_config as config
+from engadi_gateway.admin import handlers_observe as observe
+from engadi_gateway.admin.api import BASE, Call, Endpoint
+from engadi_gateway.admin.jsonio import reply
+from engadi_gateway.admin.openapi import document_of
+from engadi_gateway.admin.schemas import CORS, EXPLAIN, ROUTE, RULE, SERVICE, UUID, Number, Schema, Text
+from engadi_gateway.net.context import LocalReply
+
+_HOURS: dict[str, Schema] = {"hours": Number(1, 168)}
+_ID: dict[str, Schema] = {"id": UUID}
+_NAME: dict[str, Schema] = {"name": SERVICE}
+_MOMENT = Text(longest=40, format="date-time")
+_LOGS: dict[str, Schema] = {
+    "method": Text(longest=32),
+    "path": Text(longest=8192),
+    "target_service": Text(longest=64),
+    "user_id": Text(longest=1024),
+    "client_ip": Text(longest=45),
+    "request_id": Text(longest=128),
+    "status_code": Number(100, 999),
+    "reason": Text(longest=64),
+    "start_date": _MOMENT,
+    "end_date": _MOMENT,
+    "limit": Number(1, 500),
+    "offset": Number(0, 1_000_000),
+    "cursor": Text(longest=64),
+}
+
+
+async def openapi(call: Call) -> LocalReply:
+    return reply(200, document_of(ENDPOINTS))
+
+
+# fmt: off
+ENDPOINTS: tuple[Endpoint, ...] = (
+    Endpoint("GET", "/health", observe.health, "Whether all is well: names and states", is_public=True),
+    Endpoint("GET", "/livez", observe.livez, "Whether the process answers", is_public=True, media="text/plain"),
+    Endpoint("GET", "/readyz", observe.readyz, "Whether it takes traffic", is_public=True,
+             query={"verbose": Text(longest=8)}, media="text/plain"),
+    Endpoint("GET", f"{BASE}/health", observe.health, "The same as /health", is_public=True),
+    Endpoint("GET", f"{BASE}/openapi.json", openapi, "This document", is_public=True),
+
+    Endpoint("GET", f"{BASE}/routes", config.list_routes, "Routes, in matching order"),
+    Endpoint("POST", f"{BASE}/routes", config.create_route, "Add a route", body=ROUTE, success=201),
+    Endpoint("GET", f"{BASE}/routes/{{id}}", config.get_route, "One route", params=_ID),
+    Endpoint("PUT", f"{BASE}/routes/{{id}}", config.put_route, "Change fields of a route", body=ROUTE.partial(),
+             params=_ID, is_guarded=True),
+    Endpoint("DELETE", f"{BASE}/routes/{{id}}", config.delete_route, "Delete a route", params=_ID, success=204,
+             is_guarded=True),
+
+    Endpoint("GET", f"{BASE}/services", observe.list_services, "Services with health and circuit"),
+    Endpoint("GET", f"{BASE}/services/{{name}}/health", observe.service_health, "Check one service now", params=_NAME),
+    Endpoint("POST", f"{BASE}/services/{{name}}/reset", observe.reset_service, "Close a service's circuit",
+             params=_NAME),
+
+    Endpoint("GET", f"{BASE}/stats", observe.stats, "Totals, error rate, services, statuses, endpoints", query=_HOURS),
+    Endpoint("GET", f"{BASE}/logs", observe.logs, "The request log, newest first", query=_LOGS),
+    Endpoint("GET", f"{BASE}/metrics", observe.metrics, "Statistics as JSON, or Prometheus text by Accept",
+             query=_HOURS),
+    Endpoint("GET", f"{BASE}/metrics/prometheus", observe.metrics_prometheus, "Prometheus text", media="text/plain"),
+    Endpoint("GET", f"{BASE}/errors", observe.errors, "The newest requests with status 400 and above",
+             query={"limit": Number(1, 500)}),
+    Endpoint("GET", f"{BASE}/performance", observe.performance, "Percentiles, overall and per service", query=_HOURS),
+
+    Endpoint("GET", f"{BASE}/rate-limits", config.rule_fill, "Rules with their live fill"),
+    Endpoint("GET", f"{BASE}/config/rate-limits", config.list_rules, "Rate-limit rules"),
+    Endpoint("POST", f"{BASE}/config/rate-limits", config.create_rule, "Add a rule", body=RULE, success=201),
+    Endpoint("PUT", f"{BASE}/config/rate-limits/{{id}}", config.put_rule, "Change fields of a rule",
+             body=RULE.partial(), params=_ID, is_guarded=True),
+    Endpoint("DELETE", f"{BASE}/config/rate-limits/{{id}}", config.delete_rule, "Delete a rule", params=_ID,
+             success=204, is_guarded=True),
+    Endpoint("GET", f"{BASE}/config/cors", config.get_cors, "The CORS policy"),
+    Endpoint("PUT", f"{BASE}/config/cors", config.put_cors, "Change fields of the CORS policy", body=CORS,
+             is_guarded=True),
+    Endpoint("GET", f"{BASE}/config/revisions", config.list_revisions, "Configuration writes, newest first",
+             query={"limit": Number(1, 500), "before": Number(1, 1 << 50)}),
+    Endpoint("GET", f"{BASE}/config/revisions/{{n}}", config.get_revision, "One write, before and after",
+             params={"n": Text(pattern=r"[0-9]{1,15}", longest=15, shortest=1)}),
+
+    Endpoint("POST", f"{BASE}/explain", observe.explain_request, "What would be done with a request, and why",
+             body=EXPLAIN),
+)
+# fmt: on

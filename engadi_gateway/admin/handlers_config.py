@@ -1,0 +1,206 @@
+"""Handlers that read and write the configuration: routes, rules, CORS, revisions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from dataclasses import replace
+from typing import Any
+
+from engadi_gateway.admin.api import BASE, Call
+from engadi_gateway.admin.jsonio import reply
+from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedError
+from engadi_gateway.model import CorsPolicy, Origin, RateLimitRule, Revision, Route
+from engadi_gateway.net.context import LocalReply
+from engadi_gateway.pipeline.cors import cors_faults
+from engadi_gateway.seed import timestamp
+from engadi_gateway.store.catalog import Change
+from engadi_gateway.store.codec import cors_from_json, route_from_json, rule_from_json, to_json
+
+
+def etag_of(document: Any) -> bytes:
+    """A strong validator: the same content has the same tag (RFC 9110 section 8.8.3)."""
+    text = json.dumps(document, sort_keys=True).encode()
+    return b'"%b"' % hashlib.sha256(text).hexdigest()[:32].encode("ascii")
+
+
+def _guard(call: Call, document: Any) -> None:
+    """If-Match (RFC 9110 section 13.1.1)."""
+    wanted = call.exchange.head.notes.get(b"if-match")
+    if wanted is None or wanted.strip() == b"*":
+        return
+    if etag_of(document) not in [tag.strip() for tag in wanted.split(b",")]:
+        raise RefusedError(Refusal(Reason.PRECONDITION_FAILED))
+
+
+def _tagged(status: int, document: Any, *lines: HeaderLine) -> LocalReply:
+    return reply(status, document, (b"ETag", etag_of(document)), *lines)
+
+
+def _invalid(*faults: Fault) -> RefusedError:
+    return RefusedError(Refusal(Reason.INVALID_FIELDS, faults=faults))
+
+
+async def _write(call: Call, kind: str, subject: str, after: Route | RateLimitRule | CorsPolicy | None) -> None:
+    at = timestamp(time.time())
+    await call.console.change(Change(kind, subject, after, call.actor, call.exchange.request_id, at))
+
+
+# routes
+
+
+def _route(call: Call) -> Route:
+    wanted = call.params["id"].lower()
+    for route in call.console.snapshot.routes:
+        if route.id == wanted:
+            return route
+    raise RefusedError(Refusal(Reason.NOT_FOUND))
+
+
+def _check_route(call: Call, route: Route) -> None:
+    """What needs more than one field: a route without a URL must name a service that has one."""
+    if not route.target_url and not route.split and route.target_service not in call.console.snapshot.services:
+        raise _invalid(Fault("/target_url", f"needed, for {route.target_service} is no service of the settings"))
+
+
+async def list_routes(call: Call) -> LocalReply:
+    routes = [to_json(route) for route in call.console.routing_table().ordered()]
+    return reply(200, {"items": routes, "total": len(routes), "revision": call.console.snapshot.revision})
+
+
+async def create_route(call: Call) -> LocalReply:
+    now = timestamp(time.time())
+    own = {"id": str(uuid.uuid4()), "created_at": now, "updated_at": now}
+    route = route_from_json({**call.body, **own})
+    _check_route(call, route)
+    await _write(call, "route", route.id, route)
+    return _tagged(201, to_json(route), (b"Location", f"{BASE}/routes/{route.id}".encode()))
+
+
+async def get_route(call: Call) -> LocalReply:
+    return _tagged(200, to_json(_route(call)))
+
+
+async def put_route(call: Call) -> LocalReply:
+    before = to_json(_route(call))
+    _guard(call, before)
+    own = {"id": before["id"], "created_at": before["created_at"], "updated_at": timestamp(time.time())}
+    route = route_from_json({**before, **call.body, **own})
+    _check_route(call, route)
+    await _write(call, "route", route.id, route)
+    return _tagged(200, to_json(route))
+
+
+async def delete_route(call: Call) -> LocalReply:
+    route = _route(call)
+    _guard(call, to_json(route))
+    await _write(call, "route", route.id, None)
+    return reply(204, None)
+
+
+# rules
+
+
+def _rule(call: Call) -> RateLimitRule:
+    wanted = call.params["id"].lower()
+    for rule in call.console.snapshot.rules:
+        if rule.id == wanted:
+            return rule
+    raise RefusedError(Refusal(Reason.NOT_FOUND))
+
+
+def _check_name(call: Call, rule: RateLimitRule) -> None:
+    if any(other.name == rule.name and other.id != rule.id for other in call.console.snapshot.rules):
+        raise RefusedError(Refusal(Reason.CONFLICT, faults=(Fault("/name", "another rule has this name"),)))
+
+
+async def list_rules(call: Call) -> LocalReply:
+    rules = [to_json(rule) for rule in call.console.snapshot.rules]
+    return reply(200, {"items": rules, "total": len(rules), "revision": call.console.snapshot.revision})
+
+
+async def create_rule(call: Call) -> LocalReply:
+    now = timestamp(time.time())
+    rule_id = str(uuid.uuid4())
+    own = {"id": rule_id, "origin": Origin.API, "created_at": now, "updated_at": now}
+    name = {"name": f"{call.body['limit_type']}-{rule_id[:8]}"}
+    rule = rule_from_json({**name, **call.body, **own})
+    _check_name(call, rule)
+    await _write(call, "rule", rule.id, rule)
+    return _tagged(201, to_json(rule), (b"Location", f"{BASE}/config/rate-limits/{rule.id}".encode()))
+
+
+async def put_rule(call: Call) -> LocalReply:
+    before = to_json(_rule(call))
+    _guard(call, before)
+    own = {
+        "id": before["id"],
+        "origin": Origin.API,
+        "created_at": before["created_at"],
+        "updated_at": timestamp(time.time()),
+    }
+    rule = rule_from_json({**before, **call.body, **own})
+    _check_name(call, rule)
+    await _write(call, "rule", rule.id, rule)
+    return _tagged(200, to_json(rule))
+
+
+async def delete_rule(call: Call) -> LocalReply:
+    rule = _rule(call)
+    _guard(call, to_json(rule))
+    await _write(call, "rule", rule.id, None)
+    return reply(204, None)
+
+
+async def rule_fill(call: Call) -> LocalReply:
+    return reply(200, {"items": call.console.limits_status()})
+
+
+# CORS
+
+
+async def get_cors(call: Call) -> LocalReply:
+    return _tagged(200, to_json(call.console.snapshot.cors))
+
+
+async def put_cors(call: Call) -> LocalReply:
+    before = to_json(call.console.snapshot.cors)
+    _guard(call, before)
+    policy = replace(cors_from_json({**before, **call.body}), origin=Origin.API)
+    faults = cors_faults(policy)
+    if faults:
+        raise _invalid(*faults)
+    await _write(call, "cors", "cors", policy)
+    return _tagged(200, to_json(policy))
+
+
+# revisions
+
+
+def _revision_json(revision: Revision) -> dict[str, Any]:
+    return {
+        "number": revision.number,
+        "actor": revision.actor,
+        "created_at": revision.created_at,
+        "kind": revision.kind,
+        "subject": revision.subject,
+        "before": revision.before,
+        "after": revision.after,
+    }
+
+
+async def list_revisions(call: Call) -> LocalReply:
+    limit = call.query.get("limit", 50)
+    found = await call.console.catalog.revisions(limit + 1, call.query.get("before"))
+    items = [_revision_json(revision) for revision in found[:limit]]
+    more = items[-1]["number"] if len(found) > limit else None
+    return reply(200, {"items": items, "next_before": more})
+
+
+async def get_revision(call: Call) -> LocalReply:
+    found = await call.console.catalog.revision(int(call.params["n"]))
+    if found is None:
+        raise RefusedError(Refusal(Reason.NOT_FOUND))
+    return reply(200, _revision_json(found))

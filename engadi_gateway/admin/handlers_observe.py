@@ -1,0 +1,216 @@
+"""Handlers that look: health, services, statistics, logs, metrics, explain."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from engadi_gateway import metrics as prometheus
+from engadi_gateway.admin.api import Call
+from engadi_gateway.admin.jsonio import reply
+from engadi_gateway.errors import Fault, Reason, Refusal, RefusedError
+from engadi_gateway.explain import explain
+from engadi_gateway.model import ServiceHealth
+from engadi_gateway.net.context import LocalReply
+from engadi_gateway.seed import timestamp
+from engadi_gateway.store.journal import LogFilter
+
+_DEFAULT_HOURS = 24
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+# health
+
+
+def _health_page(call: Call) -> dict[str, Any]:
+    """Names and states only: everybody may read it."""
+    state = call.console.state()
+    log = state["log"]
+    is_log_ok = not log["last_error"] and not log["rows_shed"]
+    page = call.console.checker.aggregate()
+    if not is_log_ok:
+        page["status"] = "degraded"
+    breakers = call.console.breakers
+    now = time.monotonic()
+    return {
+        "service": call.console.settings.gateway_name,
+        "version": state["version"],
+        "lifecycle": state["lifecycle"],
+        **page,
+        "circuits": {name: breakers.status(name, now)["state"] for name in breakers.names()},
+        "request_log": {
+            "status": "ok" if is_log_ok else "failing" if log["last_error"] else "shedding",
+            "rows_written": log["rows_written"],
+            "rows_shed": log["rows_shed"],
+            "rows_failed": log["rows_failed"],
+        },
+        "uptime_s": state["uptime_s"],
+    }
+
+
+async def health(call: Call) -> LocalReply:
+    return reply(200, _health_page(call))
+
+
+def _plain(status: int, text: str) -> LocalReply:
+    lines = [(b"Content-Type", b"text/plain; charset=utf-8"), (b"Cache-Control", b"no-store")]
+    return LocalReply(status, lines, text.encode())
+
+
+async def livez(call: Call) -> LocalReply:
+    """The process answers; nothing else is asked."""
+    return _plain(200, "ok\n")
+
+
+async def readyz(call: Call) -> LocalReply:
+    """503 while starting or draining; upstreams in trouble do not make the gateway unready."""
+    lifecycle = call.console.state()["lifecycle"]
+    is_ready = lifecycle == "running"
+    text = f"lifecycle: {lifecycle}\n" if "verbose" in call.query else ""
+    return _plain(200 if is_ready else 503, text + ("ok\n" if is_ready else "not ready\n"))
+
+
+# services
+
+
+def _service_json(call: Call, name: str) -> dict[str, Any]:
+    service = call.console.services()[name]
+    known = call.console.checker.status().get(name) or ServiceHealth(name, service.url)
+    document = {**asdict(known), "status": str(known.status)}
+    if known.last_check is not None:
+        document["last_check"] = timestamp(known.last_check / 1000)
+    document["circuit_breaker"] = call.console.breakers.status(name, time.monotonic())
+    return document
+
+
+async def list_services(call: Call) -> LocalReply:
+    names = sorted(call.console.services())
+    return reply(200, {"items": [_service_json(call, name) for name in names], "total": len(names)})
+
+
+def _known_service(call: Call) -> str:
+    name = call.params["name"]
+    if name not in call.console.services():
+        raise RefusedError(Refusal(Reason.NOT_FOUND, "no such service"))
+    return name
+
+
+async def service_health(call: Call) -> LocalReply:
+    """Checks now, so that what is said is fresh."""
+    name = _known_service(call)
+    await call.console.checker.check_now(name)
+    return reply(200, _service_json(call, name))
+
+
+async def reset_service(call: Call) -> LocalReply:
+    name = _known_service(call)
+    call.console.breakers.reset(name, time.monotonic())
+    return reply(200, _service_json(call, name))
+
+
+# the log
+
+
+async def stats(call: Call) -> LocalReply:
+    return reply(200, await call.console.journal.stats_of(call.query.get("hours", _DEFAULT_HOURS), _now_ms()))
+
+
+async def performance(call: Call) -> LocalReply:
+    return reply(200, await call.console.journal.performance(call.query.get("hours", _DEFAULT_HOURS), _now_ms()))
+
+
+async def errors(call: Call) -> LocalReply:
+    items = await call.console.journal.errors(call.query.get("limit", 50))
+    return reply(200, {"items": items, "total": len(items)})
+
+
+async def logs(call: Call) -> LocalReply:
+    query = dict(call.query)
+    faults: list[Fault] = []
+    times: dict[str, Any] = {}
+    for name, key in (("start_date", "start_ms"), ("end_date", "end_ms")):
+        times[key] = _moment_ms(query.pop(name, None), f"/query/{name}", faults)
+    if faults:
+        raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=tuple(faults)))
+    try:
+        page = await call.console.journal.logs(LogFilter(**query, **times))
+    except ValueError as error:
+        raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=(Fault("/query/cursor", str(error)),))) from None
+    return reply(200, {"items": page.items, "next": page.next_cursor})
+
+
+def _moment_ms(text: str | None, pointer: str, faults: list[Fault]) -> int | None:
+    """RFC 3339, or a date; without an offset it is UTC."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text.replace(" ", "+", 1) if "T" in text else text)
+        naive = moment if moment.tzinfo is not None else datetime.fromisoformat(f"{moment.isoformat()}+00:00")
+        return int(naive.timestamp() * 1000)
+    except (ValueError, OverflowError):
+        faults.append(Fault(pointer, "expected a date or an RFC 3339 time"))
+        return None
+
+
+# metrics
+
+
+def _facts(call: Call) -> dict[str, Any]:
+    console, now = call.console, time.monotonic()
+    return {
+        "state": console.state(),
+        "limits": console.limits_status(),
+        "breakers": {name: console.breakers.status(name, now) for name in console.breakers.names()},
+        "health": console.checker.status(),
+    }
+
+
+def _text(call: Call, *, is_openmetrics: bool) -> LocalReply:
+    body = prometheus.render(prometheus.families_of(call.console.metrics, _facts(call)), is_openmetrics=is_openmetrics)
+    media = prometheus.OPENMETRICS if is_openmetrics else prometheus.TEXT
+    return LocalReply(200, [(b"Content-Type", media.encode("ascii")), (b"Cache-Control", b"no-store")], body)
+
+
+def _accepts(call: Call) -> str:
+    return call.exchange.head.notes.get(b"accept", b"").decode("latin-1").lower()
+
+
+async def metrics(call: Call) -> LocalReply:
+    """JSON; Prometheus text for those who ask for it."""
+    accepted = _accepts(call)
+    if "openmetrics" in accepted or "text/plain" in accepted:
+        return _text(call, is_openmetrics="openmetrics" in accepted)
+    hours = call.query.get("hours", _DEFAULT_HOURS)
+    journal = call.console.journal
+    totals = await journal.stats_of(hours, _now_ms())
+    timing = await journal.performance(hours, _now_ms())
+    return reply(200, {**totals, "performance": timing, "process": call.console.state()})
+
+
+async def metrics_prometheus(call: Call) -> LocalReply:
+    return _text(call, is_openmetrics="openmetrics" in _accepts(call))
+
+
+# explain
+
+
+async def explain_request(call: Call) -> LocalReply:
+    body = call.body
+    headers = body.get("headers") or {}
+    return reply(
+        200,
+        explain(
+            call.console,
+            method=body["method"],
+            path=body["path"],
+            host=body.get("host") or "localhost",
+            headers=list(headers.items()),
+            token=body.get("token"),
+            client_ip=body.get("client_ip") or call.exchange.client_ip,
+        ),
+    )

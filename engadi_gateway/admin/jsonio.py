@@ -1,0 +1,80 @@
+"""JSON in and out, strictly: no NaN, no key twice, no depth that breaks a parser, UTF-8 only (RFC 8259)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from engadi_gateway.errors import HeaderLine, Reason, Refusal, RefusedError
+from engadi_gateway.net.context import LocalReply
+
+_MAX_DEPTH = 32
+
+
+def _refuse(detail: str) -> NoReturn:
+    raise RefusedError(Refusal(Reason.BAD_JSON, detail))
+
+
+def _constant(name: str) -> NoReturn:
+    _refuse(f"{name} is not JSON")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if value in {float("inf"), float("-inf")}:
+        _refuse("a number out of range")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > 20:
+        _refuse("a number out of range")
+    return int(text)
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        _refuse("the same key twice in an object")
+    return document
+
+
+def parse(body: bytes) -> Any:
+    """The value in a body.
+
+    Raises:
+        RefusedError: BAD_JSON, with what is wrong.
+    """
+    try:
+        text = body.decode("utf-8")
+        value = json.loads(text, parse_constant=_constant, parse_float=_float, parse_int=_int, object_pairs_hook=_pairs)
+    except UnicodeDecodeError:
+        _refuse("not UTF-8")
+    except json.JSONDecodeError as error:
+        _refuse(f"{error.msg} at line {error.lineno} column {error.colno}")
+    except RecursionError:
+        _refuse("nested too deeply")
+    _check(value, 0)
+    return value
+
+
+def _check(value: Any, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        _refuse("nested too deeply")
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            _refuse("half of a surrogate pair")
+    parts = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else ()
+    for part in parts:
+        _check(part, depth + 1)
+
+
+def reply(status: int, value: Any, *lines: HeaderLine) -> LocalReply:
+    """A JSON reply; None with 204 has no body. Nothing of the admin API is ever cached."""
+    head: list[HeaderLine] = [(b"Cache-Control", b"no-store"), *lines]
+    if status == 204:
+        return LocalReply(204, head, b"")
+    body = json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "replace")
+    return LocalReply(status, [(b"Content-Type", b"application/json"), *head], body)

@@ -1,0 +1,265 @@
+"""What the admin API takes: small schemas that check a value, with a JSON pointer for each fault, and describe
+themselves as JSON Schema 2020-12 for the OpenAPI document. One table, so what is said and what is done agree."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any, Protocol
+
+from engadi_gateway.errors import Fault
+from engadi_gateway.model import LimitMode, LimitType
+from engadi_gateway.pipeline.routing import parse_pattern
+from engadi_gateway.settings import SERVICE_NAME, parse_url
+
+Json = dict[str, Any]
+
+
+class Schema(Protocol):
+    """One kind of value."""
+
+    def check(self, value: Any, pointer: str) -> list[Fault]: ...
+    def describe(self) -> Json: ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """A string. `is_good` raises ValueError with a sentence; `format` is only said."""
+
+    pattern: str = ""
+    longest: int = 1024
+    shortest: int = 0
+    choices: tuple[str, ...] = ()
+    is_good: Callable[[str], object] | None = None
+    format: str = ""
+
+    def check(self, value: Any, pointer: str) -> list[Fault]:
+        if not isinstance(value, str):
+            return [Fault(pointer, "expected a string")]
+        if self.choices and value not in self.choices:
+            return [Fault(pointer, f"expected one of {', '.join(self.choices)}")]
+        if not self.shortest <= len(value) <= self.longest:
+            return [Fault(pointer, f"expected {self.shortest} to {self.longest} characters")]
+        if self.pattern and not re.fullmatch(self.pattern, value):
+            return [Fault(pointer, f"expected to match {self.pattern}")]
+        if self.is_good is not None and value:
+            try:
+                self.is_good(value)
+            except ValueError as error:
+                return [Fault(pointer, str(error))]
+        return []
+
+    def describe(self) -> Json:
+        document: Json = {"type": "string", "minLength": self.shortest, "maxLength": self.longest}
+        if self.choices:
+            document = {"type": "string", "enum": list(self.choices)}
+        if self.pattern:
+            document["pattern"] = f"^(?:{self.pattern})$"
+        if self.format:
+            document["format"] = self.format
+        return document
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number between two bounds; whole unless said otherwise. A boolean is none."""
+
+    low: float
+    high: float
+    is_whole: bool = True
+
+    def check(self, value: Any, pointer: str) -> list[Fault]:
+        kinds = (int,) if self.is_whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return [Fault(pointer, "expected a whole number" if self.is_whole else "expected a number")]
+        if not (self.low <= value <= self.high) or math.isnan(value):
+            return [Fault(pointer, f"expected {self.low:g} to {self.high:g}")]
+        return []
+
+    def describe(self) -> Json:
+        return {"type": "integer" if self.is_whole else "number", "minimum": self.low, "maximum": self.high}
+
+
+@dataclass(frozen=True)
+class Boolean:
+    def check(self, value: Any, pointer: str) -> list[Fault]:
+        return [] if isinstance(value, bool) else [Fault(pointer, "expected true or false")]
+
+    def describe(self) -> Json:
+        return {"type": "boolean"}
+
+
+@dataclass(frozen=True)
+class Nullable:
+    inner: Schema
+
+    def check(self, value: Any, pointer: str) -> list[Fault]:
+        return [] if value is None else self.inner.check(value, pointer)
+
+    def describe(self) -> Json:
+        document = self.inner.describe()
+        return {**document, "type": [document["type"], "null"]}
+
+
+@dataclass(frozen=True)
+class List:
+    item: Schema
+    longest: int = 100
+
+    def check(self, value: Any, pointer: str) -> list[Fault]:
+        if not isinstance(value, list):
+            return [Fault(pointer, "expected a list")]
+        if len(value) > self.longest:
+            return [Fault(pointer, f"at most {self.longest} entries")]
+        faults = [fault for index, part in enumerate(value) for fault in self.item.check(part, f"{pointer}/{index}")]
+        if not faults and any(value.count(part) > 1 for part in value):
+            faults.append(Fault(pointer, "the same entry twice"))
+        return faults
+
+    def describe(self) -> Json:
+        return {"type": "array", "items": self.item.describe(), "maxItems": self.longest, "uniqueItems": True}
+
+
+@dataclass(frozen=True)
+class Object:
+    """An object with just these fields; `accepts` are ignored, so that what a GET gave can be sent back."""
+
+    fields: Mapping[str, Schema]
+    required: tuple[str, ...] = ()
+    accepts: tuple[str, ...] = field(default=())
+
+    def check(self, value: Any, pointer: str = "") -> list[Fault]:
+        if not isinstance(value, dict):
+            return [Fault(pointer, "expected an object")]
+        faults = [Fault(f"{pointer}/{name}", "is required") for name in self.required if name not in value]
+        for name, part in value.items():
+            where = f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"
+            if name in self.fields:
+                faults += self.fields[name].check(part, where)
+            elif name not in self.accepts:
+                faults.append(Fault(where, "unknown field"))
+        return faults
+
+    def describe(self) -> Json:
+        properties = {name: schema.describe() for name, schema in self.fields.items()}
+        properties |= {name: {"readOnly": True} for name in self.accepts}
+        document: Json = {"type": "object", "properties": properties, "additionalProperties": False}
+        if self.required:
+            document["required"] = list(self.required)
+        return document
+
+    def partial(self) -> Object:
+        """The same without required fields: for a PUT that keeps what it does not name."""
+        return Object(self.fields, (), self.accepts)
+
+
+@dataclass(frozen=True)
+class TextMap:
+    """An object of any names, all of whose values are strings."""
+
+    most: int = 100
+    longest: int = 8192
+
+    def check(self, value: Any, pointer: str) -> list[Fault]:
+        if not isinstance(value, dict):
+            return [Fault(pointer, "expected an object")]
+        if len(value) > self.most:
+            return [Fault(pointer, f"at most {self.most} entries")]
+        return [
+            Fault(f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}", "expected a string")
+            for name, part in value.items()
+            if not isinstance(part, str) or len(part) > self.longest
+        ]
+
+    def describe(self) -> Json:
+        text = {"type": "string", "maxLength": self.longest}
+        return {"type": "object", "additionalProperties": text, "maxProperties": self.most}
+
+
+_RESERVED = ("/api/v1/gateway", "/health", "/livez", "/readyz")
+
+
+def _pattern(text: str) -> None:
+    parse_pattern(text)
+    if any(text == prefix or text.startswith(f"{prefix}/") for prefix in _RESERVED):
+        raise ValueError("reserved for the gateway itself")
+
+
+def _not_blank(text: str) -> None:
+    if text != text.strip() or not text.isprintable():
+        raise ValueError("white space around it, or characters that cannot be printed")
+
+
+PATH_PATTERN = Text(is_good=_pattern, shortest=1)
+SERVICE = Text(pattern=SERVICE_NAME.pattern, longest=64, shortest=1)
+URL = Text(is_good=parse_url, longest=2048)
+METHODS = List(Text(pattern=r"[A-Z][A-Z0-9_-]*", longest=32, shortest=1), longest=32)
+ROLE = Text(is_good=_not_blank, longest=128, shortest=1)
+UUID = Text(pattern=r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", longest=36, format="uuid")
+
+SPLIT = Object(
+    {"target_service": SERVICE, "target_url": URL, "weight": Number(1, 1000)},
+    required=("target_service", "target_url", "weight"),
+)
+ROUTE = Object(
+    {
+        "path_pattern": PATH_PATTERN,
+        "target_service": SERVICE,
+        "target_url": URL,
+        "methods": METHODS,
+        "host": Text(pattern=r"(?:[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])?", longest=253),
+        "is_public": Boolean(),
+        "is_active": Boolean(),
+        "priority": Number(-1_000_000, 1_000_000),
+        "timeout": Nullable(Number(0.01, 3600, is_whole=False)),
+        "retry_count": Nullable(Number(0, 10)),
+        "circuit_breaker_enabled": Boolean(),
+        "strip_prefix": Boolean(),
+        "preserve_host": Boolean(),
+        "allow_encoded_slashes": Boolean(),
+        "required_roles": List(ROLE),
+        "split": List(SPLIT, longest=20),
+    },
+    required=("path_pattern", "target_service"),
+    accepts=("id", "created_at", "updated_at"),
+)
+RULE = Object(
+    {
+        "name": Text(pattern=r"[A-Za-z0-9_.-]{1,64}", longest=64, shortest=1),
+        "limit_type": Text(choices=tuple(LimitType)),
+        "max_requests": Number(1, 1_000_000_000),
+        "window_seconds": Number(1, 31_536_000),
+        "path_pattern": Text(is_good=parse_pattern),
+        "mode": Text(choices=tuple(LimitMode)),
+        "is_active": Boolean(),
+    },
+    required=("limit_type", "max_requests", "window_seconds"),
+    accepts=("id", "origin", "created_at", "updated_at"),
+)
+CORS = Object(
+    {
+        "enabled": Boolean(),
+        "allow_origins": List(Text(longest=255, shortest=1), longest=1000),
+        "allow_methods": List(Text(longest=32, shortest=1)),
+        "allow_headers": List(Text(longest=128, shortest=1)),
+        "expose_headers": List(Text(longest=128, shortest=1)),
+        "allow_credentials": Boolean(),
+        "max_age": Number(0, 604_800),
+        "reject_denied_origin": Boolean(),
+    },
+    accepts=("origin",),
+)
+EXPLAIN = Object(
+    {
+        "method": Text(pattern=r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", longest=32, shortest=1),
+        "path": Text(shortest=1, longest=8192),
+        "host": Text(longest=255),
+        "headers": Nullable(TextMap()),
+        "token": Nullable(Text(longest=16384)),
+        "client_ip": Text(longest=45, is_good=ip_address),
+    },
+    required=("method", "path"),
+)

@@ -1,0 +1,121 @@
+"""Why would it do that? The same stages that serve, asked without spending anything or contacting anybody."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from engadi_gateway.errors import HeaderLine, Reason, Refusal, RefusedError
+from engadi_gateway.model import Listener
+from engadi_gateway.net.forward import upstream_request
+from engadi_gateway.pipeline import Pipeline
+from engadi_gateway.pipeline.exchange import Exchange
+from engadi_gateway.pipeline.routing import RoutingTable
+from engadi_gateway.wire.forwarded import resolve_client
+from engadi_gateway.wire.headers import HeaderPolicy
+from engadi_gateway.wire.request import HeadLimits, parse_head
+
+_REQUEST_ID = "00000000-0000-4000-8000-000000000000"
+
+
+class Explained(Protocol):
+    """What an explanation needs: a running gateway, or one put together from files."""
+
+    @property
+    def pipeline(self) -> Pipeline: ...
+    @property
+    def head_limits(self) -> HeadLimits: ...
+    @property
+    def header_policy(self) -> HeaderPolicy: ...
+    @property
+    def trusted(self) -> tuple[Any, ...]: ...
+    def routing_table(self) -> RoutingTable: ...
+
+
+def explain(  # noqa: PLR0913 - a request has so many parts
+    console: Explained,
+    *,
+    method: str,
+    path: str,
+    host: str,
+    headers: list[tuple[str, str]],
+    token: str | None,
+    client_ip: str,
+) -> dict[str, Any]:
+    """What would happen to a request, and why, as JSON values.
+
+    Raises:
+        RefusedError: the request could not even be read.
+    """
+    raw = raw_head(method, path, host, headers, token)
+    head, _ = parse_head(raw, console.head_limits, console.header_policy)
+    exchange = Exchange(head, _REQUEST_ID, time.monotonic(), time.time(), console.pipeline)
+    exchange.is_rehearsal = True
+    exchange.trace = {}
+    exchange.listener = Listener("http", 0, False, True)
+    who = resolve_client(client_ip, b"http", head, console.trusted)
+    exchange.peer_ip, exchange.client_ip = client_ip, who.address
+    wait = console.pipeline.decide(exchange)
+    refusal = exchange.refusal
+    answer: dict[str, Any] = {
+        "target": head.target.decode("latin-1"),
+        "path": head.path,
+        "host": head.host,
+        "client_ip": who.address,
+        "revision": console.pipeline.revision,
+        "candidates": _candidates(console.routing_table(), exchange),
+        "route": exchange.route.id if exchange.route is not None else None,
+        **{name: exchange.trace.get(name) for name in ("cors", "jwt", "limits", "breaker")},
+        "would_ask": None if wait is None else wait.kind,
+        "verdict": "wait" if wait is not None else "refuse" if refusal is not None else "serve",
+        "reason": refusal.code if refusal is not None else Reason.OK.code,
+        "status": refusal.reason.status if refusal is not None else None,
+        "reply_headers": _lines(exchange.reply_lines + list(refusal.headers if refusal is not None else ())),
+        "upstream": None,
+    }
+    if wait is None and refusal is None and exchange.target is not None:
+        _, sent = upstream_request(exchange, who, head.framing, b"engadi-explain")
+        answer["upstream"] = {
+            "service": exchange.target.service,
+            "url": exchange.target.url,
+            "head": sent.decode("latin-1").split("\r\n")[:-2],
+        }
+    return answer
+
+
+def raw_head(method: str, path: str, host: str, headers: list[tuple[str, str]], token: str | None) -> bytes:
+    """The head as a client would send it; parsed by the code that parses real ones.
+
+    Raises:
+        RefusedError: a part that would be more than one line.
+    """
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers)]
+    if token is not None:
+        lines.append(f"Authorization: Bearer {token}")
+    if any("\r" in line or "\n" in line for line in lines):
+        raise RefusedError(Refusal(Reason.BAD_REQUEST, "line break in a part of the request"))
+    try:
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+    except UnicodeEncodeError:
+        raise RefusedError(Refusal(Reason.BAD_REQUEST, "only ISO 8859-1 can stand in a request's head")) from None
+
+
+def _candidates(table: RoutingTable, exchange: Exchange) -> list[dict[str, Any]]:
+    if exchange.is_local:
+        route = exchange.route
+        return [] if route is None else [{"id": route.id, "path_pattern": route.path_pattern, "why": "won: built in"}]
+    head = exchange.head
+    return [
+        {
+            "id": verdict.route.id,
+            "path_pattern": verdict.route.path_pattern,
+            "priority": verdict.route.priority,
+            "target_service": verdict.route.target_service,
+            "why": verdict.why,
+        }
+        for verdict in table.trace(head.method, head.host, head.path)
+    ]
+
+
+def _lines(lines: list[HeaderLine]) -> list[list[str]]:
+    return [[name.decode("latin-1"), value.decode("latin-1")] for name, value in lines if name != b"X-Request-ID"]

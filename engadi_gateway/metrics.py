@@ -1,0 +1,236 @@
+"""Counters and histograms of the process, and the Prometheus text of them.
+
+Fed with batches of settled rows, so a request pays for it once and where the cache is warm. Labels are bounded: route
+ids, known methods, the closed reasons; never a path, a user or an address.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import resource
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engadi_gateway.errors import Reason
+from engadi_gateway.model import LogRow
+
+BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+
+class Histogram:
+    """Counts per bucket, not cumulative; the text makes them so."""
+
+    __slots__ = ("counts", "total_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS_S) + 1)
+        self.total_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect.bisect_left(BUCKETS_S, seconds)] += 1
+        self.total_s += seconds
+
+
+class Metrics:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self.requests: dict[tuple[str, str, int, str], int] = defaultdict(int)
+        self.durations: dict[str, Histogram] = defaultdict(Histogram)
+        self.upstream: dict[str, Histogram] = defaultdict(Histogram)
+        self.attempts: dict[tuple[str, str], int] = defaultdict(int)
+        self.unread: dict[str, int] = defaultdict(int)
+
+    def observe(self, rows: list[LogRow]) -> None:
+        """Count settled rows."""
+        for row in rows:
+            route = row.route_id or ""
+            method = row.method if row.method in _METHODS else "_OTHER"
+            self.requests[route, method, row.status_code, row.reason] += 1
+            self.durations[route].add(row.response_time / 1000)
+            if row.attempts:
+                service = row.target_service or ""
+                self.attempts[service, "retry"] += row.attempts - 1
+                self.attempts[service, "first"] += 1
+                if row.upstream_time is not None:
+                    self.upstream[service].add(row.upstream_time / 1000)
+
+    def unreadable(self, reason: Reason) -> None:
+        """Count a head that never became an exchange."""
+        self.unread[reason.code] += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric family; samples are (name suffix, labels, value)."""
+
+    name: str
+    kind: str
+    help: str
+    samples: Iterable[tuple[str, Mapping[str, str], float]]
+
+
+def render(families: Iterable[Family], *, is_openmetrics: bool) -> bytes:
+    """The text format 0.0.4, or OpenMetrics 1.0, where a counter's family has no `_total` and the end is marked."""
+    lines: list[str] = []
+    for family in families:
+        is_counter = family.kind == "counter"
+        name = family.name.removesuffix("_total") if is_counter and is_openmetrics else family.name
+        lines.append(f"# HELP {name} {_escaped_help(family.help)}")
+        lines.append(f"# TYPE {name} {family.kind}")
+        for suffix, labels, value in family.samples:
+            lines.append(f"{family.name}{suffix}{_labels(labels)} {_number(value)}")
+    if is_openmetrics:
+        lines.append("# EOF")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _escaped_help(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    if not labels:
+        return ""
+    pairs = []
+    for name, value in labels.items():
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        pairs.append(f'{name}="{escaped}"')
+    return "{" + ",".join(pairs) + "}"
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+def histogram_samples(
+    histograms: Mapping[str, Histogram], label: str
+) -> Iterator[tuple[str, Mapping[str, str], float]]:
+    """Cumulative buckets, `+Inf` equal to the count, the sum."""
+    for key, histogram in histograms.items():
+        seen = 0
+        for limit, count in zip((*BUCKETS_S, None), histogram.counts, strict=True):
+            seen += count
+            edge = "+Inf" if limit is None else _number(limit)
+            yield "_bucket", {label: key, "le": edge}, seen
+        yield "_sum", {label: key}, histogram.total_s
+        yield "_count", {label: key}, seen
+
+
+def families_of(metrics: Metrics, facts: Mapping[str, Any]) -> list[Family]:
+    """All families.
+
+    Args:
+        facts: what `Gateway.facts` gives: state, rules, breakers, health.
+    """
+    return [*_traffic(metrics), *_policies(facts), *_self(facts)]
+
+
+def _traffic(metrics: Metrics) -> list[Family]:
+    names = ("route", "method", "code", "reason")
+    requests = [
+        ("", dict(zip(names, (key[0], key[1], str(key[2]), key[3]), strict=True)), float(count))
+        for key, count in metrics.requests.items()
+    ]
+    attempts = [("", {"service": key[0], "outcome": key[1]}, float(n)) for key, n in metrics.attempts.items()]
+    unread = [("", {"reason": code}, float(count)) for code, count in metrics.unread.items()]
+    return [
+        Family("engadi_http_requests_total", "counter", "Requests answered.", requests),
+        Family(
+            "engadi_http_request_duration_seconds",
+            "histogram",
+            "From the end of the request's head to the end of the reply.",
+            histogram_samples(metrics.durations, "route"),
+        ),
+        Family(
+            "engadi_upstream_request_duration_seconds",
+            "histogram",
+            "From the request's first byte to the head of the upstream's reply.",
+            histogram_samples(metrics.upstream, "service"),
+        ),
+        Family("engadi_upstream_attempts_total", "counter", "Attempts to reach an upstream.", attempts),
+        Family("engadi_http_unreadable_total", "counter", "Refused before they became a request.", unread),
+    ]
+
+
+_STATES = ("closed", "open", "half_open")
+
+
+def _policies(facts: Mapping[str, Any]) -> list[Family]:
+    decisions = [
+        ("", {"rule": row["name"], "decision": word}, float(row[word]))
+        for row in facts["limits"]
+        for word in ("allowed", "refused", "observed")
+    ]
+    circuits = [
+        ("", {"service": name, "state": state}, float(row["state"] == state))
+        for name, row in facts["breakers"].items()
+        for state in _STATES
+    ]
+    trips = [("", {"service": name}, float(row["trips"])) for name, row in facts["breakers"].items()]
+    up = [
+        ("", {"service": name, "target": row.service_url}, float(row.status in {"healthy", "degraded"}))
+        for name, row in facts["health"].items()
+    ]
+    pools = [
+        ("", {"service": name, "state": state}, float(count))
+        for name, counts in facts["state"]["pools"].items()
+        for state, count in counts.items()
+    ]
+    return [
+        Family("engadi_ratelimit_decisions_total", "counter", "What the rate-limit rules said.", decisions),
+        Family("engadi_circuit_state", "gauge", "1 for the state that a circuit is in.", circuits),
+        Family("engadi_circuit_trips_total", "counter", "How often a circuit opened.", trips),
+        Family("engadi_target_up", "gauge", "Whether the last health check was good.", up),
+        Family("engadi_upstream_connections", "gauge", "Connections by target and state.", pools),
+    ]
+
+
+def _self(facts: Mapping[str, Any]) -> list[Family]:
+    state = facts["state"]
+    log = state["log"]
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    reloads = [("", {"result": result}, float(count)) for result, count in state["reloads"].items()]
+    version = [("", {"version": state["version"]}, 1.0)]
+    rows: tuple[tuple[str, str, str, float], ...] = (
+        ("engadi_http_requests_in_flight", "gauge", "Requests under way.", state["in_flight"]),
+        ("engadi_http_connections", "gauge", "Client connections.", state["connections"]),
+        ("engadi_config_revision", "gauge", "The configuration's revision.", state["revision"]),
+        ("engadi_log_rows_written_total", "counter", "Rows in the request log.", log["rows_written"]),
+        ("engadi_log_rows_dropped_total", "counter", "Rows shed or failed.", log["rows_shed"] + log["rows_failed"]),
+        ("engadi_log_queue_depth", "gauge", "Rows that wait for the writer.", log["queue_depth"]),
+        ("engadi_event_loop_lag_seconds", "gauge", "How late the last tick was.", state["loop_lag_s"]),
+        ("process_cpu_seconds_total", "counter", "CPU time of this process.", usage.ru_utime + usage.ru_stime),
+        ("process_resident_memory_bytes", "gauge", "Resident memory.", resident_bytes()),
+        ("process_start_time_seconds", "gauge", "When it started.", time.time() - state["uptime_s"]),
+        ("process_open_fds", "gauge", "Open file descriptors.", open_fds()),
+    )
+    return [
+        *(Family(name, kind, text, [("", {}, float(value))]) for name, kind, text, value in rows),
+        Family("engadi_config_reloads_total", "counter", "Reloads of the settings.", reloads),
+        Family("engadi_build_info", "gauge", "The version.", version),
+    ]
+
+
+def resident_bytes() -> int:
+    """0 where /proc is not there."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - read at each scrape, one line
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def open_fds() -> int:
+    """0 where /proc is not there."""
+    try:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names are enough
+    except OSError:
+        return 0

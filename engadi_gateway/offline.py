@@ -1,0 +1,99 @@
+"""The commands that look without serving: check, routes, explain. They read files and open nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from typing import Any
+
+from engadi_gateway.assembly import Compiler, State, head_limits, header_policy, make_pools
+from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
+from engadi_gateway.explain import explain
+from engadi_gateway.listeners import server_tls
+from engadi_gateway.pipeline import Pipeline
+from engadi_gateway.pipeline.routing import RoutingTable
+from engadi_gateway.seed import seed_of, timestamp
+from engadi_gateway.settings import IpNetwork, Settings
+from engadi_gateway.store.catalog import snapshot_at_rest
+from engadi_gateway.wire.headers import HeaderPolicy
+from engadi_gateway.wire.request import HeadLimits
+
+
+class Offline:
+    """What a gateway with these settings would be.
+
+    Raises:
+        ConfigurationError: with all faults.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        seed = seed_of(settings, timestamp(time.time()))
+        try:
+            self._snapshot = snapshot_at_rest(settings.database_url, seed)
+        except sqlite3.Error as error:
+            raise ConfigurationError([Fault("database.url", f"{settings.database_url}: {error}")]) from None
+        self._compiled = Compiler(settings, State.of(settings)).compile(self._snapshot, time.monotonic())
+
+    def check(self) -> None:
+        """Try what else the settings name: certificates, authorities."""
+        faults: list[Fault] = []
+        for attempt in (lambda: server_tls(self._settings), lambda: make_pools(self._settings)):
+            try:
+                attempt()
+            except ConfigurationError as error:
+                faults += error.faults
+        if faults:
+            raise ConfigurationError(faults)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return self._compiled.pipeline
+
+    @property
+    def head_limits(self) -> HeadLimits:
+        return head_limits(self._settings)
+
+    @property
+    def header_policy(self) -> HeaderPolicy:
+        return header_policy(self._settings)
+
+    @property
+    def trusted(self) -> tuple[IpNetwork, ...]:
+        return tuple(self._settings.server_trusted_proxies)
+
+    def routing_table(self) -> RoutingTable:
+        return self._compiled.table
+
+    def routes(self) -> list[dict[str, Any]]:
+        """Routes in matching order, as a person wants to see them."""
+        table = self._compiled.table
+        return [
+            {
+                "priority": route.priority,
+                "host": route.host or "*",
+                "methods": ",".join(route.methods) or "*",
+                "path_pattern": route.path_pattern,
+                "target": " ".join(f"{share.target_service}:{share.weight}" for share in route.split)
+                or f"{route.target_service} {table.url_of(route.target_service, route.target_url)}",
+                "access": ("public" if route.is_public else "+".join(route.required_roles) or "token")
+                + ("" if route.is_active else " (inactive)"),
+                "id": route.id,
+            }
+            for route in table.ordered()
+        ]
+
+    def explain(
+        self, method: str, path: str, *, host: str, headers: list[tuple[str, str]], token: str | None, client_ip: str
+    ) -> dict[str, Any]:
+        """See explain.explain; a request that cannot be read is answered with its reason."""
+        try:
+            return explain(self, method=method, path=path, host=host, headers=headers, token=token, client_ip=client_ip)
+        except RefusedError as error:
+            refusal = error.refusal
+            return {
+                "verdict": "refuse",
+                "reason": refusal.code,
+                "status": refusal.reason.status,
+                "detail": refusal.detail,
+            }
