@@ -43,6 +43,7 @@ from engadi_gateway.wire.request import HeadLimits
 
 _PRUNE_EVERY_S = 60.0
 _DRAIN_LOOK_S = 0.02
+_FLUSHED_S = 1.0
 
 
 class Lifecycle(StrEnum):
@@ -64,6 +65,7 @@ class Gateway:
         self.settings = settings
         self.lifecycle = Lifecycle.STARTING
         self.metrics = Metrics()
+        self.access_log = AccessLog(settings.log_access)
         self._inherited = inherited or []
         self._log = logging.getLogger("engadi")
         self._doors: list[Door] = []
@@ -120,7 +122,6 @@ class Gateway:
         )
         self._snapshot = await asyncio.to_thread(self.catalog.open, seed_of(settings, timestamp(time.time())))
         await asyncio.to_thread(self.journal.open)
-        self.access_log = AccessLog(settings.log_access)
 
     def _build(self) -> None:
         settings = self.settings
@@ -197,6 +198,12 @@ class Gateway:
         if self.settings.log_requests:
             self.journal.put(rows)
         self.access_log.write(rows)
+
+    async def flushed(self) -> None:
+        """Whoever asks about the log sees what was answered before: write what waits, at most a second long."""
+        self.flush()
+        if self.settings.log_requests:
+            await self.journal.written(_FLUSHED_S)
 
     async def serve_local(self, exchange: Exchange, body: bytes) -> LocalReply:
         return await self.api.serve(exchange, body)
@@ -383,7 +390,7 @@ class Gateway:
         if hasattr(self, "journal"):
             self.flush()
             await asyncio.to_thread(self.journal.close)
-            self.access_log.close()
+            await asyncio.to_thread(self.access_log.close)
         if hasattr(self, "catalog"):
             await asyncio.to_thread(self.catalog.close)
 

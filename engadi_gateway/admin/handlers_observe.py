@@ -117,19 +117,23 @@ async def reset_service(call: Call) -> LocalReply:
 
 
 async def stats(call: Call) -> LocalReply:
+    await call.console.flushed()
     return reply(200, await call.console.journal.stats_of(call.query.get("hours", _DEFAULT_HOURS), _now_ms()))
 
 
 async def performance(call: Call) -> LocalReply:
+    await call.console.flushed()
     return reply(200, await call.console.journal.performance(call.query.get("hours", _DEFAULT_HOURS), _now_ms()))
 
 
 async def errors(call: Call) -> LocalReply:
+    await call.console.flushed()
     items = await call.console.journal.errors(call.query.get("limit", 50))
     return reply(200, {"items": items, "total": len(items)})
 
 
 async def logs(call: Call) -> LocalReply:
+    await call.console.flushed()
     query = dict(call.query)
     faults: list[Fault] = []
     times: dict[str, Any] = {}
@@ -185,6 +189,7 @@ async def metrics(call: Call) -> LocalReply:
     accepted = _accepts(call)
     if "openmetrics" in accepted or "text/plain" in accepted:
         return _text(call, is_openmetrics="openmetrics" in accepted)
+    await call.console.flushed()
     hours = call.query.get("hours", _DEFAULT_HOURS)
     journal = call.console.journal
     totals = await journal.stats_of(hours, _now_ms())

@@ -57,7 +57,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             updated_at TEXT NOT NULL
         ) STRICT""",
         """CREATE TABLE cors_policy (
-            id INTEGER PRIMARY KEY CHECK (id = 1), document TEXT NOT NULL CHECK (json_valid(document))
+            id INTEGER PRIMARY KEY CHECK (id = 1), document TEXT NOT NULL
         ) STRICT""",
         """CREATE TABLE revision (
             number INTEGER PRIMARY KEY, actor TEXT NOT NULL, request_id TEXT NOT NULL, created_at TEXT NOT NULL,

@@ -6,6 +6,7 @@ lock) is tried once more, then counted and dropped. A broken file is moved aside
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -168,6 +169,11 @@ class Journal:
         else:
             again = self._database.submit(lambda connection: self._insert(connection, rows))
             again.add_done_callback(lambda done: self._inserted(done, rows, is_second=True))
+
+    async def written(self, timeout_s: float) -> None:
+        """Wait until what was put so far is written, at most so long."""
+        done = asyncio.wrap_future(self._database.submit(lambda connection: None))
+        await asyncio.wait([done], timeout=timeout_s)
 
     def stats(self) -> JournalStats:
         return JournalStats(
