@@ -10,7 +10,7 @@ from pathlib import Path
 from engadi_gateway.errors import ConfigurationError, Fault
 from engadi_gateway.settings import Settings
 
-_KEY_BYTES = 32
+_KEY_BYTES = 48  # 64 characters, enough for HS512 too
 
 
 def secret_path(settings: Settings) -> Path:

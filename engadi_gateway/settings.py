@@ -207,7 +207,7 @@ OPTIONS: tuple[Option, ...] = (
            "routes, rules, CORS, revisions (sqlite:///relative or sqlite:////absolute)", "DATABASE_URL"),
     Option("database", "log_url", parse_sqlite_path, "", "request log; empty: beside the other, with -log in its name"),
 
-    Option("jwt", "secret_key", parse_str, "", "HS256 key, at least 32 bytes", "SECRET_KEY", is_secret=True),
+    Option("jwt", "secret_key", parse_str, "", "HS256 key, at least 32 bytes (HS384: 48, HS512: 64)", "SECRET_KEY", is_secret=True),
     Option("jwt", "algorithms", parse_list, "HS256", "what is accepted; never what the token says", "ALGORITHM"),
     Option("jwt", "mode", one_of("local", "local-then-remote", "remote"), "local", "who judges a token"),
     Option("jwt", "issuer", parse_str, "", "required iss; empty: not checked"),
@@ -527,7 +527,7 @@ _ALGORITHM = re.compile(r"(HS|RS|PS|ES)(256|384|512)|EdDSA")
 def _check_together(values: Mapping[str, Any], faults: list[Fault]) -> None:
     """What one option alone cannot show."""
     key, algorithms = values["jwt_secret_key"], values["jwt_algorithms"]
-    symmetric = [name for name in algorithms if name.startswith("HS")]
+    symmetric = [name for name in algorithms if re.fullmatch(r"HS(256|384|512)", name)]
     checks = (
         (
             bool(algorithms) and all(_ALGORITHM.fullmatch(name) for name in algorithms),
@@ -540,9 +540,9 @@ def _check_together(values: Mapping[str, Any], faults: list[Fault]) -> None:
             "HS and public-key algorithms never in one list (RFC 8725)",
         ),
         (
-            not key or not symmetric or len(key.encode()) >= 32,
+            not key or len(key.encode()) >= max((int(name[2:]) // 8 for name in symmetric), default=0),
             "jwt.secret_key",
-            "at least 32 bytes (RFC 7518 section 3.2)",
+            "too short: at least 32 bytes for HS256, 48 for HS384, 64 for HS512 (RFC 7518 section 3.2)",
         ),
         (
             bool(key) or not symmetric or values["gateway_environment"] != "production",

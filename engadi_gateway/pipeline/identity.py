@@ -52,10 +52,13 @@ class IdentityPolicy:
 
 @dataclass(frozen=True)
 class Keyring:
-    """The keys that may verify: one for all (`key`), or by `kid`. `fetched_at` in epoch seconds, 0 when never."""
+    """The keys that may verify: one for all (`key`), or by `kid`. `fetched_at` in epoch seconds, 0 when never.
+
+    The keys of a JWKS are bound to their algorithm, so that none serves two (RFC 8725 section 3.1).
+    """
 
     key: Any = None
-    by_kid: Mapping[str, Any] = field(default_factory=dict)
+    by_kid: Mapping[str, jwt.PyJWK] = field(default_factory=dict)
     has_url: bool = False
     fetched_at: float = 0.0
 
@@ -63,10 +66,13 @@ class Keyring:
         return f"<Keyring of {len(self.by_kid) + (self.key is not None)} keys>"
 
     def find(self, kid: object) -> Any:
-        """The key a token names, or the only one; None when there is none."""
-        if isinstance(kid, str) and kid in self.by_kid:
-            return self.by_kid[kid]
-        if kid is None and len(self.by_kid) == 1 and self.key is None:
+        """The key a token names, or the only one; None when there is none.
+
+        With a JWKS a named key is that one or none: trying another would hide that new keys have to be fetched.
+        """
+        if isinstance(kid, str) and self.has_url:
+            return self.by_kid.get(kid)
+        if len(self.by_kid) == 1 and self.key is None:
             return next(iter(self.by_kid.values()))
         return self.key
 
@@ -82,10 +88,14 @@ def keyring_of(algorithms: tuple[str, ...], secret: str, public_key_pem: str, *,
     _require_crypto(algorithms)
     if not public_key_pem:
         return Keyring(has_url=has_url)
+    algorithm = jwt.get_algorithm_by_name(algorithms[0])
     try:
-        key = jwt.get_algorithm_by_name(algorithms[0]).prepare_key(public_key_pem)
+        key = algorithm.prepare_key(public_key_pem)
+        weakness = algorithm.check_key_length(key)
     except Exception as error:  # PyJWT and cryptography raise a dozen kinds; all mean the same here
         raise ConfigurationError([Fault("jwt.public_key_file", f"no usable public key: {error}")]) from None
+    if weakness:
+        raise ConfigurationError([Fault("jwt.public_key_file", weakness)])
     return Keyring(key=key, has_url=has_url)
 
 
@@ -98,27 +108,48 @@ def _require_crypto(algorithms: tuple[str, ...]) -> None:
             raise ConfigurationError([Fault("jwt.algorithms", detail)]) from None
 
 
-def parse_jwks(document: bytes, algorithms: tuple[str, ...]) -> dict[str, Any]:
+def parse_jwks(document: bytes, algorithms: tuple[str, ...]) -> dict[str, jwt.PyJWK]:
     """The usable keys of a JWKS document (RFC 7517) by kid: for signatures, and of an allowed algorithm.
 
+    A key that does not name its algorithm gets the first allowed one that fits it. One without kid has the name "".
+
     Raises:
-        ValueError: it is no JWKS document.
+        ValueError: it is no JWKS document, or holds no usable key.
     """
     try:
         rows = json.loads(document)["keys"]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError("not a JWKS document") from None
-    keys: dict[str, Any] = {}
+    keys: dict[str, jwt.PyJWK] = {}
     for row in rows if isinstance(rows, list) else []:
-        if not isinstance(row, dict) or row.get("use", "sig") != "sig" or not isinstance(row.get("kid"), str):
+        key = _usable(row, algorithms) if isinstance(row, dict) else None
+        if key is not None:
+            keys[row.get("kid", "")] = key
+    if not keys:
+        raise ValueError("no usable key")
+    return keys
+
+
+def _usable(row: dict[str, Any], algorithms: tuple[str, ...]) -> jwt.PyJWK | None:
+    uses = row.get("key_ops", ["verify"])
+    is_ours = (
+        row.get("use", "sig") == "sig"
+        and isinstance(uses, list)
+        and "verify" in uses
+        and isinstance(row.get("kid", ""), str)
+        and row.get("kty") != "oct"  # a published symmetric key would let everybody sign
+    )
+    for name in algorithms if is_ours else ():
+        if row.get("alg", name) != name:
             continue
-        if row.get("kty") == "oct" or row.get("alg", algorithms[0]) not in algorithms:
-            continue  # a published symmetric key would let everybody sign
         try:
-            keys[row["kid"]] = jwt.PyJWK(row, row.get("alg", algorithms[0])).key
+            key = jwt.PyJWK(row, name)
+            key.Algorithm.prepare_key(key.key)  # which refuses another algorithm's curve
+            if not key.Algorithm.check_key_length(key.key):
+                return key
         except (jwt.PyJWTError, ValueError, TypeError):
             continue
-    return keys
+    return None
 
 
 class TokenCache:
@@ -145,10 +176,11 @@ class TokenCache:
 
     def put(self, token: bytes, verdict: Identity | Refusal, until: float) -> None:
         """Remember a verdict until `until` (epoch seconds); the oldest entry makes room."""
-        if len(self._known) >= self._size:
-            self._known.pop(next(iter(self._known)), None)
-        if self._size:
-            self._known[token] = (until, verdict)
+        if self._size == 0:
+            return
+        if len(self._known) >= self._size and token not in self._known:
+            del self._known[next(iter(self._known))]
+        self._known[token] = (until, verdict)
 
     def clear(self) -> None:
         self._known.clear()
@@ -198,12 +230,12 @@ def claims_fault(claims: Mapping[str, Any], policy: IdentityPolicy, wall: float)
     """The word for what is wrong with verified claims, or "" (RFC 7519 section 4.1)."""
     missing = [name for name in ("exp", *policy.required_claims) if claims.get(name) is None]
     times = {name: claims.get(name, 0) for name in ("exp", "nbf", "iat")}
-    subject, issuer, audience = claims.get("sub", ""), claims.get("iss"), claims.get("aud")
+    subject, issuer, audience = claims.get("sub", 0), claims.get("iss"), claims.get("aud")
     audiences = audience if isinstance(audience, list) else [audience]
     checks = (
         (bool(missing), "missing_claim"),
         (not all(_is_time(value) for value in times.values()), "malformed"),
-        (isinstance(subject, bool) or not isinstance(subject, str | int) or subject == "", "malformed"),
+        (isinstance(subject, bool) or not isinstance(subject, str | int) or not _is_text(str(subject)), "malformed"),
         (_is_time(times["exp"]) and times["exp"] + policy.leeway_s <= wall, "expired"),
         (_is_time(times["nbf"]) and times["nbf"] - policy.leeway_s > wall, "not_yet_valid"),
         (_is_time(times["iat"]) and times["iat"] - policy.leeway_s > wall, "not_yet_valid"),
@@ -216,6 +248,14 @@ def claims_fault(claims: Mapping[str, Any], policy: IdentityPolicy, wall: float)
 def _is_time(value: object) -> bool:
     """A finite number of a sane size; a string or a boolean is none, though PyJWT takes them."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _is_text(text: str) -> bool:
+    """Not empty, and UTF-8 can say it: JSON's lone surrogates are no text, and no database takes them."""
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def identity_of(claims: Mapping[str, Any], policy: IdentityPolicy) -> Identity:
@@ -236,17 +276,28 @@ def identity_of(claims: Mapping[str, Any], policy: IdentityPolicy) -> Identity:
     )
 
 
+_VISIBLE = " !\"#$&'()*+/:;<=>?@[\\]^`{|}~"
+
+
 def header_value(value: object) -> bytes | None:
-    """A claim as a field value: lists joined with ",", other than ASCII percent-encoded; None where it cannot be one."""
+    """A claim as a field value, None where it cannot be one (control bytes, objects, booleans).
+
+    Other than ASCII is percent-encoded, and so is "%". The parts of a list are joined with ",": a comma inside a part
+    is encoded, or one role could be read as two.
+    """
     if isinstance(value, list):
-        parts = [header_value(part) for part in value if not isinstance(part, list)]
+        parts = [_encoded(part, _VISIBLE) for part in value]
         return b",".join(part for part in parts if part is not None) or None
+    return _encoded(value, _VISIBLE + ",")
+
+
+def _encoded(value: object, safe: str) -> bytes | None:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     text = str(value)
-    if not text or any(character < " " or character == "\x7f" for character in text):
+    if not _is_text(text) or any(character < " " or character == "\x7f" for character in text):
         return None
-    return quote(text, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}~").strip().encode("ascii") or None
+    return quote(text.strip(" "), safe=safe).encode("ascii") or None
 
 
 def invalid(word: str) -> Refusal:
@@ -264,13 +315,16 @@ _MALFORMED = Refusal(
 
 
 def _scope_missing(roles: tuple[str, ...]) -> Refusal:
-    scope = " ".join(roles).replace('"', "").replace("\\", "")
-    value = f'{REALM}, error="insufficient_scope", scope="{scope}"'.encode("latin-1", "replace")
+    scope = "".join(letter for letter in " ".join(roles) if " " <= letter <= "~" and letter not in '"\\')
+    value = f'{REALM}, error="insufficient_scope", scope="{scope}"'.encode("ascii")
     return Refusal(Reason.SCOPE_MISSING, "a required role is missing", headers=((b"WWW-Authenticate", value),))
 
 
 class IdentityStage:
-    """The third stage: none on public routes, a verified token on all others, a required role where the route has one."""
+    """The third stage: nothing on public routes, a verified token on all others, and one of the route's roles.
+
+    A route that asks for a role is not public, whatever else it says.
+    """
 
     sees_refused = False
     settles_nothing = True
@@ -282,18 +336,15 @@ class IdentityStage:
 
     def decide(self, exchange: Exchange) -> Refusal | Wait | None:
         route = exchange.route
-        if route is None or (route.is_public and not self._policy.validates_on_public):
+        if route is None:
             return None
-        credentials = exchange.head.notes.get(b"authorization")
-        if credentials is None:
-            return None if route.is_public else _MISSING
-        scheme, _, token = credentials.partition(b" ")
-        token = token.strip(b" ")
-        if scheme.lower() != b"bearer":
-            return None if route.is_public else _MISSING
-        if not token or b" " in token or b"," in token:
-            return _MALFORMED
-        verdict = self._verdict(exchange, token)
+        is_public = route.is_public and not route.required_roles
+        if is_public and not self._policy.validates_on_public:
+            return None
+        token = _bearer_token(exchange.head.notes.get(b"authorization", b""))
+        if token is None:
+            return None if is_public else _MISSING
+        verdict = self._verdict(exchange, token) if token else _MALFORMED
         if exchange.trace is not None:
             exchange.trace["jwt"] = _as_json(verdict)
         if not isinstance(verdict, Identity):
@@ -310,6 +361,8 @@ class IdentityStage:
         known = self._cache.get(token, exchange.wall)
         if known is not None:
             return known
+        if len(token) > self._policy.max_token_bytes:
+            return invalid("malformed")
         if self._policy.mode == "remote":
             return Wait("remote", token.decode("latin-1"))
         verdict = self._judge.judge(token, exchange.wall)
@@ -320,6 +373,8 @@ class IdentityStage:
 
     def _elsewhere(self, verdict: Refusal, token: bytes) -> Refusal | Wait:
         """Who else may be asked about a token that our keys cannot judge; a forged or expired one is judged already."""
+        if token.endswith(b"."):
+            return verdict  # without a signature ("alg": "none") it is nobody's
         if verdict.word == "unknown_key" and self._judge.keyring.has_url:
             return Wait("keys", token.decode("latin-1"))
         if self._policy.mode == "local-then-remote" and verdict.word in {"wrong_alg", "unknown_key"}:
@@ -328,6 +383,15 @@ class IdentityStage:
 
     def settle(self, exchange: Exchange) -> None:
         """Nothing to learn."""
+
+
+def _bearer_token(credentials: bytes) -> bytes | None:
+    """The token of an Authorization value; None where it is of another scheme, b"" where it is malformed."""
+    scheme, _, token = credentials.partition(b" ")
+    if scheme.lower() != b"bearer":
+        return None
+    token = token.strip(b" ")
+    return b"" if b" " in token or b"," in token else token
 
 
 def _as_json(verdict: Identity | Refusal | Wait) -> dict[str, Any]:
