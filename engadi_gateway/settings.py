@@ -207,7 +207,7 @@ OPTIONS: tuple[Option, ...] = (
            "routes, rules, CORS, revisions (sqlite:///relative or sqlite:////absolute)", "DATABASE_URL"),
     Option("database", "log_url", parse_sqlite_path, "", "request log; empty: beside the other, with -log in its name"),
 
-    Option("jwt", "secret_key", parse_str, "", "HS256 key, at least 32 bytes (HS384: 48, HS512: 64)", "SECRET_KEY", is_secret=True),
+    Option("jwt", "secret_key", parse_str, "", "HS256 key, at least 32 bytes", "SECRET_KEY", is_secret=True),
     Option("jwt", "algorithms", parse_list, "HS256", "what is accepted; never what the token says", "ALGORITHM"),
     Option("jwt", "mode", one_of("local", "local-then-remote", "remote"), "local", "who judges a token"),
     Option("jwt", "issuer", parse_str, "", "required iss; empty: not checked"),
