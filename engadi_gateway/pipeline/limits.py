@@ -1,121 +1,143 @@
 """Token buckets: who may ask how often. All rules that apply are looked at before any is spent.
 
-A bucket holds one number: the moment at which it is full again, in units of its rule's window. A full bucket is the
-same as no bucket, so only those in use exist; they live in two generations, and one that was not touched for a whole
-window is full and goes with the older one, all at once. Units of windows make changing a rule free: the clock of the
-rule is bent at that moment, and every bucket keeps its fill ratio.
+A bucket holds one number: the moment at which it is full again, on its rule's clock, which counts windows. A full
+bucket is the same as no bucket, so only those in use exist. Counting windows makes changing a rule free: the clock is
+bent at that moment, and every bucket keeps its fill ratio.
 
-Arithmetic, for capacity C, window w, fill f (0 to 1): tokens L = C f; one request costs 1/C; a bucket is full again
-after w (1 - f) seconds. RateLimit fields after draft-ietf-httpapi-ratelimit-headers-10: r = floor(L),
-t = ceil((floor(L) + 1 - L) w / C); Retry-After (RFC 9110 section 10.2.3) is never 0.
+Arithmetic, for capacity C, window w, and m windows until full (0 to 1): tokens L = C (1 - m), one request adds 1/C
+to m. RateLimit fields after draft-ietf-httpapi-ratelimit-headers-10: r = floor(L), t = ceil((floor(L) + 1 - L) w / C);
+Retry-After (RFC 9110 section 10.2.3) is never 0.
 """
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
-import math
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import islice
 from typing import Any, NamedTuple
 
-from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal
+from engadi_gateway.errors import ConfigurationError, Fault, HeaderLine, Reason, Refusal
 from engadi_gateway.model import LimitMode, LimitType, RateLimitRule
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.routing import parse_pattern, pattern_matches
 
-_EPSILON = 1e-9
+#: A thousandth of a token is forgiven: rounding after months must not cost a whole one.
+_ROUNDING = 0.001
+_CEILING = 0.999999
+_MAX_CAPACITY = 10_000_000
 _MEMO_SIZE = 4096
-#: Buckets looked at when the store is full, before one that is not full has to go.
-_EVICTION_LOOK = 32
-#: Expired buckets freed per sweep: a million at once would stall the loop for a tenth of a second.
-_FREED_PER_SWEEP = 20_000
+_MEMO_PATH_LENGTH = 256
+#: Buckets are filed by the sixteenth of a window in which they will be full.
+_FILES_PER_WINDOW = 16
+#: Full buckets let go for each new one, and per sweep: a million at once would hold everybody up.
+_REAPED_PER_NEW = 4
+_REAPED_PER_SWEEP = 10_000
+_EVICTION_LOOK = 16
+_STATUS_LOOK = 100_000
+#: A longer user id is kept as its hash, so that a bucket's size is bounded.
+_MAX_SUBJECT_LENGTH = 64
 #: Refusals that ask nothing of anybody behind us.
 _FREE = frozenset((Reason.PREFLIGHT, Reason.PREFLIGHT_DENIED, Reason.OPTIONS))
+_KINDS = (LimitType.PER_USER, LimitType.PER_IP, LimitType.PER_ENDPOINT, LimitType.GLOBAL)
 
 
 class Buckets:
-    """The buckets of one rule. `young` was touched in this window or is new, `old` not since the last turn."""
+    """The buckets of one rule: `full_at` by subject, and each subject in exactly one file.
 
-    __slots__ = ("_base", "_dying", "_since", "_turned", "_window_s", "allowed", "observed", "old", "refused", "young")
+    Files are lazy: spending moves `full_at` but not the subject, which is filed anew when its file's time has come. So
+    a request costs nothing for tidiness, what is full goes at once, and what is fullest is found first.
+    """
+
+    __slots__ = ("_files", "allowed", "full_at", "observed", "refused", "since", "window_s")
 
     def __init__(self, window_s: float, now: float) -> None:
-        self.young: dict[str, float] = {}
-        self.old: dict[str, float] = {}
-        self._dying: list[dict[str, float]] = []
-        self._base = 0.0
-        self._since = now
-        self._window_s = window_s
-        self._turned = 0.0
+        self.full_at: dict[str, float] = {}
+        self._files: dict[int, list[str]] = {}
+        self.since = now
+        self.window_s = window_s
         self.allowed = 0
         self.refused = 0
         self.observed = 0
 
     def __len__(self) -> int:
-        return len(self.young) + len(self.old)
+        return len(self.full_at)
 
     def at(self, now: float) -> float:
-        """The rule's own time: windows since it began."""
-        return self._base + (now - self._since) / self._window_s
+        """The rule's clock: windows since it began."""
+        return (now - self.since) / self.window_s
 
     def bend(self, window_s: float, now: float) -> None:
-        """From now on a window is this long; what is stored stays true."""
-        if window_s != self._window_s:
-            self._base, self._since, self._window_s = self.at(now), now, window_s
+        """From now on a window is this long; what the clock shows, and so every fill ratio, stays."""
+        self.since = now - self.at(now) * window_s
+        self.window_s = window_s
 
-    def full_at(self, subject: str, at: float) -> float:
-        """When the subject's bucket is full again, in the rule's time; `at` when it is full now."""
-        value = self.young.get(subject)
-        if value is None:
-            value = self.old.get(subject, at)
-        return value if value > at else at
+    def add(self, subject: str, full_at: float) -> None:
+        """A bucket that did not exist."""
+        self.full_at[subject] = full_at
+        self._file(subject, full_at)
 
-    def turn(self, at: float) -> None:
-        """Once a window: the older generation is all full by now."""
-        if at - self._turned >= 1.0:
-            self._turned = at
-            self._dying.append(self.old)
-            self.old, self.young = self.young, {}
+    def _file(self, subject: str, full_at: float) -> None:
+        number = int(full_at * _FILES_PER_WINDOW)
+        file = self._files.get(number)
+        if file is None:
+            file = self._files[number] = []
+        file.append(subject)
 
-    def evict(self, at: float) -> None:
-        """Make room: the generation that is surely fuller goes first, else a full one, else the oldest."""
-        if self.old:
-            self._dying.append(self.old)
-            self.old = {}
-            return
-        looked = [key for key, _ in zip(self.young, range(_EVICTION_LOOK), strict=False)]
-        fullest = min(looked, key=lambda key: self.young[key])
-        del self.young[fullest]
+    def reap(self, at: float, most: int) -> int:
+        """Look at no more than `most` buckets of past files: let full ones go; how many went."""
+        gone = 0
+        current = int(at * _FILES_PER_WINDOW)
+        while most > 0 and self._files and (number := min(self._files)) < current:
+            file = self._files[number]
+            while file and most > 0:
+                most -= 1
+                subject = file.pop()
+                full_at = self.full_at[subject]
+                if full_at <= at:
+                    del self.full_at[subject]
+                    gone += 1
+                else:
+                    self._file(subject, full_at)
+            if not file:
+                del self._files[number]
+        if not self.full_at:
+            self.full_at = {}  # a dict keeps its table however few are left
+        return gone
 
-    def free_some(self) -> None:
-        """Give back a bounded part of what died."""
-        left = _FREED_PER_SWEEP
-        while self._dying and left > 0:
-            dying = self._dying[-1]
-            while dying and left > 0:
-                dying.popitem()
-                left -= 1
-            if not dying:
-                self._dying.pop()
+    def evict(self) -> None:
+        """Let one go before its time: the fullest, as far as a look at a few can tell."""
+        for left in range(_EVICTION_LOOK, 0, -1):
+            number = min(self._files)
+            file = self._files[number]
+            subject = file.pop()
+            if not file:
+                del self._files[number]
+            full_at = self.full_at[subject]
+            if left == 1 or int(full_at * _FILES_PER_WINDOW) <= number:
+                del self.full_at[subject]
+                return
+            self._file(subject, full_at)
 
     def lowest_fill(self, at: float) -> float:
-        """The fill (0 to 1) of the emptiest bucket."""
-        latest = max((value for part in (self.young, self.old) for value in part.values()), default=at)
-        return max(0.0, 1.0 - max(0.0, latest - at))
+        """The fill (0 to 1) of the emptiest bucket, of at most the hundred thousand that are looked at."""
+        latest = max(islice(self.full_at.values(), _STATUS_LOOK), default=at)
+        return min(1.0, max(0.0, 1.0 - (latest - at)))
 
 
 class BucketStore:
-    """All buckets, by rule id; lives as long as the process."""
+    """All buckets, by rule id; lives as long as the process, and holds no more than `max_buckets`."""
 
     def __init__(self, max_buckets: int) -> None:
         self.max_buckets = max_buckets
         self._rules: dict[str, Buckets] = {}
 
     def of(self, rule: RateLimitRule, now: float) -> Buckets:
-        """The rule's buckets, with the rule's present window."""
+        """The rule's buckets; a new rule's clock begins now."""
         buckets = self._rules.get(rule.id)
         if buckets is None:
             buckets = self._rules[rule.id] = Buckets(rule.window_seconds, now)
-        buckets.bend(rule.window_seconds, now)
         return buckets
 
     def keep_only(self, ids: Iterable[str]) -> None:
@@ -124,19 +146,28 @@ class BucketStore:
         self._rules = {rule_id: buckets for rule_id, buckets in self._rules.items() if rule_id in kept}
 
     def __len__(self) -> int:
-        return sum(len(buckets) for buckets in self._rules.values())
+        return sum(map(len, self._rules.values()))
+
+    def add(self, buckets: Buckets, subject: str, full_at: float, at: float) -> None:
+        """A bucket that did not exist: a few full ones make room, or else the fullest one of the largest rule."""
+        buckets.reap(at, _REAPED_PER_NEW)
+        while len(self) >= self.max_buckets:
+            max(self._rules.values(), key=len).evict()
+        buckets.add(subject, full_at)
 
     def sweep(self, now: float) -> None:
-        """Let full buckets go; called by the coarse clock."""
+        """Let full buckets go, a bounded number; for a coarse clock to call, so that they also go when nobody comes."""
         for buckets in self._rules.values():
-            buckets.turn(buckets.at(now))
-            buckets.free_some()
+            buckets.reap(buckets.at(now), _REAPED_PER_SWEEP)
 
 
 class Rule:
     """A rule with what a request needs of it, computed once."""
 
-    __slots__ = ("buckets", "capacity", "cost", "is_enforced", "kind", "name", "rule", "segments", "window_s")
+    __slots__ = (
+        "buckets", "capacity", "cost", "is_enforced", "kind", "limit_line", "most_missing", "name", "rule", "segments",
+        "token_s", "window_s",
+    )  # fmt: skip
 
     def __init__(self, rule: RateLimitRule, buckets: Buckets) -> None:
         self.rule = rule
@@ -144,47 +175,98 @@ class Rule:
         self.capacity = rule.max_requests
         self.cost = 1.0 / rule.max_requests
         self.window_s = float(rule.window_seconds)
-        self.kind = rule.limit_type
+        self.token_s = self.window_s / self.capacity
+        self.most_missing = 1.0 + self.cost * _ROUNDING
+        self.kind = _KINDS.index(rule.limit_type)
         self.is_enforced = rule.mode is LimitMode.ENFORCE
-        self.name = rule.name.encode("ascii")
+        self.name = b'"%b"' % rule.name.encode("ascii").replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+        self.limit_line: HeaderLine = (b"X-RateLimit-Limit", b"%d" % self.capacity)
         self.segments = parse_pattern(rule.path_pattern) if rule.path_pattern else None
 
 
 class Check(NamedTuple):
-    """What one rule says of one request; `full_at` is before it was spent, both in the rule's time."""
+    """What one rule says of one request. `missing`: windows until the bucket would be full, had this been spent."""
 
     rule: Rule
     subject: str
-    at: float
-    full_at: float
-    is_allowed: bool
+    missing: float
 
-    def tokens(self, spent: float = 0.0) -> float:
-        return max(0.0, self.rule.capacity * (1.0 - (self.full_at + spent - self.at)))
+    @property
+    def is_allowed(self) -> bool:
+        return self.missing <= self.rule.most_missing
+
+    @property
+    def tokens(self) -> float:
+        """Before it is spent."""
+        return self.rule.capacity * (1.0 - self.missing) + 1.0
 
 
-#: Rules are asked in this order, so the global ones come last.
-_ORDER = {LimitType.PER_USER: 0, LimitType.PER_IP: 1, LimitType.PER_ENDPOINT: 2, LimitType.GLOBAL: 3}
+class Plan:
+    """The rules that apply to one kind of request, and the reply lines that follow from that alone."""
+
+    __slots__ = ("enforced", "policy_line", "rules", "template")
+
+    def __init__(self, rules: tuple[Rule, ...]) -> None:
+        self.rules = rules
+        self.enforced = tuple(rule for rule in rules if rule.is_enforced)
+        policies = [b"%b;q=%d;w=%d" % (rule.name, rule.capacity, rule.window_s) for rule in self.enforced]
+        self.policy_line: HeaderLine = (b"RateLimit-Policy", b",".join(policies))
+        names = [rule.name.replace(b"%", b"%%") for rule in self.enforced]
+        self.template = b",".join(b"%b;r=%%d;t=%%d" % name for name in names)
+
+
+#: The plans of one path, by what is known: with or without a user to count, with or without a route.
+Plans = tuple[Plan, Plan, Plan, Plan]
+
+
+def rule_faults(rule: RateLimitRule) -> list[Fault]:
+    """What is wrong with a rule, with JSON pointers to its fields."""
+    faults = []
+    if not (rule.name.isascii() and rule.name.isprintable() and 1 <= len(rule.name) <= 64):
+        faults.append(Fault("/name", "1 to 64 printable ASCII characters (it stands in a header, RFC 9651)"))
+    if not 1 <= rule.max_requests <= _MAX_CAPACITY:
+        faults.append(Fault("/max_requests", f"1 to {_MAX_CAPACITY}"))
+    if rule.window_seconds < 1:
+        faults.append(Fault("/window_seconds", "1 or more"))
+    if rule.path_pattern:
+        try:
+            parse_pattern(rule.path_pattern)
+        except ValueError as error:
+            faults.append(Fault("/path_pattern", str(error)))
+    return faults
 
 
 class Limits:
     """The fourth stage; refused exchanges spend too, or guessing tokens and paths would be free.
 
     Args:
-        rules: the active ones of the snapshot.
+        rules: of the snapshot; those that are not active are left out.
+        store: the buckets; they outlive this stage.
         ipv6_prefix: IPv6 addresses count as this network.
+        now: monotonic seconds, at which the clock of a new rule begins.
+
+    Raises:
+        ConfigurationError: what `rule_faults` finds (pointers `/rules/<id>/<field>`).
     """
 
     sees_refused = True
     settles_nothing = True
 
     def __init__(self, rules: Iterable[RateLimitRule], store: BucketStore, ipv6_prefix: int, now: float) -> None:
-        active = sorted((rule for rule in rules if rule.is_active), key=lambda rule: (_ORDER[rule.limit_type], rule.id))
+        active = [rule for rule in rules if rule.is_active]
+        faults = [
+            Fault(f"/rules/{rule.id}{found.pointer}", found.detail) for rule in active for found in rule_faults(rule)
+        ]
+        if faults:
+            raise ConfigurationError(faults)
         self._store = store
         self._prefix = ipv6_prefix
-        self._rules = tuple(Rule(rule, store.of(rule, now)) for rule in active)
-        self._has_patterns = any(rule.segments is not None for rule in self._rules)
-        self._memo: dict[str, tuple[Rule, ...]] = {}
+        compiled = (Rule(rule, store.of(rule, now)) for rule in active)
+        self._rules = tuple(sorted(compiled, key=lambda rule: (rule.kind, rule.rule.id)))
+        self._patterned = tuple(rule for rule in self._rules if rule.segments is not None)
+        self._by_fit: dict[tuple[bool, ...], Plans] = {}
+        self._by_path: dict[str, Plans] = {}
+        self._everywhere = None if self._patterned else _plans(self._rules)
 
     @property
     def is_active(self) -> bool:
@@ -192,157 +274,160 @@ class Limits:
         return any(rule.is_enforced for rule in self._rules)
 
     def decide(self, exchange: Exchange) -> Refusal | None:
-        refusal = exchange.refusal
+        refusal, route = exchange.refusal, exchange.route
         if refusal is not None and refusal.reason in _FREE:
             return None
-        route = exchange.route
         if exchange.is_local and route is not None and route.is_public:
             return None
-        rules = self._applying(exchange.head.path) if self._has_patterns else self._rules
-        if not rules:
-            return None
-        checks = self._check(exchange, rules)
+        flavour = (refusal is not None and exchange.identity is None) + 2 * (route is None)
+        plan = (self._everywhere or self._plans_for(exchange.head.path))[flavour]
+        subjects = self._subjects(exchange)
+        now = exchange.now
+        has_violation = False
+        found = []  # for each rule: its clock, and what would be missing from the bucket afterwards
+        for rule in plan.rules:
+            buckets = rule.buckets
+            if buckets.window_s != rule.window_s:
+                buckets.bend(rule.window_s, now)
+            at = (now - buckets.since) / rule.window_s
+            full_at = buckets.full_at.get(subjects[rule.kind], at)
+            missing = full_at - at + rule.cost if full_at > at else rule.cost
+            found.append((rule, at, missing))
+            if missing > rule.most_missing:
+                has_violation = True
+        if has_violation or exchange.trace is not None:
+            refused = self._examine(exchange, [Check(rule, subjects[rule.kind], missing) for rule, _, missing in found])
+            if refused is not None:
+                return refused
+        if not exchange.is_rehearsal:
+            self._spend(found, subjects)
+        if plan.enforced:
+            exchange.reply_lines += _lines(plan, found, exchange.wall)
+        return None
+
+    def _spend(self, found: list[tuple[Rule, float, float]], subjects: tuple[str, ...]) -> None:
+        for rule, at, missing in found:
+            if missing > rule.most_missing:
+                continue  # an observed rule's empty bucket stays empty, not in debt
+            buckets = rule.buckets
+            buckets.allowed += 1
+            subject = subjects[rule.kind]
+            if subject in buckets.full_at:
+                buckets.full_at[subject] = at + missing
+            else:
+                self._store.add(buckets, subject, at + missing, at)
+
+    @staticmethod
+    def _examine(exchange: Exchange, checks: list[Check]) -> Refusal | None:
+        """What the checks amount to: a refusal, or at most something to note."""
         if exchange.trace is not None:
             exchange.trace["limits"] = [_as_json(check) for check in checks]
         violated = [check for check in checks if not check.is_allowed]
-        if violated and self._refuses(exchange, violated):
-            return self._refuse(exchange, [check for check in violated if check.rule.is_enforced])
-        if not exchange.is_rehearsal:
-            self._spend(checks)
-        if checks:
-            _add_lines(exchange, checks)
-        return None
-
-    def _applying(self, path: str) -> tuple[Rule, ...]:
-        found = self._memo.get(path)
-        if found is None:
-            if len(self._memo) >= _MEMO_SIZE:
-                self._memo.clear()
-            found = self._memo[path] = tuple(
-                rule for rule in self._rules if rule.segments is None or pattern_matches(rule.segments, path)
-            )
-        return found
-
-    def _check(self, exchange: Exchange, rules: tuple[Rule, ...]) -> list[Check]:
-        now = exchange.now
-        checks = []
-        for rule in rules:
-            subject = self._subject(exchange, rule.kind)
-            if subject is None:
-                continue
-            buckets = rule.buckets
-            at = buckets.at(now)
-            full_at = buckets.full_at(subject, at)
-            checks.append(Check(rule, subject, at, full_at, full_at + rule.cost - at <= 1.0 + _EPSILON))
-        return checks
-
-    def _subject(self, exchange: Exchange, kind: LimitType) -> str | None:
-        """Whose bucket; None where the rule does not concern this exchange."""
-        if kind is LimitType.PER_IP:
-            return network_of(exchange.client_ip, self._prefix)
-        if kind is LimitType.PER_USER:
-            if exchange.identity is not None:
-                return exchange.identity.user_id
-            if exchange.refusal is not None:
-                return None
-            return f"\0{network_of(exchange.client_ip, self._prefix)}"  # no user id begins with NUL
-        if kind is LimitType.PER_ENDPOINT:
-            return exchange.route.id if exchange.route is not None else None
-        return ""
-
-    def _refuses(self, exchange: Exchange, violated: list[Check]) -> bool:
-        is_refusing = False
         for check in violated:
             rule = check.rule
-            if rule.is_enforced:
-                is_refusing = True
-                rule.buckets.refused += not exchange.is_rehearsal
-            else:
+            if not rule.is_enforced:
                 exchange.observed = f"observed: {rule.rule.name} would refuse"
-                rule.buckets.observed += not exchange.is_rehearsal
-        return is_refusing
+            if not exchange.is_rehearsal:
+                rule.buckets.refused += rule.is_enforced
+                rule.buckets.observed += not rule.is_enforced
+        enforced = [check for check in violated if check.rule.is_enforced]
+        return _refusal(enforced, exchange.wall) if enforced else None
 
-    def _spend(self, checks: list[Check]) -> None:
-        for check in checks:
-            buckets = check.rule.buckets
-            if not check.is_allowed:
-                continue  # an observed rule's empty bucket stays empty, not in debt
-            buckets.allowed += 1
-            if check.subject not in buckets.young:
-                self._make_room(buckets, check.at)
-            buckets.young[check.subject] = check.full_at + check.rule.cost
+    def _subjects(self, exchange: Exchange) -> tuple[str, str, str, str]:
+        """Whose bucket it is, in the order of `_KINDS`."""
+        identity, route = exchange.identity, exchange.route
+        address = exchange.client_ip
+        if ":" in address:
+            address = network_of(address, self._prefix)
+        if identity is None:
+            user = "\0" + address  # no user's id begins with NUL
+        else:
+            user = identity.user_id
+            if len(user) > _MAX_SUBJECT_LENGTH:
+                user = _digest(user)
+        return user, address, "" if route is None else route.id, ""
 
-    def _make_room(self, buckets: Buckets, at: float) -> None:
-        buckets.turn(at)
-        if len(buckets) * len(self._rules) >= self._store.max_buckets and len(self._store) >= self._store.max_buckets:
-            buckets.evict(at)
-
-    @staticmethod
-    def _refuse(exchange: Exchange, violated: list[Check]) -> Refusal:
-        wait_s = max((check.full_at + check.rule.cost - check.at - 1.0) * check.rule.window_s for check in violated)
-        lines: list[HeaderLine] = [(b"Retry-After", b"%d" % max(1, math.ceil(wait_s - _EPSILON)))]
-        lines += _field_lines(exchange, violated, spent=0.0)
-        faults = tuple(Fault(check.rule.rule.name, "") for check in violated)
-        return Refusal(Reason.RATE_LIMITED, headers=tuple(lines), faults=faults)
+    def _plans_for(self, path: str) -> Plans:
+        plans = self._by_path.get(path)
+        if plans is None:
+            fit = tuple(pattern_matches(rule.segments or (), path) for rule in self._patterned)
+            plans = self._by_fit.get(fit)
+            if plans is None:
+                misfits = {rule for rule, fits in zip(self._patterned, fit, strict=True) if not fits}
+                plans = self._by_fit[fit] = _plans(tuple(rule for rule in self._rules if rule not in misfits))
+            if len(path) <= _MEMO_PATH_LENGTH:
+                if len(self._by_path) >= _MEMO_SIZE:
+                    self._by_path.clear()
+                self._by_path[path] = plans
+        return plans
 
     def settle(self, exchange: Exchange) -> None:
         """Nothing to learn: what was spent stays spent."""
 
     def status(self, now: float) -> list[dict[str, Any]]:
         """The rules with their live fill, for GET /rate-limits."""
-        rows = []
-        for rule in self._rules:
-            at = rule.buckets.at(now)
-            lowest = rule.buckets.lowest_fill(at)
-            rows.append(
-                {
-                    "id": rule.rule.id,
-                    "name": rule.rule.name,
-                    "limit_type": str(rule.kind),
-                    "path_pattern": rule.rule.path_pattern,
-                    "mode": str(rule.rule.mode),
-                    "max_requests": rule.capacity,
-                    "window_seconds": rule.rule.window_seconds,
-                    "buckets_in_use": len(rule.buckets),
-                    "lowest_tokens": math.floor(rule.capacity * lowest + _EPSILON),
-                    "allowed": rule.buckets.allowed,
-                    "refused": rule.buckets.refused,
-                    "observed": rule.buckets.observed,
-                }
-            )
-        return rows
+        return [_status(rule, now) for rule in self._rules]
 
 
-def _add_lines(exchange: Exchange, checks: list[Check]) -> None:
-    enforced = [check for check in checks if check.rule.is_enforced]
-    if enforced:
-        exchange.reply_lines += _field_lines(exchange, enforced, spent=1.0)
+def _plans(rules: tuple[Rule, ...]) -> Plans:
+    not_user = tuple(rule for rule in rules if rule.kind != _KINDS.index(LimitType.PER_USER))
+    endpoint = _KINDS.index(LimitType.PER_ENDPOINT)
+    return (
+        Plan(rules),
+        Plan(not_user),
+        Plan(tuple(rule for rule in rules if rule.kind != endpoint)),
+        Plan(tuple(rule for rule in not_user if rule.kind != endpoint)),
+    )
 
 
-def _field_lines(exchange: Exchange, checks: list[Check], spent: float) -> list[HeaderLine]:
-    """X-RateLimit-* of the tightest rule, and the fields of the draft for all."""
-    policies, fields = [], []
+def _lines(plan: Plan, found: list[tuple[Rule, float, float]], wall: float) -> tuple[HeaderLine, ...]:
+    """X-RateLimit-* of the tightest rule, and the fields of the draft for all that are enforced."""
+    numbers: list[int] = []
     tightest = 2.0
-    limit = remaining = 0
-    reset_s = 0.0
-    for check in checks:
-        rule = check.rule
-        capacity = rule.capacity
-        missing = check.full_at - check.at + spent * rule.cost
-        tokens = capacity * (1.0 - missing)
-        whole = max(0, math.floor(tokens + _EPSILON))
-        more_s = max(0, math.ceil((whole + 1 - tokens) * rule.window_s / capacity - _EPSILON))
-        policies.append(b'"%b";q=%d;w=%d' % (rule.name, capacity, rule.window_s))
-        fields.append(b'"%b";r=%d;t=%d' % (rule.name, whole, more_s))
-        if whole / capacity < tightest:
-            tightest, limit, remaining, reset_s = whole / capacity, capacity, whole, missing * rule.window_s
-    return [
-        (b"X-RateLimit-Limit", b"%d" % limit),
+    for rule, _, missing in found:
+        if rule.is_enforced:
+            tokens = rule.capacity * (1.0 - missing)
+            whole = int(tokens + _ROUNDING)
+            numbers += (whole, int((whole + 1 - tokens) * rule.token_s + _CEILING))
+            share = whole * rule.cost
+            if share < tightest:
+                tightest, limit_line, remaining, full_s = share, rule.limit_line, whole, missing * rule.window_s
+    return (
+        limit_line,
         (b"X-RateLimit-Remaining", b"%d" % remaining),
-        (b"X-RateLimit-Reset", b"%d" % math.ceil(exchange.wall + reset_s)),
-        (b"RateLimit-Policy", b",".join(policies)),
-        (b"RateLimit", b",".join(fields)),
-    ]
+        (b"X-RateLimit-Reset", b"%d" % int(wall + full_s + _CEILING)),
+        plan.policy_line,
+        (b"RateLimit", plan.template % tuple(numbers)),
+    )
+
+
+def _refusal(violated: list[Check], wall: float) -> Refusal:
+    """429, which tells of the violated rules only. Retry-After is for the slowest, and never before any `t`."""
+    plan = Plan(tuple(check.rule for check in violated))
+    # as it is, nothing being spent
+    found = [(check.rule, 0.0, check.missing - check.rule.cost) for check in violated]
+    wait_s = max((check.missing - 1.0) * check.rule.window_s for check in violated)
+    retry_after = (b"Retry-After", b"%d" % max(1, int(wait_s + _CEILING)))
+    names = tuple(Fault(check.rule.rule.name, "") for check in violated)
+    return Refusal(Reason.RATE_LIMITED, headers=(retry_after, *_lines(plan, found, wall)), faults=names)
+
+
+def _status(rule: Rule, now: float) -> dict[str, Any]:
+    buckets = rule.buckets
+    return {
+        "id": rule.rule.id,
+        "name": rule.rule.name,
+        "limit_type": str(rule.rule.limit_type),
+        "path_pattern": rule.rule.path_pattern,
+        "mode": str(rule.rule.mode),
+        "max_requests": rule.capacity,
+        "window_seconds": rule.rule.window_seconds,
+        "buckets_in_use": len(buckets),
+        "lowest_tokens": int(rule.capacity * buckets.lowest_fill(buckets.at(now)) + _ROUNDING),
+        "allowed": buckets.allowed,
+        "refused": buckets.refused,
+        "observed": buckets.observed,
+    }
 
 
 def _as_json(check: Check) -> dict[str, Any]:
@@ -350,18 +435,22 @@ def _as_json(check: Check) -> dict[str, Any]:
     return {
         "rule": rule.rule.id,
         "name": rule.rule.name,
-        "limit_type": str(rule.kind),
+        "limit_type": str(rule.rule.limit_type),
         "mode": str(rule.rule.mode),
         "subject": check.subject.replace("\0", "anonymous "),
-        "tokens": round(check.tokens(), 6),
+        "tokens": round(max(0.0, check.tokens), 6),
         "capacity": rule.capacity,
         "allowed": check.is_allowed,
     }
 
 
+def _digest(user_id: str) -> str:
+    return "\1" + hashlib.blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=24).hexdigest()
+
+
 @lru_cache(maxsize=8192)
 def network_of(address: str, ipv6_prefix: int) -> str:
-    """An IPv4 address itself, an IPv6 address as its network: one customer has more than one of these."""
+    """An IPv6 address as its network, because one customer has more than one of these; an IPv4 address as it is."""
     if ":" not in address:
         return address
     return str(ipaddress.ip_network(f"{address}/{ipv6_prefix}", strict=False).network_address)
