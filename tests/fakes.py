@@ -77,20 +77,17 @@ class Upstream:
     raw: list[bytearray] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     open_connections: int = 0
+    port: int = 0  # kept over stop and start
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-
-    @property
-    def port(self) -> int:
-        assert self._server is not None
-        return int(self._server.sockets[0].getsockname()[1])
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self, port: int = 0) -> None:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", port, limit=1 << 20)
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", port or self.port, limit=1 << 20)
+        self.port = int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
         assert self._server is not None

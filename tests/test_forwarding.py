@@ -179,7 +179,7 @@ CUT = {
     "length": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello",
     "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
     "chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhello",
-    "bad chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nZZ\r\n",
+    "bad chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
 }
 
 
@@ -189,6 +189,8 @@ def test_a_cut_off_body_never_looks_whole(tmp_path: Path, name: str, is_reset: b
     async def script(seen: Seen, wire: Wire) -> None:
         await wire.send(CUT[name])
         await asyncio.sleep(0.05)
+        if name == "bad chunk":
+            await wire.send(b"ZZ\r\n")
         (wire.reset if is_reset else wire.close)()
 
     async def run() -> None:

@@ -146,7 +146,7 @@ class Pool:
             self._waiters.append((now, waiter))
             self._dial()
             return None
-        if len(self._waiters) >= self._limits.queue_size:
+        if len(self._waiters) - len(self._dials) >= self._limits.queue_size:
             return Reason.OVERLOADED
         self._waiters.append((now, waiter))
         return None
