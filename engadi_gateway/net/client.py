@@ -492,7 +492,7 @@ class ClientConnection(asyncio.Protocol):
         """An exception of ours: one 500 for this request, and nobody else notices."""
         exchange, handler = self._exchange, self._handler
         if exchange is None:
-            self.abort()
+            self._answer_unread(Refusal(Reason.INTERNAL))
             return
         if handler is not None:
             handler.client_gone()

@@ -67,7 +67,7 @@ def _check_unfinished(buffer: bytearray, limits: HeadLimits) -> None:
         raise _too_large(buffer, limits)
     if buffer.count(b"\n") != buffer.count(b"\r\n"):
         raise _refused(Reason.BAD_REQUEST, "line end without CR")
-    if buffer[:1] and buffer[0] < 0x21 and buffer[:2] not in {b"\r", b"\r\n"}:
+    if buffer[:1] and buffer[0] < 0x21 and buffer[:1] != b"\r":
         raise _refused(Reason.BAD_REQUEST, "no request line")
 
 
