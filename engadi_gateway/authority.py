@@ -8,20 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 from engadi_gateway.errors import Reason, Refusal
 from engadi_gateway.net.fetch import Fetch, FetchError
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
-from engadi_gateway.pipeline.identity import TokenCache, TokenJudge, claims_fault, identity_of, invalid, parse_jwks
+from engadi_gateway.pipeline.identity import (
+    NOT_OURS,
+    TokenCache,
+    TokenJudge,
+    claims_fault,
+    identity_of,
+    invalid,
+    parse_jwks,
+    stated_expiry,
+)
 from engadi_gateway.settings import Settings
 
 _MAX_JWKS_BYTES = 256 << 10
 _MAX_ANSWER_BYTES = 64 << 10
+_MAX_QUESTIONS = 64  # at once; invented tokens must not become as many connections to the auth service
 _DEFAULT_PATH = "/api/v1/auth/validate"
+_KEYS = "\0keys"
+_NO_KEYS_COOLDOWN_S = 5.0
+_LEAST_RENEWAL_S = 1.0
 
 _UNAVAILABLE = Refusal(Reason.AUTH_UNAVAILABLE, headers=((b"Retry-After", b"5"),))
 
@@ -50,16 +64,30 @@ class Authority:
         self._fetch = fetch
         self._clock = clock
         self._asking: dict[str, asyncio.Task[Identity | Refusal | None]] = {}
+        self._places = asyncio.Semaphore(_MAX_QUESTIONS)
         self._asked_keys_at = float("-inf")
+        self._document = b""  # the JWKS that the keys are from
 
     def replace_settings(self, settings: Settings, judge: TokenJudge) -> None:
+        """Take re-read settings and the judge made of them; a JWKS that is still the one is not fetched again."""
+        if _source(settings) == _source(self._settings):
+            known = self._judge.keyring
+            judge.keyring = replace(judge.keyring, by_kid=known.by_kid, fetched_at=known.fetched_at)
+        else:
+            self._asked_keys_at, self._document = float("-inf"), b""
         self._settings, self._judge = settings, judge
 
     async def judge(self, exchange: Exchange, wait: Wait) -> Identity | Refusal | None:
-        """The verdict; None when new keys have come and the stage should look again."""
+        """The verdict on a token. Never raises but for cancellation: whoever cannot be judged is not let in."""
+        token = wait.token
         if wait.kind == "keys":
-            return await self._once("\0keys", self._renew_keys)
-        return await self._once(wait.token, lambda: self._ask(wait.token))
+            await self._once(_KEYS, self._renew_keys)
+            verdict = self._judge.judge(token.encode("latin-1"), exchange.wall)
+            if not isinstance(verdict, Refusal) or verdict.word not in NOT_OURS:
+                return verdict
+            if self._judge.policy.mode != "local-then-remote":
+                return verdict if self._judge.keyring.by_kid else _UNAVAILABLE
+        return await self._once(token, lambda: self._ask(token))
 
     async def _once(
         self, key: str, ask: Callable[[], Awaitable[Identity | Refusal | None]]
@@ -67,113 +95,134 @@ class Authority:
         """Single flight; one that waits and leaves does not cancel the question for the others."""
         task = self._asking.get(key)
         if task is None:
-
-            async def run() -> Identity | Refusal | None:
-                return await ask()
-
-            task = self._asking[key] = asyncio.get_running_loop().create_task(run())
+            task = self._asking[key] = asyncio.get_running_loop().create_task(_guarded(ask))
             task.add_done_callback(lambda _: self._asking.pop(key, None))
         return await asyncio.shield(task)
 
+    async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """For ever: fetch the JWKS every `jwt.jwks_cache` seconds, so that withdrawn keys go.
+
+        The keys that are there serve until better ones have come. Cancelled, it ends all questions under way.
+        """
+        try:
+            while True:
+                self._asked_keys_at = float("-inf")
+                if self._settings.jwt_jwks_url:
+                    await self._once(_KEYS, self._renew_keys)
+                await sleep(max(self._settings.jwt_jwks_cache, _LEAST_RENEWAL_S))
+        finally:
+            tasks = list(self._asking.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     # keys
 
-    async def _renew_keys(self) -> Identity | Refusal | None:
+    async def _renew_keys(self) -> None:
         """Fetch the JWKS unless that was done a moment ago; an unknown kid must not make us a load generator."""
-        now = self._clock()
-        if now - self._asked_keys_at < self._settings.jwt_jwks_cooldown:
-            return self._unknown_key()
+        settings, known, now = self._settings, self._judge.keyring.by_kid, self._clock()
+        cooldown_s = settings.jwt_jwks_cooldown
+        if not known:
+            cooldown_s = min(cooldown_s, _NO_KEYS_COOLDOWN_S)
+        if 0 <= now - self._asked_keys_at < cooldown_s:  # a clock set back does not lock us out
+            return
         self._asked_keys_at = now
+        lines = [(b"Accept", b"application/json")]
         try:
-            reply = await self._fetch(
-                self._settings.jwt_jwks_url,
-                [(b"Accept", b"application/json")],
-                self._settings.jwt_remote_timeout,
-                _MAX_JWKS_BYTES,
-            )
-            if reply.status != 200:
-                raise FetchError(f"status {reply.status}")
-            keys = parse_jwks(reply.body, self._judge.policy.algorithms)
-        except (FetchError, ValueError):
-            return self._unknown_key() if self._judge.keyring.by_kid else _UNAVAILABLE
-        self._take_keys(keys, now)
-        return None
-
-    def _take_keys(self, keys: Mapping[str, Any], now: float) -> None:
-        if set(keys) != set(self._judge.keyring.by_kid):
+            reply = await self._fetch(settings.jwt_jwks_url, lines, settings.jwt_remote_timeout, _MAX_JWKS_BYTES)
+            if reply.status != 200 or not reply.is_whole:
+                raise FetchError(f"status {reply.status}, {len(reply.body)} bytes")
+            keys = parse_jwks(reply.body, settings.jwt_algorithms)
+        except (FetchError, ValueError) as error:
+            logging.getLogger("engadi").warning("jwt.jwks_url: %s; %d keys stay", error, len(known))
+            return
+        if _source(settings) != _source(self._settings):
+            return  # replaced while we asked
+        if reply.body != self._document:
+            self._document = reply.body
             self._cache.clear()  # a key that was withdrawn must not live on in remembered verdicts
         self._judge.keyring = replace(self._judge.keyring, by_kid=keys, fetched_at=now)
-
-    def _unknown_key(self) -> Refusal:
-        return invalid("unknown_key")
-
-    async def keep_keys_fresh(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """Fetch the JWKS every `jwt.jwks_cache` seconds, so that withdrawn keys go; stale keys serve on errors."""
-        while self._settings.jwt_jwks_url:
-            self._asked_keys_at = float("-inf")
-            await self._once("\0keys", self._renew_keys)
-            await sleep(self._settings.jwt_jwks_cache)
 
     # tokens
 
     async def _ask(self, token: str) -> Identity | Refusal:
-        """GET the validation URL with the token.
-
-        200 with the claims, bare or as `{"valid": true, "user"|"claims": {...}}`, is a yes; 401, 403 or
-        `"valid": false` is a no; anything else is no answer.
-        """
+        """GET the validation URL with the token; see `claims_of` for what may come."""
+        settings = self._settings
         lines = [(b"Authorization", b"Bearer " + token.encode("latin-1")), (b"Accept", b"application/json")]
         try:
-            reply = await self._fetch(self._url(), lines, self._settings.jwt_remote_timeout, _MAX_ANSWER_BYTES)
-        except FetchError:
+            async with asyncio.timeout(settings.jwt_remote_timeout), self._places:
+                reply = await self._fetch(_url(settings), lines, settings.jwt_remote_timeout, _MAX_ANSWER_BYTES)
+            if reply.status in {401, 403}:
+                return self._no(token, "rejected")
+            if reply.status != 200 or not reply.is_whole:
+                return _UNAVAILABLE
+            claims = claims_of(reply.body, self._judge.policy.role_claim)
+        except (FetchError, TimeoutError, ValueError):
             return _UNAVAILABLE
-        if reply.status in {401, 403}:
-            return self._remember_no(token)
-        if reply.status != 200:
-            return _UNAVAILABLE
-        claims = _claims_of(reply.body)
-        if claims is None:
-            return _UNAVAILABLE
-        if claims.get("valid") is False or claims.get("active") is False:
-            return self._remember_no(token)
-        return self._remember_yes(token, claims)
+        return self._no(token, "rejected") if claims is None else self._yes(token, claims)
 
-    def _url(self) -> str:
-        if self._settings.jwt_remote_url:
-            return str(self._settings.jwt_remote_url)
-        return self._settings.services["auth"].url + _DEFAULT_PATH
-
-    def _remember_no(self, token: str) -> Refusal:
-        verdict = invalid("rejected")
+    def _no(self, token: str, word: str) -> Refusal:
+        verdict = invalid(word)
         self._cache.put(token.encode("latin-1"), verdict, self._clock() + self._settings.jwt_remote_negative_cache)
         return verdict
 
-    def _remember_yes(self, token: str, claims: dict[str, Any]) -> Identity | Refusal:
-        """A yes is still held to our own rules: a token that says it has expired has."""
+    def _yes(self, token: str, claims: dict[str, Any]) -> Identity | Refusal:
+        """A yes is still held to our clock; where it does not say how long it is good, the token itself may."""
         now = self._clock()
         until = now + self._settings.jwt_remote_cache
-        claims.setdefault("exp", until)
+        if claims.get("exp") is None:
+            claims["exp"] = stated_expiry(token) or until
         policy = replace(self._judge.policy, required_claims=("sub",), issuer="", audience="")
         word = claims_fault(claims, policy, now)
         if word:
-            return invalid(word)
+            return self._no(token, word) if word in {"expired", "not_yet_valid"} else _UNAVAILABLE
         identity = identity_of(claims, policy)
         self._cache.put(token.encode("latin-1"), identity, min(until, identity.expires_at))
         return identity
 
 
-def _claims_of(body: bytes) -> dict[str, Any] | None:
-    """The claims in an answer, with `sub` from user_id or id where it has another name; None: not understood."""
+async def _guarded(ask: Callable[[], Awaitable[Identity | Refusal | None]]) -> Identity | Refusal | None:
+    try:
+        return await ask()
+    except Exception:
+        logging.getLogger("engadi").exception("internal error in authority")
+        return _UNAVAILABLE
+
+
+def _source(settings: Settings) -> tuple[Any, ...]:
+    """Whence the keys come, and which of them are taken."""
+    return settings.jwt_jwks_url, settings.jwt_algorithms
+
+
+def _url(settings: Settings) -> str:
+    if settings.jwt_remote_url:
+        return str(settings.jwt_remote_url)
+    return settings.services["auth"].url + _DEFAULT_PATH
+
+
+def claims_of(body: bytes, role_claim: str) -> dict[str, Any] | None:
+    """The claims in an auth service's answer of 200; None where it says no.
+
+    A JSON object: the claims themselves, or `{"valid": true, "user": {...}}`, or the same with `claims`; the subject as
+    sub, user_id or id; the roles under the configured name, role or roles. `valid` or `active` there and not true is
+    a no.
+
+    Raises:
+        ValueError: nothing of this kind.
+    """
     try:
         document = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
+    except RecursionError:
+        raise ValueError("not JSON") from None
     if not isinstance(document, dict):
+        raise ValueError("no object")
+    inner: dict[str, Any] = next(
+        (document[name] for name in ("claims", "user") if isinstance(document.get(name), dict)), {}
+    )
+    if any(part.get(name, True) is not True for part in (document, inner) for name in ("valid", "active")):
         return None
-    inner = next((document[name] for name in ("claims", "user") if isinstance(document.get(name), dict)), {})
     claims = {**document, **inner}
-    for name in ("user_id", "id"):
-        if "sub" not in claims and claims.get(name) is not None:
-            claims["sub"] = claims[name]
-    if "role" not in claims and "roles" in claims:
-        claims["role"] = claims["roles"]
+    for wanted, others in (("sub", ("user_id", "id")), (role_claim, ("role", "roles"))):
+        found = next((claims[name] for name in (wanted, *others) if claims.get(name) is not None), None)
+        claims[wanted] = found
     return claims

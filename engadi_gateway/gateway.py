@@ -107,6 +107,7 @@ class Gateway:
         self._ticker.start()
         self._background = [
             asyncio.create_task(self.checker.run(), name="health"),
+            asyncio.create_task(self.authority.run(), name="keys"),
             asyncio.create_task(self._prune_forever(), name="prune"),
         ]
         gc.freeze()  # what is here now stays: the collector need not look at it again (2 to 7 % of CPU)

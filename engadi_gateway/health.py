@@ -7,6 +7,7 @@ again after `rise` good ones. unknown: never checked.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,6 +20,7 @@ from engadi_gateway.settings import Settings
 
 _MAX_BODY_BYTES = 64 << 10
 _JITTER = 0.1
+_OFF_S = 1.0  # how often a checker that is switched off looks whether it still is
 
 
 def judged(health: ServiceHealth, seen: HealthStatus, fall: int, rise: int) -> ServiceHealth:
@@ -133,7 +135,11 @@ class HealthChecker:
 
     async def check_all(self) -> None:
         """All services at once; one check's fault is not the others'."""
-        await asyncio.gather(*(self.check_now(name) for name in list(self._services)), return_exceptions=True)
+        names = list(self._services)
+        ended = await asyncio.gather(*(self.check_now(name) for name in names), return_exceptions=True)
+        for name, end in zip(names, ended, strict=True):
+            if isinstance(end, Exception):
+                logging.getLogger("engadi").error("health check of %s failed", name, exc_info=end)
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """For ever: check all, wait an interval with 10 % jitter. An interval of 0 checks nothing."""
@@ -142,4 +148,4 @@ class HealthChecker:
             if interval_s > 0:
                 await self.check_all()
             jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter, not a secret
-            await sleep(max(interval_s, 1.0) * jitter)
+            await sleep((interval_s or _OFF_S) * jitter)

@@ -484,6 +484,8 @@ def _build(
     urls = dict(services) if replace_services else {**DEFAULT_SERVICES, **services}
     built = _services(urls, paths, values["health_path"], faults)
     _check_together(values, faults)
+    if values["jwt_mode"] != "local" and not values["jwt_remote_url"] and "auth" not in urls:
+        faults.append(Fault("jwt.remote_url", "required: there is no auth service to ask"))
     if faults:
         raise ConfigurationError(faults)
     return Settings(values, built, {option.name: origins.get(option.name, "default") for option in OPTIONS})

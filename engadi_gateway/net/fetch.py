@@ -22,8 +22,11 @@ _HEAD_BYTES = 64 << 10
 
 
 class FetchReply(NamedTuple):
+    """What came; `is_whole` is false where the body was longer than asked for, and `body` then ends early."""
+
     status: int
     body: bytes
+    is_whole: bool = True
 
 
 class FetchError(Exception):
@@ -42,10 +45,10 @@ class Fetcher:
         self._tls: ssl.SSLContext | None = None
 
     async def __call__(self, url: str, lines: list[HeaderLine], timeout_s: float, max_bytes: int) -> FetchReply:
-        """GET `url`.
+        """GET `url`, reading at most `max_bytes` of the body.
 
         Raises:
-            FetchError: see there; a body longer than `max_bytes` is one too.
+            FetchError: see there.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -58,6 +61,8 @@ class Fetcher:
             raise FetchError("closed before the whole reply") from None
         except OSError as error:
             raise FetchError(dial_failure(error)[0].code) from None
+        except UnicodeError:
+            raise FetchError("no usable URL") from None
 
     def _context(self, scheme: str) -> ssl.SSLContext | None:
         if scheme == "https" and self._tls is None:
@@ -74,9 +79,10 @@ class Fetcher:
             head += [b"%b: %b" % line for line in (*lines, (b"Connection", b"close"), (b"User-Agent", b"engadi"))]
             writer.write(b"\r\n".join(head) + b"\r\n\r\n")
             reply = await self._head(reader)
-            return FetchReply(reply.status, await _body(reader, reply, max_bytes))
+            body = await _body(reader, reply, max_bytes)
+            return FetchReply(reply.status, body[:max_bytes], len(body) <= max_bytes)
         finally:
-            writer.close()
+            writer.transport.abort()  # all that was wanted is here: waiting for the peer's farewell could take for ever
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
@@ -90,16 +96,15 @@ class Fetcher:
 
 
 async def _body(reader: asyncio.StreamReader, reply: ReplyHead, max_bytes: int) -> bytes:
+    """The body; where it is longer than `max_bytes`, its beginning and at least one byte more."""
     if reply.framing is Framing.NONE:
         return b""
     if reply.framing is Framing.LENGTH:
-        if reply.content_length > max_bytes:
-            raise FetchError("body too large")
-        return await reader.readexactly(reply.content_length)
+        return await reader.readexactly(min(reply.content_length, max_bytes + 1))
     decoder = ChunkedDecoder() if reply.framing is Framing.CHUNKED else None
     parts: list[bytes] = []
     size = 0
-    while not (decoder is not None and decoder.is_complete):
+    while size <= max_bytes and not (decoder is not None and decoder.is_complete):
         data = await reader.read(65536)
         if not data and decoder is not None:
             raise FetchError("closed before the whole reply")
@@ -107,6 +112,4 @@ async def _body(reader: asyncio.StreamReader, reply: ReplyHead, max_bytes: int) 
             break
         parts.append(data if decoder is None else decoder.feed(data)[0])
         size += len(parts[-1])
-        if size > max_bytes:
-            raise FetchError("body too large")
     return b"".join(parts)

@@ -19,6 +19,8 @@ from engadi_gateway.errors import ConfigurationError, Fault, HeaderLine, Reason,
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
 
 REALM = 'Bearer realm="engadi"'
+#: Words for tokens that our keys cannot judge, so that somebody else may.
+NOT_OURS = frozenset(("wrong_alg", "unknown_key"))
 _SYMMETRIC = "HS"
 
 #: What PyJWT raises, and the word for it; the first row that fits.
@@ -226,6 +228,15 @@ class TokenJudge:
         return invalid(word) if word else identity_of(claims, policy)
 
 
+def stated_expiry(token: str) -> float | None:
+    """The `exp` that a token states, unverified: good only for forgetting something sooner. Never raises."""
+    try:
+        expiry = jwt.decode(token, options={"verify_signature": False}).get("exp")
+    except Exception:  # an opaque token, or a hostile one
+        return None
+    return expiry if _is_time(expiry) else None
+
+
 def claims_fault(claims: Mapping[str, Any], policy: IdentityPolicy, wall: float) -> str:
     """The word for what is wrong with verified claims, or "" (RFC 7519 section 4.1)."""
     missing = [name for name in ("exp", *policy.required_claims) if claims.get(name) is None]
@@ -377,7 +388,7 @@ class IdentityStage:
             return verdict  # without a signature ("alg": "none") it is nobody's
         if verdict.word == "unknown_key" and self._judge.keyring.has_url:
             return Wait("keys", token.decode("latin-1"))
-        if self._policy.mode == "local-then-remote" and verdict.word in {"wrong_alg", "unknown_key"}:
+        if self._policy.mode == "local-then-remote" and verdict.word in NOT_OURS:
             return Wait("remote", token.decode("latin-1"))
         return verdict
 
