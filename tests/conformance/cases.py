@@ -180,7 +180,7 @@ TARGETS = [
             (f"/{P}/x", f"{P}/x"), (f"{P}/./x", f"{P}/x"), (f"{P}/y/../x", f"{P}/x"), (f"{P}/%2e/x", f"{P}/x"),
             (f"{P}/y/%2E%2e/x", f"{P}/x"), (f"{P}/x?a=/../b&c=%2F", f"{P}/x?a=/../b&c=%2F"), (f"{P}/x/", f"{P}/x/"),
             (f"{P}/x?", f"{P}/x?"), (f"{P}/a;b=c", f"{P}/a;b=c"), (f"{P}/%3B", f"{P}/%3B"), (P, P),
-            (f"/api/v1/content/../auth/x", f"{P}/x"), (f"{P}/x?\"<>", f"{P}/x?\"<>"),
+            ("/api/v1/content/../auth/x", f"{P}/x"), (f"{P}/x?\"<>", f"{P}/x?\"<>"),
         )
     ),
     *(

@@ -1,0 +1,81 @@
+"""Makes the parts of README.md and gateway.ini that are tables; `python -m tests.docs` writes them, a test compares."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from engadi_gateway.admin.endpoints import ENDPOINTS
+from engadi_gateway.errors import Reason
+from engadi_gateway.settings import DEFAULT_SERVICES, OPTIONS, service_env
+
+ROOT = Path(__file__).parent.parent
+
+
+def options_table() -> str:
+    lines = ["| option | environment | default | |", "|---|---|---|---|"]
+    for option in OPTIONS:
+        default = f"`{option.default}`" if option.default else ""
+        env = f"`{option.env}`" if option.env else ""
+        lines.append(f"| `[{option.section}] {option.key}` | {env} | {default} | {option.help.replace('|', '/')} |")
+    return "\n".join(lines)
+
+
+def endpoints_table() -> str:
+    lines = ["| | | |", "|---|---|---|"]
+    for endpoint in ENDPOINTS:
+        query = "?" + "&".join(endpoint.query) if endpoint.query else ""
+        public = ", public" if endpoint.is_public else ""
+        lines.append(f"| {endpoint.method} | `{endpoint.path}{query}` | {endpoint.summary}{public} |")
+    return "\n".join(lines)
+
+
+def reasons_table() -> str:
+    lines = ["| code | status | breaker | |", "|---|---|---|---|"]
+    for reason in Reason:
+        counts = "counts" if reason.is_failure else ""
+        lines.append(f"| `{reason.code}` | {reason.status} | {counts} | {reason.title} |")
+    return "\n".join(lines)
+
+
+def ini_text() -> str:
+    lines = [
+        "; Engadi Gateway: every option, commented out at its default.",
+        "; Order: command line > ENGADI_<SECTION>_<KEY> > the name in brackets > this file > default.",
+        "; Durations: 250ms 30s 5m 1h 7d. Sizes: 64KiB 10MiB 1GiB. Booleans: true false yes no on off 1 0.",
+    ]
+    section = ""
+    for option in OPTIONS:
+        if option.section != section:
+            section = option.section
+            lines += ["", f"[{section}]"]
+        env = f" [{option.env}]" if option.env else ""
+        lines += [f"; {option.help}{env}", f";{option.key} = {option.default}".rstrip()]
+    lines += [
+        "",
+        "[services]",
+        "; name = base URL; a service gets the route /api/v1/<name>/* when the database is created",
+    ]
+    for name, url in DEFAULT_SERVICES.items():
+        lines += [f"; [{service_env(name)}]", f";{name} = {url}"]
+    lines += ["", "[health_paths]", "; service = path of its health check, where it is not [health] path"]
+    return "\n".join([*lines, ";content = /healthz", ""])
+
+
+TABLES = {"options": options_table, "endpoints": endpoints_table, "reasons": reasons_table}
+
+
+def filled(readme: str) -> str:
+    """The README with its tables made anew, between `<!-- name -->` and `<!-- /name -->`."""
+    for name, make in TABLES.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        assert pattern.search(readme), name
+        table = make().replace("\\", "\\\\")
+        readme = pattern.sub(rf"\g<1>{table}\n\g<2>", readme)
+    return readme
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(filled(path.read_text()))
+    (ROOT / "gateway.ini").write_text(ini_text())

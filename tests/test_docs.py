@@ -1,0 +1,56 @@
+"""README.md and gateway.ini against the tables they describe, and the first screen of the README against `.ci/run`."""
+
+from __future__ import annotations
+
+import re
+
+from engadi_gateway.settings import OPTIONS, Settings
+from tests.docs import ROOT, filled, ini_text
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_tables_of_the_readme_are_the_tables_of_the_code() -> None:
+    assert filled(README) == README, "python -m tests.docs writes them anew"
+
+
+def test_gateway_ini_has_every_option_at_its_default() -> None:
+    text = (ROOT / "gateway.ini").read_text()
+    assert text == ini_text(), "python -m tests.docs writes it anew"
+    uncommented = re.sub(r"(?m)^;(?=[a-z_-]+ =)", "", text)
+    assert Settings.load(uncommented.replace("content = /healthz", "")).values == Settings.load("").values
+
+
+def test_every_option_has_a_sentence() -> None:
+    assert all(option.help for option in OPTIONS)
+
+
+def test_the_two_commands_are_on_the_first_screen() -> None:
+    screen = "\n".join(README.splitlines()[:40])
+    assert "python run.py --demo" in screen
+    assert re.search(r"(?m)^python -m pip install .*&& python -m pytest$", screen)
+
+
+def test_the_embedding_example_is_real() -> None:
+    example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert example is not None
+    body = "".join(f"    {line}\n" for line in example[1].splitlines())
+    compile(f"async def main():\n{body}", "README.md", "exec")
+
+
+def test_nothing_else_stands_at_the_top_level() -> None:
+    allowed = {
+        "engadi_gateway",
+        "tests",
+        "gateway.ini",
+        "run.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+    }
+    produced = {"build", "dist"}
+    found = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    assert {
+        name for name in found if not name.endswith((".egg-info", ".db", ".db-wal", ".db-shm", ".secret"))
+    } <= allowed | produced

@@ -1,0 +1,402 @@
+"""The process: `run.py` as users start it, its signals, exit codes, listeners and what systemd is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import OK, RawClient, Seen, Wire, raw_client, upstream
+from tests.harness import ADMIN, SECRET, ask, ask_on, json_of
+
+ROOT = Path(__file__).parent.parent
+GET = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+def _environment(**extra: str) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "SECRET_KEY": SECRET, **extra}
+
+
+def _run(folder: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *args],
+        cwd=folder,
+        env=_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Process:
+    """A gateway as a process; `lines` is what it said on stderr."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        self.process = process
+        self.port = port
+        self.lines: list[str] = []
+
+    async def wait_for(self, text: str) -> None:
+        assert self.process.stderr is not None
+        while True:
+            line = (await asyncio.wait_for(self.process.stderr.readline(), 20)).decode()
+            assert line, f"ended without {text!r}: {self.lines}"
+            self.lines.append(line)
+            if text in line:
+                return
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    async def code(self) -> int:
+        assert self.process.stderr is not None
+        self.lines += (await asyncio.wait_for(self.process.stderr.read(), 20)).decode().splitlines()
+        return await asyncio.wait_for(self.process.wait(), 20)
+
+
+@contextlib.asynccontextmanager
+async def started(folder: Path, ini: str, **environment: str) -> AsyncIterator[Process]:
+    port = free_port()
+    (folder / "gateway.ini").write_text(ini)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(ROOT / "run.py"),
+        cwd=folder,
+        env=_environment(**{"PORT": str(port), **environment}),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    running = Process(process, port)
+    try:
+        await running.wait_for("listening on")
+        yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        assert process.stderr is not None
+        await process.stderr.read()
+        process._transport.close()  # type: ignore[attr-defined]  # asyncio 3.11 leaves it to the collector
+
+
+def _ini(auth_url: str, more: str = "") -> str:
+    return f"[server]\nhost = 127.0.0.1\n[services]\nauth = {auth_url}\n[health]\ninterval = 0\n{more}"
+
+
+def test_sigterm_finishes_what_was_accepted_and_exits_0(tmp_path: Path) -> None:
+    release = asyncio.Event()
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await release.wait()
+        await wire.send(OK)
+
+    async def run() -> None:
+        async with upstream(script) as auth, started(tmp_path, _ini(auth.url)) as gateway:
+            async with raw_client(gateway.port) as busy, raw_client(gateway.port) as idle:
+                await busy.send(GET)
+                while not auth.seen:
+                    await asyncio.sleep(0.01)
+                gateway.signal(signal.SIGTERM)
+                await gateway.wait_for("draining")
+                assert await idle.rest() == b""
+                with pytest.raises(OSError):
+                    async with raw_client(gateway.port):
+                        pass
+                release.set()
+                reply = await busy.reply()
+                assert (reply.status, reply.one("connection")) == (200, "close")
+            assert await gateway.code() == 0
+
+    asyncio.run(run())
+
+
+def test_a_second_sigterm_stops_at_once(tmp_path: Path) -> None:
+    async def script(seen: Seen, wire: Wire) -> None:
+        await asyncio.sleep(60)
+
+    async def run() -> None:
+        async with upstream(script) as auth, started(tmp_path, _ini(auth.url)) as gateway:
+            async with raw_client(gateway.port) as busy:
+                await busy.send(GET)
+                while not auth.seen:
+                    await asyncio.sleep(0.01)
+                gateway.signal(signal.SIGTERM)
+                await gateway.wait_for("draining")
+                began = time.monotonic()
+                gateway.signal(signal.SIGTERM)
+                assert await gateway.code() == 0
+                assert time.monotonic() - began < 15  # the drain alone would take thirty
+
+    asyncio.run(run())
+
+
+def test_sighup_takes_a_good_file_and_keeps_the_old_one_for_a_bad_one(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, upstream() as other, started(tmp_path, _ini(auth.url)) as gateway:
+            async with raw_client(gateway.port) as client:
+                assert (await ask_on(client, "GET", "/api/v1/auth/1")).status == 200
+                (tmp_path / "gateway.ini").write_text("[server]\nhots = x\n")
+                gateway.signal(signal.SIGHUP)
+                await gateway.wait_for("NOT reloaded")
+                assert "server.hots" in gateway.lines[-1]
+                assert "did you mean server.host" in gateway.lines[-1]
+                assert (await ask_on(client, "GET", "/api/v1/auth/2")).status == 200
+                (tmp_path / "gateway.ini").write_text(_ini(other.url))
+                gateway.signal(signal.SIGHUP)
+                await gateway.wait_for("configuration reloaded")
+                assert (await ask_on(client, "GET", "/api/v1/auth/3")).status == 200
+            assert [seen.target[-1] for seen in auth.seen] == ["1", "2"]
+            assert [seen.target[-1] for seen in other.seen] == ["3"]
+
+    asyncio.run(run())
+
+
+def _certificate(folder: Path, name: str) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
+         "-addext", f"subjectAltName=DNS:{name}", "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+
+async def _common_name(port: int, maximum: ssl.TLSVersion | None = None) -> bytes:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if maximum is not None:
+        context.maximum_version = maximum
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    try:
+        client = RawClient(reader, writer)
+        await client.send(GET)
+        assert (await client.reply()).status == 200
+        certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        assert isinstance(certificate, bytes)
+        return certificate
+    finally:
+        writer.close()
+        with contextlib.suppress(ssl.SSLError, ConnectionError):
+            await writer.wait_closed()
+
+
+def test_tls_with_a_lowest_version_and_certificates_renewed_on_sighup(tmp_path: Path) -> None:
+    _certificate(tmp_path, "one.test")
+    tls = "[server]\nhost = 127.0.0.1\ntls_certificate = cert.pem\ntls_key = key.pem\ntls_min_version = 1.3\n"
+
+    async def run() -> None:
+        async with upstream() as auth:
+            ini = f"{tls}[services]\nauth = {auth.url}\n[health]\ninterval = 0\n"
+            async with started(tmp_path, ini) as gateway:
+                assert b"one.test" in await _common_name(gateway.port)
+                assert auth.seen[0].one("x-forwarded-proto") == "https"
+                with pytest.raises((ssl.SSLError, ConnectionError)):
+                    await _common_name(gateway.port, ssl.TLSVersion.TLSv1_2)
+                _certificate(tmp_path, "two.test")
+                gateway.signal(signal.SIGHUP)
+                await gateway.wait_for("configuration reloaded")
+                assert b"two.test" in await _common_name(gateway.port)
+                (tmp_path / "cert.pem").write_text("no certificate")
+                gateway.signal(signal.SIGHUP)
+                await gateway.wait_for("NOT reloaded")
+                assert b"two.test" in await _common_name(gateway.port)
+
+    asyncio.run(run())
+
+
+def test_ipv4_ipv6_and_unix_listeners_at_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth:
+            ini = f"[server]\nhost = 127.0.0.1, ::1\nunix_socket = gw.sock\n[services]\nauth = {auth.url}\n"
+            async with started(tmp_path, ini) as gateway:
+                await gateway.wait_for("unix:")
+                for host in ("127.0.0.1", "::1"):
+                    async with raw_client(gateway.port, host) as client:
+                        await client.send(GET)
+                        assert (await client.reply()).status == 200
+                reader, writer = await asyncio.open_unix_connection(str(tmp_path / "gw.sock"))
+                client = RawClient(reader, writer)
+                await client.send(GET)
+                assert (await client.reply()).status == 200
+                await client.close()
+            addresses = [seen.one("x-forwarded-for") for seen in auth.seen if seen.target.endswith("x")]
+            assert addresses == ["127.0.0.1", "::1", "127.0.0.1"]
+
+    asyncio.run(run())
+
+
+def test_systemd_is_told_and_its_socket_is_used(tmp_path: Path) -> None:
+    async def run() -> None:
+        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        listener = socket.socket()
+        with notify, listener:
+            notify.bind(str(tmp_path / "notify.sock"))
+            notify.settimeout(20)
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(16)
+            # what systemd does: the socket is descriptor 3, and the pid is that of the process itself
+            launcher = (
+                "import os, sys\n"
+                f"os.dup2({listener.fileno()}, 3)\n"
+                "os.set_inheritable(3, True)\n"
+                "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='http')\n"
+                f"os.execv(sys.executable, [sys.executable, {str(ROOT / 'run.py')!r}])\n"
+            )
+            async with upstream() as auth:
+                (tmp_path / "gateway.ini").write_text(_ini(auth.url))
+                process = subprocess.Popen(
+                    [sys.executable, "-c", launcher],
+                    cwd=tmp_path,
+                    env=_environment(NOTIFY_SOCKET=str(tmp_path / "notify.sock")),
+                    pass_fds=[listener.fileno()],
+                    stderr=subprocess.DEVNULL,
+                )
+                try:
+                    assert await asyncio.to_thread(notify.recv, 1024) == b"READY=1"
+                    reply = await ask(listener.getsockname()[1], "GET", "/api/v1/auth/x")
+                    assert reply.status == 200
+                    process.send_signal(signal.SIGHUP)
+                    assert (await asyncio.to_thread(notify.recv, 1024)).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+                    assert await asyncio.to_thread(notify.recv, 1024) == b"READY=1"
+                    process.send_signal(signal.SIGTERM)
+                    assert await asyncio.to_thread(notify.recv, 1024) == b"STOPPING=1"
+                    assert await asyncio.to_thread(process.wait, 20) == 0
+                finally:
+                    process.kill()
+                    process.wait()
+
+    asyncio.run(run())
+
+
+def test_a_taken_port_is_exit_69_and_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = _run(tmp_path, PORT=str(port), ENGADI_SERVER_HOST="127.0.0.1")
+    assert done.returncode == 69
+    assert f"cannot listen on 127.0.0.1 port {port}" in done.stderr
+
+
+BAD_STARTS = {
+    "unknown section": ("[sever]\nport = 1\n", {}, "sever: unknown section; did you mean server?"),
+    "unknown key": ("[server]\nprot = 1\n", {}, "server.prot: unknown option; did you mean server.port?"),
+    "bad value": ("[server]\nport = x\n", {}, "server.port: expected a whole number"),
+    "bad environment": ("", {"RATE_LIMIT_ENABLED": "maybe"}, "limits.enabled: expected one of"),
+    "short key": ("", {"SECRET_KEY": "short"}, "jwt.secret_key: at least 32 bytes"),
+    "postgres": ("", {"DATABASE_URL": "postgresql://u@h/db"}, "database.url: only sqlite:///"),
+    "no key in production": ("", {"SECRET_KEY": "", "ENVIRONMENT": "production"}, "jwt.secret_key: required in production"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_STARTS)
+@pytest.mark.parametrize("arguments", [(), ("--check",)], ids=["serve", "check"])
+def test_a_bad_configuration_is_exit_78_and_says_what(tmp_path: Path, name: str, arguments: tuple[str, ...]) -> None:
+    ini, environment, message = BAD_STARTS[name]
+    (tmp_path / "gateway.ini").write_text(ini)
+    done = _run(tmp_path, *arguments, **environment)
+    assert done.returncode == 78
+    assert message in done.stderr
+    assert not list(tmp_path.glob("*.db")), "nothing was opened"
+
+
+def test_check_says_all_faults_at_once_and_opens_nothing(tmp_path: Path) -> None:
+    (tmp_path / "gateway.ini").write_text("[server]\nport = x\nprot = 1\n[limits]\nper_ip = 0\n")
+    done = _run(tmp_path, "--check")
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [
+        "server.prot",
+        "server.port",
+        "limits.per_ip",
+    ]
+    (tmp_path / "gateway.ini").write_text("")
+    good = _run(tmp_path, "--check")
+    assert (good.returncode, good.stdout) == (0, "configuration ok\n")
+    assert not list(tmp_path.glob("*.db"))
+
+
+def test_a_named_file_must_be_there(tmp_path: Path) -> None:
+    done = _run(tmp_path, "--check", "--config", "nowhere.ini")
+    assert (done.returncode, done.stderr) == (78, "nowhere.ini: no such file\n")
+
+
+def test_version_routes_token_and_explain(tmp_path: Path) -> None:
+    assert _run(tmp_path, "--version").stdout.startswith("engadi-gateway ")
+    routes = _run(tmp_path, "routes", "--json")
+    listed = json.loads(routes.stdout)
+    assert len(listed) == 9
+    assert {row["path_pattern"] for row in listed} >= {"/api/v1/auth/*", "/api/v1/partners-crm/*"}
+    assert "path_pattern" in _run(tmp_path, "routes").stdout.splitlines()[0]
+    token = _run(tmp_path, "token", "--sub", "alice", "--role", "admin", "--ttl", "5m").stdout.strip()
+    assert token.count(".") == 2
+    told = _run(tmp_path, "explain", "GET", "/api/v1/content/../content/x", "--token", token, "--header", "X-A: b")
+    answer = json.loads(told.stdout)
+    assert (answer["verdict"], answer["path"]) == ("serve", "/api/v1/content/x")
+    assert answer["jwt"]["user_id"] == "alice"
+    assert "X-User-ID: alice" in answer["upstream"]["head"]
+    refused = json.loads(_run(tmp_path, "explain", "GET", "/api/v1/content/x").stdout)
+    assert (refused["verdict"], refused["status"], refused["reason"]) == ("refuse", 401, "auth_missing")
+
+
+def test_help_names_every_command(tmp_path: Path) -> None:
+    text = _run(tmp_path, "--help").stdout
+    for word in ("serve", "routes", "explain", "token", "--config", "--demo", "--check", "--version"):
+        assert word in text
+
+
+@pytest.fixture
+def bare_python(tmp_path: Path) -> Iterator[list[str]]:
+    """An interpreter that finds neither h11 nor PyJWT."""
+    yield [sys.executable, "-I", "-S", str(ROOT / "run.py")]
+
+
+def test_a_missing_dependency_is_one_line(tmp_path: Path, bare_python: list[str]) -> None:
+    done = subprocess.run(bare_python, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "missing h11, jwt" in done.stderr
+    assert "python -m pip install 'h11>=0.16,<0.17' 'PyJWT>=2.14,<3'" in done.stderr
+
+
+def test_development_without_a_key_makes_one_and_says_so(tmp_path: Path) -> None:
+    first = _run(tmp_path, "token", "--sub", "a", SECRET_KEY="")
+    assert "made a development key" in first.stderr
+    secret = tmp_path / "engadi_gateway.db.secret"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    key = secret.read_text()
+    assert "using the development key" in _run(tmp_path, "token", "--sub", "a", SECRET_KEY="").stderr
+    assert secret.read_text() == key
+
+
+def test_the_demonstration_works_as_the_readme_says(tmp_path: Path) -> None:
+    async def run() -> None:
+        services = {name: free_port() for name in ("AUTH", "CONTENT")}
+        environment = {f"{name}_SERVICE_URL": f"http://127.0.0.1:{port}" for name, port in services.items()}
+        async with started(
+            tmp_path, "[server]\nhost = 127.0.0.1\n", ENGADI_LIMITS_PER_IP="1000", **environment
+        ) as gateway:
+            assert (await ask(gateway.port, "GET", "/health")).status == 200
+            reply = await ask(gateway.port, "GET", "/api/v1/gateway/stats", bearer=ADMIN)
+            assert json_of(reply)["hours"] == 24
+
+    asyncio.run(run())
