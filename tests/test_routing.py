@@ -1,0 +1,562 @@
+"""Routing: which route, why not another, and that it costs the same with ten routes and with ten thousand."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from engadi_gateway.errors import ConfigurationError, Reason, Refusal, RefusedError
+from engadi_gateway.model import Route, Service, SplitTarget
+from engadi_gateway.pipeline.exchange import Exchange, Identity, Target
+from engadi_gateway.pipeline.routing import (
+    LOCAL_SERVICE,
+    Match,
+    Miss,
+    Routing,
+    RoutingTable,
+    TargetPicker,
+    parameter_names,
+    parse_pattern,
+    pattern_matches,
+    route_faults,
+)
+from tests.exchanges import exchange_of, head_of
+
+SERVICES = {"content": Service("content", "http://content.test:8003"), "ai": Service("ai", "http://ai.test:8010")}
+PREFLIGHT = {b"origin": b"https://app.example", b"access-control-request-method": b"GET"}
+
+
+def route(pattern: str, route_id: str = "r1", **fields: Any) -> Route:
+    return replace(Route(route_id, pattern, "content"), **fields)
+
+
+def table(*routes: Route) -> RoutingTable:
+    return RoutingTable(routes, SERVICES)
+
+
+def winner(found: Match | Miss) -> str | None:
+    return found.route.id if isinstance(found, Match) else None
+
+
+# patterns
+
+
+@pytest.mark.parametrize(
+    ("pattern", "segments"),
+    [
+        ("/", ("",)),
+        ("/*", ("*",)),
+        ("/a/b", ("a", "b")),
+        ("/a/", ("a", "")),
+        ("/a/{id}/b", ("a", "{}", "b")),
+        ("/a/{id}/*", ("a", "{}", "*")),
+        ("/a%2Fb/%C3%A9", ("a%2Fb", "%C3%A9")),
+        ("/a;v=1/b,c", ("a;v=1", "b,c")),
+    ],
+)
+def test_a_pattern_is_its_segments(pattern: str, segments: tuple[str, ...]) -> None:
+    assert parse_pattern(pattern) == segments
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "", "a", "*", "//", "/a//b", "/a*", "/*/a", "/**", "/a/{id", "/a/id}", "/a/{}", "/a/{1x}", "/a/x{id}", "/a/..",
+        "/./a", "/a/..;x/b", "/a b", "/a?b", "/a#b", "/a%2fb", "/a%41", "/a%5F", "/a%7E", "/a%00", "/a%1F", "/a%7F",
+        "/a%", "/a%zz", "/é", "/a\\b", "/{id}/b/{id}",
+    ],
+)  # fmt: skip
+def test_a_pattern_that_could_never_match_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_pattern(pattern)
+
+
+def test_parameter_names_are_in_order() -> None:
+    assert parameter_names("/a/{user}/b/{id}/*") == ("user", "id")
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointers"),
+    [
+        ({"path_pattern": "a"}, ["/path_pattern"]),
+        ({"host": "API.example"}, ["/host"]),
+        ({"host": "api.example:8000"}, ["/host"]),
+        ({"host": "*"}, ["/host"]),
+        ({"host": "a.*.b"}, ["/host"]),
+        ({"host": "a..b"}, ["/host"]),
+        ({"host": "a." * 130 + "b"}, ["/host"]),
+        ({"methods": ("GET", "get", "")}, ["/methods/1", "/methods/2"]),
+        ({"path_pattern": "//", "host": "/", "methods": ("G T",)}, ["/path_pattern", "/host", "/methods/0"]),
+        ({"host": "*.example.com", "methods": ("PROPFIND", "M-SEARCH")}, []),
+        ({"host": "[2001:db8::1]"}, []),
+    ],
+)
+def test_route_faults_point_to_the_fields(fields: dict[str, Any], pointers: list[str]) -> None:
+    faulty = replace(Route("r1", "/a", "content"), **fields)
+    assert [fault.pointer for fault in route_faults(faulty)] == pointers
+
+
+def test_a_table_names_every_faulty_route_at_once() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        table(route("a", "r1"), route("/b", "r2"), route("/c", "r3", host="?"))
+    assert [fault.pointer for fault in caught.value.faults] == ["/routes/r1/path_pattern", "/routes/r3/host"]
+
+
+# matching
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "params", "prefix_length"),
+    [
+        ("/a", "/a", (), 0),
+        ("/a/", "/a/", (), 0),
+        ("/", "/", (), 0),
+        ("/a/*", "/a", (), 2),
+        ("/a/*", "/a/", (), 2),
+        ("/a/*", "/a/b/c", (), 2),
+        ("/*", "/", (), 0),
+        ("/*", "/a/b", (), 0),
+        ("/a/{x}", "/a/b", ("b",), 0),
+        ("/a/{x}/c/{y}", "/a/b/c/d", ("b", "d"), 0),
+        ("/a/{x}/*", "/a/bcd", ("bcd",), 6),
+        ("/a/{x}/*", "/a/bcd/e", ("bcd",), 6),
+        ("/a/{x}", "/a/%C3%A9", ("%C3%A9",), 0),
+    ],
+)
+def test_what_matches_and_what_is_learned(pattern: str, path: str, params: tuple[str, ...], prefix_length: int) -> None:
+    only = route(pattern)
+    assert table(only).match("GET", "", path) == Match(only, params, prefix_length)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ("/a/*", "/ab"),
+        ("/products/*", "/products-for-sale"),
+        ("/a", "/a/"),
+        ("/a/", "/a"),
+        ("/a", "/A"),
+        ("/a/{x}", "/a/"),
+        ("/a/{x}", "/a"),
+        ("/a/{x}", "/a/b/c"),
+        ("/a/{x}/*", "/a/"),
+        ("/a/b/*", "/a"),
+        ("/", "/a"),
+        ("/*", "*"),
+        ("/a", ""),
+    ],
+)
+def test_what_does_not_match(pattern: str, path: str) -> None:
+    assert table(route(pattern)).match("GET", "", path) == Miss(())
+
+
+@pytest.mark.parametrize(
+    ("host", "given_host", "matches"),
+    [
+        ("", "any.example", True),
+        ("", "", True),
+        ("api.example", "api.example", True),
+        ("api.example", "www.example", False),
+        ("api.example", "", False),
+        ("*.example", "api.example", True),
+        ("*.example", "a.b.example", True),
+        ("*.example", "example", False),
+        ("*.example", "badexample", False),
+        ("*.example", "api.example.evil", False),
+        ("[2001:db8::1]", "[2001:db8::1]", True),
+    ],
+)
+def test_hosts(host: str, given_host: str, matches: bool) -> None:
+    assert isinstance(table(route("/a", host=host)).match("GET", given_host, "/a"), Match) is matches
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ({"path_pattern": "/*", "priority": 1}, {"path_pattern": "/a/b", "host": "h.example"}),
+        ({"path_pattern": "/*", "host": "h.example"}, {"path_pattern": "/a/b"}),
+        ({"path_pattern": "/*", "host": "h.example"}, {"path_pattern": "/a/b", "host": "*.example"}),
+        ({"path_pattern": "/*", "host": "*.example"}, {"path_pattern": "/a/b"}),
+        ({"path_pattern": "/a/b"}, {"path_pattern": "/a/{x}"}),
+        ({"path_pattern": "/a/{x}"}, {"path_pattern": "/a/*"}),
+        ({"path_pattern": "/a/*"}, {"path_pattern": "/*"}),
+        ({"path_pattern": "/a/*"}, {"path_pattern": "/{x}/b"}),
+        ({"path_pattern": "/a/{x}"}, {"path_pattern": "/{y}/b"}),
+        ({"path_pattern": "/a/{x}/*"}, {"path_pattern": "/a/*"}),
+        ({"path_pattern": "/a/b"}, {"path_pattern": "/a/b/*"}),
+    ],
+    ids=lambda fields: " ".join(str(value) for value in fields.values()),
+)
+@pytest.mark.parametrize("ids", [("1", "2"), ("2", "1")])
+def test_the_order(better: dict[str, Any], worse: dict[str, Any], ids: tuple[str, str]) -> None:
+    first = replace(route("/", ids[0]), **better)
+    second = replace(route("/", ids[1]), **worse)
+    for routes in ((first, second), (second, first)):
+        tried = table(*routes)
+        assert winner(tried.match("GET", "h.example", "/a/b")) == first.id
+        assert tried.ordered() == (first, second)
+
+
+def test_a_longer_wildcard_host_comes_first() -> None:
+    tried = table(route("/a", "1", host="*.example"), route("/a", "2", host="*.api.example"))
+    assert winner(tried.match("GET", "x.api.example", "/a")) == "2"
+    assert winner(tried.match("GET", "x.web.example", "/a")) == "1"
+
+
+def test_equal_conditions_for_different_methods_are_two_routes() -> None:
+    tried = table(route("/a", "1", methods=("GET",)), route("/a", "2", methods=("POST", "PUT")))
+    assert [winner(tried.match(method, "", "/a")) for method in ("GET", "HEAD", "POST")] == ["1", "1", "2"]
+    assert tried.match("DELETE", "", "/a") == Miss(("GET", "HEAD", "POST", "PUT"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {}),
+        ({"path_pattern": "/a/{x}"}, {"path_pattern": "/a/{y}"}),
+        ({"methods": ("GET",)}, {}),
+        ({"methods": ("GET", "POST")}, {"methods": ("POST",)}),
+        ({"methods": ("GET",)}, {"methods": ("HEAD",)}),
+        ({"host": "h.example"}, {"host": "h.example"}),
+    ],
+)
+def test_the_same_conditions_twice_are_a_conflict(one: dict[str, Any], other: dict[str, Any]) -> None:
+    first = replace(route("/a", "1"), **one)
+    second = replace(route("/a", "2"), **other)
+    with pytest.raises(RefusedError) as caught:
+        table(first, second)
+    assert caught.value.refusal.reason is Reason.CONFLICT
+    assert "1" in caught.value.refusal.detail
+    assert "2" in caught.value.refusal.detail
+    table(first, replace(second, is_active=False))
+    table(first, replace(second, priority=1))
+
+
+def test_a_route_that_is_not_active_never_matches() -> None:
+    tried = table(route("/a", "1", is_active=False, priority=9), route("/*", "2"))
+    assert winner(tried.match("GET", "", "/a")) == "2"
+    assert [one.id for one in tried.ordered()] == ["1", "2"]
+
+
+def test_a_worse_route_serves_a_method_that_a_better_one_does_not_have() -> None:
+    tried = table(route("/a", "1", methods=("GET",)), route("/*", "2"))
+    assert winner(tried.match("POST", "", "/a")) == "2"
+
+
+def test_the_trace_names_every_candidate() -> None:
+    tried = table(
+        route("/a", "1", host="other.example"),
+        route("/a", "2", methods=("POST",)),
+        route("/a/*", "3"),
+        route("/{x}", "4"),
+        route("/*", "5", is_active=False),
+        route("/b", "6"),
+    )
+    assert [(one.route.id, one.why) for one in tried.trace("GET", "h.example", "/a")] == [
+        ("1", "host is not other.example"),
+        ("2", "method is not one of POST"),
+        ("3", "won"),
+        ("4", "another comes first in the order"),
+        ("5", "not active"),
+    ]
+
+
+# the order against an oracle that knows nothing of trees
+
+SEGMENT = st.sampled_from(["a", "b", "{x}"])
+PATTERN = st.builds(
+    lambda segments, tail: "/" + "/".join([*(s.replace("x", f"x{i}") for i, s in enumerate(segments)), *tail]),
+    st.lists(SEGMENT, max_size=3),
+    st.sampled_from([[], ["*"], [""]]),
+).filter(lambda pattern: "//" not in pattern)
+ROUTE = st.builds(
+    lambda pattern, host, methods, priority, is_active: replace(
+        route(pattern), host=host, methods=methods, priority=priority, is_active=is_active
+    ),
+    PATTERN,
+    st.sampled_from(["", "h.example", "*.example", "*.h.example"]),
+    st.sampled_from([(), ("GET",), ("POST",), ("GET", "PUT")]),
+    st.sampled_from([0, 0, 0, 5]),
+    st.sampled_from([True, True, True, False]),
+)
+PATH = st.lists(st.sampled_from(["a", "b", "c"]), max_size=4).flatmap(
+    lambda parts: st.sampled_from(["/" + "/".join(parts), "/" + "/".join([*parts, ""])])
+)
+
+
+def fits_path(pattern: str, path: str) -> bool:
+    want, have = pattern[1:].split("/"), path[1:].split("/")
+    if want[-1] == "*":
+        want, have = want[:-1], have[: len(want) - 1]
+    return len(want) == len(have) and all(w == h or (w[:1] == "{" and h != "") for w, h in zip(want, have, strict=True))
+
+
+def fits_host(pattern: str, host: str) -> bool:
+    return pattern in {"", host} or (pattern[:1] == "*" and host.endswith(pattern[1:]))
+
+
+def fits_method(methods: tuple[str, ...], method: str) -> bool:
+    return not methods or method in methods or (method == "HEAD" and "GET" in methods)
+
+
+def is_better(one: Route, other: Route) -> bool:
+    """The rules as the documentation has them, one after the other; both fit the same request."""
+    if one.priority != other.priority:
+        return one.priority > other.priority
+    kinds = [2 if not host else 1 if host[0] == "*" else 0 for host in (one.host, other.host)]
+    if kinds[0] != kinds[1]:
+        return kinds[0] < kinds[1]
+    if len(one.host) != len(other.host):
+        return len(one.host) > len(other.host)
+    for mine, theirs in zip(one.path_pattern.split("/")[1:], other.path_pattern.split("/")[1:], strict=False):
+        places = [2 if part == "*" else 1 if part[:1] == "{" else 0 for part in (mine, theirs)]
+        if places[0] != places[1]:
+            return places[0] < places[1]
+    if one.path_pattern.count("/") != other.path_pattern.count("/"):
+        longer = max(one.path_pattern, other.path_pattern, key=lambda pattern: pattern.count("/"))
+        return (one.path_pattern == longer) is not longer.endswith("*")
+    return one.id < other.id
+
+
+def table_without_twins(routes: list[Route]) -> RoutingTable:
+    numbered = [replace(one, id=f"r{index}") for index, one in enumerate(routes)]
+    try:
+        return table(*numbered)
+    except RefusedError:
+        assume(False)
+        raise
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(ROUTE, min_size=1, max_size=8),
+    PATH,
+    st.sampled_from(["", "h.example", "x.h.example", "other"]),
+    st.sampled_from(["GET", "HEAD", "POST", "PUT"]),
+)
+def test_the_winner_is_the_one_that_the_rules_name(routes: list[Route], path: str, host: str, method: str) -> None:
+    tried = table_without_twins(routes)
+    fitting = [
+        one
+        for one in tried.ordered()
+        if one.is_active and fits_path(one.path_pattern, path) and fits_host(one.host, host)
+    ]
+    serving = [one for one in fitting if fits_method(one.methods, method)]
+    best = [one for one in serving if all(one is other or is_better(one, other) for other in serving)]
+    found = tried.match(method, host, path)
+    assert winner(found) == (best[0].id if serving else None)
+    if isinstance(found, Miss):
+        allow = {name for one in fitting for name in one.methods}
+        assert set(found.allow) == (allow | {"HEAD"} if "GET" in allow else allow)
+    assert [one.route for one in tried.trace(method, host, path) if one.why == "won"] == best
+    assert tried.match(method, host, path) == found, "the memo says the same"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(ROUTE, min_size=2, max_size=8), st.randoms(use_true_random=False))
+def test_the_order_does_not_depend_on_the_order_given(routes: list[Route], rng: random.Random) -> None:
+    ordered = table_without_twins(routes).ordered()
+    shuffled = list(ordered)
+    rng.shuffle(shuffled)
+    assert table(*shuffled).ordered() == ordered
+
+
+@given(PATTERN, PATH)
+def test_one_pattern_alone_says_the_same_as_the_tree(pattern: str, path: str) -> None:
+    assert pattern_matches(parse_pattern(pattern), path) == isinstance(
+        table(route(pattern)).match("GET", "", path), Match
+    )
+
+
+# what it costs
+
+
+def visits(count: int) -> int:
+    """Nodes looked at for one request that is served and one that is not, among `count` routes of every kind."""
+    routes = [route(f"/api/v1/s{n}/*", f"r{n}") for n in range(count - 3)]
+    routes += [route("/api/{v}/s1/x", "p"), route("/*", "all"), route("/api/v1/s1/x", "h", host="*.example")]
+    tried = table(*routes)
+    assert winner(tried.match("GET", "a.b.example", "/api/v1/s1/x")) == "h"
+    assert winner(tried.match("GET", "a.b.example", "/api/v1/none/at/all/here")) == "all"
+    return tried.visits
+
+
+def test_matching_looks_at_as_many_nodes_among_ten_thousand_routes_as_among_ten() -> None:
+    assert visits(10) == visits(10_000) <= 20
+
+
+def test_what_was_matched_is_remembered_and_bounded() -> None:
+    tried = table(route("/a/*"))
+    tried.match("GET", "", "/a/b")
+    before = tried.visits
+    assert tried.match("GET", "", "/a/b") is tried.match("GET", "", "/a/b")
+    assert tried.visits == before
+    for number in range(10_000):
+        tried.match("GET", "", f"/a/{number}")
+        tried.match("GET", "", f"/a/{number:0>300}")
+    remembered = tried._memo
+    assert len(remembered) <= 4096
+    assert max(len(path) for _, _, path in remembered) <= 256
+
+
+# the stage
+
+LOCAL = RoutingTable([Route("l1", "/health", LOCAL_SERVICE, methods=("GET",), is_public=True)], {})
+
+
+def decided(stage: Routing, exchange: Exchange) -> Refusal | None:
+    refusal = stage.decide(exchange)
+    stage.settle(exchange)
+    return refusal
+
+
+def test_the_stage_writes_what_it_found() -> None:
+    found = route("/a/{x}/*", strip_prefix=True)
+    exchange = exchange_of(head_of(path="/a/b/c"))
+    assert decided(Routing(table(found)), exchange) is None
+    assert (exchange.route, exchange.params, exchange.strip_prefix_length) == (found, ("b",), 4)
+    assert not exchange.is_local
+
+
+def test_nothing_is_stripped_unless_the_route_says_so() -> None:
+    exchange = exchange_of(head_of(path="/a/b"))
+    assert decided(Routing(table(route("/a/*"))), exchange) is None
+    assert exchange.strip_prefix_length == 0
+
+
+GETS = route("/a", methods=("GET", "POST"))
+ALLOW = ((b"Allow", b"GET, HEAD, POST"),)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "notes", "want"),
+    [
+        ("GET", "/none", {}, Refusal(Reason.NO_ROUTE)),
+        ("DELETE", "/a", {}, Refusal(Reason.METHOD_NOT_ALLOWED, headers=ALLOW)),
+        ("get", "/a", {}, Refusal(Reason.METHOD_NOT_ALLOWED, headers=ALLOW)),
+        ("OPTIONS", "/a", {}, Refusal(Reason.OPTIONS, headers=ALLOW)),
+        ("OPTIONS", "/none", {}, Refusal(Reason.NO_ROUTE)),
+        ("OPTIONS", "*", {}, Refusal(Reason.NO_ROUTE)),
+        ("OPTIONS", "/a", {b"origin": b"https://app.example"}, Refusal(Reason.OPTIONS, headers=ALLOW)),
+        ("OPTIONS", "/a", PREFLIGHT | {b"access-control-request-method": b""}, Refusal(Reason.OPTIONS, headers=ALLOW)),
+        ("OPTIONS", "/a", PREFLIGHT, None),
+        (
+            "OPTIONS",
+            "/a",
+            PREFLIGHT | {b"access-control-request-method": b"PUT"},
+            Refusal(Reason.METHOD_NOT_ALLOWED, headers=ALLOW),
+        ),
+        ("OPTIONS", "/none", PREFLIGHT, Refusal(Reason.NO_ROUTE)),
+        ("HEAD", "/a", {}, None),
+    ],
+)
+def test_misses(method: str, path: str, notes: dict[bytes, bytes], want: Refusal | None) -> None:
+    assert decided(Routing(table(GETS), LOCAL), exchange_of(head_of(method, path, notes=notes))) == want
+
+
+def test_a_preflight_is_an_ordinary_options_where_nobody_answers_it() -> None:
+    stage = Routing(table(GETS), answers_preflight=False)
+    exchange = exchange_of(head_of("OPTIONS", "/a", notes=PREFLIGHT))
+    assert decided(stage, exchange) == Refusal(Reason.OPTIONS, headers=ALLOW)
+
+
+def test_options_is_forwarded_where_it_is_listed() -> None:
+    assert decided(Routing(table(route("/a", methods=("OPTIONS",)))), exchange_of(head_of("OPTIONS", "/a"))) is None
+    assert decided(Routing(table(route("/a"))), exchange_of(head_of("OPTIONS", "/a"))) is None
+
+
+@pytest.mark.parametrize("path", ["/a/b%2Fc", "/a/b%5Cc"])
+def test_an_encoded_slash_passes_only_where_the_route_allows_it(path: str) -> None:
+    refused = decided(Routing(table(route("/a/*"))), exchange_of(head_of(path=path)))
+    assert refused == Refusal(Reason.BAD_REQUEST, "encoded slash in the path")
+    assert decided(Routing(table(route("/a/*", allow_encoded_slashes=True))), exchange_of(head_of(path=path))) is None
+
+
+def test_nobody_can_shadow_the_gateways_own_endpoints() -> None:
+    stage = Routing(table(route("/*", priority=1000), route("/health", "r2", priority=1000, host="api.example")), LOCAL)
+    own = exchange_of(head_of(path="/health"))
+    assert decided(stage, own) is None
+    assert own.is_local
+    assert own.route is not None
+    assert own.route.id == "l1"
+    wrong = exchange_of(head_of("POST", "/health"))
+    assert decided(stage, wrong) == Refusal(Reason.METHOD_NOT_ALLOWED, headers=((b"Allow", b"GET, HEAD"),))
+    assert wrong.is_local
+    other = exchange_of(head_of(path="/health/x"))
+    assert decided(stage, other) is None
+    assert not other.is_local
+
+
+# targets
+
+
+def pick(routes: Route, ip: str = "192.0.2.1", user: str | None = None) -> Target | None:
+    exchange = exchange_of(ip=ip, route=routes)
+    exchange.identity = Identity(user) if user is not None else None
+    return TargetPicker(table(routes))(exchange)
+
+
+@pytest.mark.parametrize(
+    ("fields", "want"),
+    [
+        ({}, Target("content", "http://content.test:8003")),
+        ({"target_url": "http://x.test"}, Target("content", "http://x.test")),
+        ({"target_service": "unknown"}, None),
+        ({"target_service": "unknown", "target_url": "http://x.test"}, Target("unknown", "http://x.test")),
+        ({"split": (SplitTarget("ai", "", 1),)}, Target("ai", "http://ai.test:8010")),
+        ({"split": (SplitTarget("ai", "", 0), SplitTarget("b", "http://b.test", 3))}, Target("b", "http://b.test")),
+        ({"split": (SplitTarget("unknown", "", 5), SplitTarget("ai", "", 1))}, Target("ai", "http://ai.test:8010")),
+        ({"split": (SplitTarget("ai", "", 0),)}, None),
+    ],
+)
+def test_the_target(fields: dict[str, Any], want: Target | None) -> None:
+    assert pick(replace(route("/a"), **fields)) == want
+
+
+def test_no_route_no_target() -> None:
+    assert TargetPicker(table())(exchange_of()) is None
+
+
+SPLIT = route("/a", split=(SplitTarget("blue", "http://blue.test", 9), SplitTarget("green", "http://green.test", 1)))
+
+
+def share(routes: Route, user: str | None = None, ip: str = "192.0.2.1") -> str:
+    target = pick(routes, ip, user)
+    assert target is not None
+    return target.service
+
+
+@pytest.mark.parametrize("kind", ["user", "address"])
+def test_a_split_keeps_its_weights_and_everybody_stays_where_they_are(kind: str) -> None:
+    picker = TargetPicker(table(SPLIT))
+    again = TargetPicker(table(SPLIT, route("/b", "r2")))
+    counts: Counter[str] = Counter()
+    for number in range(20_000):
+        exchange = exchange_of(ip=f"10.0.{number >> 8}.{number & 255}", route=SPLIT)
+        if kind == "user":
+            exchange.client_ip, exchange.identity = "192.0.2.1", Identity(f"user-{number}")
+        target = picker(exchange)
+        assert target is not None
+        assert target == again(exchange)
+        counts[target.service] += 1
+    assert counts["green"] == pytest.approx(2000, abs=6 * (20_000 * 0.1 * 0.9) ** 0.5)
+
+
+def test_a_user_keeps_the_share_from_every_address() -> None:
+    assert len({share(SPLIT, "u1", f"10.0.0.{number}") for number in range(100)}) == 1
+
+
+def test_a_growing_share_takes_nobody_away_that_it_had() -> None:
+    grown = replace(
+        SPLIT, split=(SplitTarget("green", "http://green.test", 5), SplitTarget("blue", "http://blue.test", 5))
+    )
+    before = replace(grown, split=(replace(grown.split[0], weight=1), replace(grown.split[1], weight=9)))
+    for number in range(500):
+        if share(before, f"user-{number}") == "green":
+            assert share(grown, f"user-{number}") == "green"
