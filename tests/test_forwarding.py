@@ -207,7 +207,8 @@ STRAYS = {
     "bytes after the length": OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
     "a body on 204": b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
     "bytes after the last chunk": (
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
     ),
     "length and coding": (
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
@@ -466,9 +467,8 @@ def test_a_loop_is_seen(tmp_path: Path) -> None:
         async with upstream() as auth, running(tmp_path, auth) as gateway:
             routes = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/routes", bearer=ADMIN))["items"]
             url = f"http://127.0.0.1:{gateway.port}"
-            await ask(
-                gateway.port, "PUT", f"/api/v1/gateway/routes/{routes[0]['id']}", bearer=ADMIN, body={"target_url": url}
-            )
+            target = f"/api/v1/gateway/routes/{routes[0]['id']}"
+            await ask(gateway.port, "PUT", target, bearer=ADMIN, body={"target_url": url})
             reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
             assert (reply.status, json_of(reply)["code"]) == (502, "loop")
 

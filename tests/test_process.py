@@ -134,36 +134,43 @@ def test_a_second_sigterm_stops_at_once(tmp_path: Path) -> None:
         await asyncio.sleep(60)
 
     async def run() -> None:
-        async with upstream(script) as auth, started(tmp_path, _ini(auth.url)) as gateway:
-            async with raw_client(gateway.port) as busy:
-                await busy.send(GET)
-                while not auth.seen:
-                    await asyncio.sleep(0.01)
-                gateway.signal(signal.SIGTERM)
-                await gateway.wait_for("draining")
-                began = time.monotonic()
-                gateway.signal(signal.SIGTERM)
-                assert await gateway.code() == 0
-                assert time.monotonic() - began < 15  # the drain alone would take thirty
+        async with (
+            upstream(script) as auth,
+            started(tmp_path, _ini(auth.url)) as gateway,
+            raw_client(gateway.port) as busy,
+        ):
+            await busy.send(GET)
+            while not auth.seen:
+                await asyncio.sleep(0.01)
+            gateway.signal(signal.SIGTERM)
+            await gateway.wait_for("draining")
+            began = time.monotonic()
+            gateway.signal(signal.SIGTERM)
+            assert await gateway.code() == 0
+            assert time.monotonic() - began < 15  # the drain alone would take thirty
 
     asyncio.run(run())
 
 
 def test_sighup_takes_a_good_file_and_keeps_the_old_one_for_a_bad_one(tmp_path: Path) -> None:
     async def run() -> None:
-        async with upstream() as auth, upstream() as other, started(tmp_path, _ini(auth.url)) as gateway:
-            async with raw_client(gateway.port) as client:
-                assert (await ask_on(client, "GET", "/api/v1/auth/1")).status == 200
-                (tmp_path / "gateway.ini").write_text("[server]\nhots = x\n")
-                gateway.signal(signal.SIGHUP)
-                await gateway.wait_for("NOT reloaded")
-                assert "server.hots" in gateway.lines[-1]
-                assert "did you mean server.host" in gateway.lines[-1]
-                assert (await ask_on(client, "GET", "/api/v1/auth/2")).status == 200
-                (tmp_path / "gateway.ini").write_text(_ini(other.url))
-                gateway.signal(signal.SIGHUP)
-                await gateway.wait_for("configuration reloaded")
-                assert (await ask_on(client, "GET", "/api/v1/auth/3")).status == 200
+        async with (
+            upstream() as auth,
+            upstream() as other,
+            started(tmp_path, _ini(auth.url)) as gateway,
+            raw_client(gateway.port) as client,
+        ):
+            assert (await ask_on(client, "GET", "/api/v1/auth/1")).status == 200
+            (tmp_path / "gateway.ini").write_text("[server]\nhots = x\n")
+            gateway.signal(signal.SIGHUP)
+            await gateway.wait_for("NOT reloaded")
+            assert "server.hots" in gateway.lines[-1]
+            assert "did you mean server.host" in gateway.lines[-1]
+            assert (await ask_on(client, "GET", "/api/v1/auth/2")).status == 200
+            (tmp_path / "gateway.ini").write_text(_ini(other.url))
+            gateway.signal(signal.SIGHUP)
+            await gateway.wait_for("configuration reloaded")
+            assert (await ask_on(client, "GET", "/api/v1/auth/3")).status == 200
             assert [seen.target[-1] for seen in auth.seen] == ["1", "2"]
             assert [seen.target[-1] for seen in other.seen] == ["3"]
 
@@ -304,10 +311,14 @@ BAD_STARTS = {
     "unknown key": ("[server]\nprot = 1\n", {}, "server.prot: unknown option; did you mean server.port?"),
     "bad value": ("[server]\nport = x\n", {}, "server.port: expected a whole number"),
     "bad environment": ("", {"RATE_LIMIT_ENABLED": "maybe"}, "limits.enabled: expected one of"),
-    "short key": ("", {"SECRET_KEY": "short"}, "jwt.secret_key: at least 32 bytes"),
+    "short key": ("", {"SECRET_KEY": "short"}, "jwt.secret_key: too short: at least 32 bytes"),
     "postgres": ("", {"DATABASE_URL": "postgresql://u@h/db"}, "database.url: only sqlite:///"),
-    "no key in production": ("", {"SECRET_KEY": "", "ENVIRONMENT": "production"}, "jwt.secret_key: required in production"),
-}  # fmt: skip
+    "no key in production": (
+        "",
+        {"SECRET_KEY": "", "ENVIRONMENT": "production"},
+        "jwt.secret_key: required in production",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", BAD_STARTS)
@@ -374,7 +385,7 @@ def test_a_missing_dependency_is_one_line(tmp_path: Path, bare_python: list[str]
     done = subprocess.run(bare_python, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "missing h11, jwt" in done.stderr
+    assert "missing h11>=0.16,<0.17, PyJWT>=2.14,<3" in done.stderr
     assert "python -m pip install 'h11>=0.16,<0.17' 'PyJWT>=2.14,<3'" in done.stderr
 
 

@@ -137,8 +137,8 @@ def report(rows: dict[str, list[dict[str, float]]], arguments: argparse.Namespac
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in rows.items()
     }
     date = datetime.now(UTC).strftime("%Y-%m-%d")
-    print(f"{date}, {platform.machine()}, {os.cpu_count()} cores, CPython {platform.python_version()},"
-          f" {arguments.connections} connections, 1 KiB replies, median of {arguments.rounds} interleaved rounds")  # fmt: skip
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, CPython {platform.python_version()}"
+    print(f"{date}, {machine}, {arguments.connections} connections, 1 KiB, median of {arguments.rounds} rounds")
     print("| | requests/s | p50 ms | p99 ms | CPU us/request | range | RSS MiB |\n|---|---|---|---|---|---|---|")
     for name, row in medians.items():
         cpu = sorted(run["cpu_us"] for run in rows[name])
