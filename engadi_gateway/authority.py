@@ -221,7 +221,7 @@ def claims_of(body: bytes, role_claim: str) -> dict[str, Any] | None:
     )
     if any(part.get(name, True) is not True for part in (document, inner) for name in ("valid", "active")):
         return None
-    claims = {**document, **inner}
+    claims = {**document, **{name: value for name, value in inner.items() if value is not None}}
     for wanted, others in (("sub", ("user_id", "id")), (role_claim, ("role", "roles"))):
         found = next((claims[name] for name in (wanted, *others) if claims.get(name) is not None), None)
         claims[wanted] = found
