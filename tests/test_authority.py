@@ -192,6 +192,7 @@ YES = Identity(
         pytest.param(200, b"<html>", UNAVAILABLE, id="no JSON"),
         pytest.param(200, b"[" * 50_000, UNAVAILABLE, id="deep"),
         pytest.param(200, json.dumps({**CLAIMS, "x": "y" * 70_000}).encode(), UNAVAILABLE, id="too much"),
+        pytest.param(200, json.dumps(CLAIMS).encode() + b" " * 70_000, UNAVAILABLE, id="more than is read"),
         pytest.param(201, CLAIMS, UNAVAILABLE, id="201"),
         pytest.param(302, CLAIMS, UNAVAILABLE, id="302"),
         pytest.param(404, CLAIMS, UNAVAILABLE, id="404"),
@@ -587,6 +588,14 @@ def test_the_loop_renews_by_the_settings() -> None:
         assert list(house.judge.keyring.by_kid) == ["ec-1"]
 
     with_jwks(test)
+
+
+def test_without_a_jwks_the_loop_asks_nobody() -> None:
+    async def test(house: House) -> None:
+        await one_round(house)
+        assert house.origin.asked == 0
+
+    with_house(test)
 
 
 def test_the_loop_never_spins() -> None:

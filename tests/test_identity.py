@@ -208,7 +208,7 @@ ATTACKS: tuple[tuple[str, bytes, str], ...] = (
     ("kid with a path", token(key="y" * 32, kid="../../dev/null"), "bad_signature"),
     ("kid no text", forged(b'{"alg":"HS256","kid":7}', json.dumps(CLAIMS).encode()), "malformed"),
     ("crit", forged(b'{"alg":"HS256","crit":["exp"]}', json.dumps(CLAIMS).encode()), "malformed"),
-    ("crit b64", forged(b'{"alg":"HS256","crit":["b64"],"b64":false}', json.dumps(CLAIMS).encode()), "malformed"),
+    ("crit b64", forged(b'{"alg":"HS256","crit":["b64"],"b64":true}', json.dumps(CLAIMS).encode()), "malformed"),
     ("two parts", token().rpartition(b".")[0], "malformed"),
     ("encrypted", b"a.b.c.d.e", "malformed"),
     ("dots", b"..", "malformed"),
@@ -389,6 +389,17 @@ def test_only_usable_keys_of_a_jwks_are_taken(keys: Keys) -> None:
 def test_what_is_no_jwks_is_an_error(document: bytes) -> None:
     with pytest.raises(ValueError, match=r"^(not a JWKS document|no usable key)$"):
         parse_jwks(document, ("RS256",))
+
+
+def test_a_published_symmetric_key_is_not_taken_whatever_is_allowed() -> None:
+    row = {"kty": "oct", "k": b64(SECRET.encode()).decode(), "kid": "a", "alg": "HS256"}
+    with pytest.raises(ValueError, match=r"^no usable key$"):
+        parse_jwks(jwks(row), ("HS256",))
+
+
+def test_before_a_jwks_has_come_there_is_no_key() -> None:
+    keyring = keyring_of(("RS256",), "", "", has_url=True)
+    assert (keyring.find("a"), keyring.find(None), keyring.has_url) == (None, None, True)
 
 
 def test_a_keyring_says_nothing_of_its_keys() -> None:
@@ -636,6 +647,18 @@ def test_an_unknown_key_is_looked_for_at_the_jwks_url(keys: Keys, mode: str) -> 
     made = token(key=keys.p256.private, algorithm="ES256", kid="new")
     stage = stage_of(policy, ring(jwks(keys.other_p256.jwk(kid="old")), "ES256"))
     assert stage.decide(exchange_of(b"Bearer " + made)) == Wait("keys", made.decode())
+
+
+@pytest.mark.parametrize(
+    ("keyring", "mode", "asks"),
+    [(HERE, "remote", "the auth service"), (Keyring(has_url=True), "local", "the JWKS URL")],
+    ids=["remote", "keys"],
+)
+def test_a_rehearsal_is_told_who_would_be_asked(keyring: Keyring, mode: str, asks: str) -> None:
+    exchange = exchange_of(b"Bearer " + token(kid="a"))
+    exchange.trace = {}
+    stage_of(IdentityPolicy(mode=mode), keyring).decide(exchange)
+    assert exchange.trace == {"jwt": {"verdict": "would wait", "asks": asks}}
 
 
 def test_after_the_wait_the_answer_counts() -> None:
