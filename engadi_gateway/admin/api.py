@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from engadi_gateway.admin import jsonio
-from engadi_gateway.admin.schemas import Object, Schema, Text
+from engadi_gateway.admin.schemas import Object, Schema, Text, escaped
 from engadi_gateway.errors import Fault, Reason, Refusal, RefusedError
 from engadi_gateway.explain import Explained
 from engadi_gateway.health import HealthChecker
@@ -22,11 +23,14 @@ from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.routing import LOCAL_SERVICE, RoutingTable, parameter_names
 from engadi_gateway.settings import Settings
 from engadi_gateway.store.catalog import Catalog, Change
+from engadi_gateway.store.database import StoreError
 from engadi_gateway.store.journal import Journal
 
 BASE = "/api/v1/gateway"
 _NAMESPACE = uuid.UUID("9b1f6a52-52f1-5d0e-a3f5-0c8f1d6f7e21")
 _BUILT_IN_PRIORITY = 1 << 30
+#: A body can hold a hundred thousand faults; nobody reads more than these.
+_MAX_FAULTS = 50
 
 
 class Console(Explained, Protocol):
@@ -111,6 +115,7 @@ class Api:
     def __init__(self, console: Console, endpoints: tuple[Endpoint, ...]) -> None:
         self._console = console
         self._endpoints = {endpoint.route_id: endpoint for endpoint in endpoints}
+        self._writes = asyncio.Lock()  # what If-Match was held against is what is changed
 
     async def serve(self, exchange: Exchange, body: bytes) -> LocalReply:
         """Answer one exchange.
@@ -132,8 +137,17 @@ class Api:
         if endpoint.body is not None:
             faults += endpoint.body.check(document, "")
         if faults:
-            raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=tuple(faults)))
-        return await endpoint.handler(Call(self._console, exchange, params, query, document))
+            raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=tuple(faults[:_MAX_FAULTS])))
+        return await self._run(endpoint, Call(self._console, exchange, params, query, document))
+
+    async def _run(self, endpoint: Endpoint, call: Call) -> LocalReply:
+        try:
+            if endpoint.method == "GET":
+                return await endpoint.handler(call)
+            async with self._writes:
+                return await endpoint.handler(call)
+        except StoreError:
+            raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE)) from None
 
     def _refuse_foreign_origin(self, exchange: Exchange, endpoint: Endpoint) -> None:
         """A page of another site must not drive this API through its visitor's browser."""
@@ -157,14 +171,15 @@ def _query(exchange: Exchange, schemas: Mapping[str, Schema], faults: list[Fault
         return {}
     values: dict[str, Any] = {}
     for name, value in pairs:
+        pointer = f"/query/{escaped(name)}"
         if name not in schemas:
-            faults.append(Fault(f"/query/{name}", "unknown parameter"))
+            faults.append(Fault(pointer, "unknown parameter"))
         elif name in values:
-            faults.append(Fault(f"/query/{name}", "given twice"))
+            faults.append(Fault(pointer, "given twice"))
         else:
             schema = schemas[name]
             values[name] = _typed(value, schema)
-            faults += schema.check(values[name], f"/query/{name}")
+            faults += schema.check(values[name], pointer)
     return values
 
 

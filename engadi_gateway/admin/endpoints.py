@@ -69,6 +69,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", f"{BASE}/rate-limits", config.rule_fill, "Rules with their live fill"),
     Endpoint("GET", f"{BASE}/config/rate-limits", config.list_rules, "Rate-limit rules"),
     Endpoint("POST", f"{BASE}/config/rate-limits", config.create_rule, "Add a rule", body=RULE, success=201),
+    Endpoint("GET", f"{BASE}/config/rate-limits/{{id}}", config.get_rule, "One rule", params=_ID),
     Endpoint("PUT", f"{BASE}/config/rate-limits/{{id}}", config.put_rule, "Change fields of a rule",
              body=RULE.partial(), params=_ID, is_guarded=True),
     Endpoint("DELETE", f"{BASE}/config/rate-limits/{{id}}", config.delete_rule, "Delete a rule", params=_ID,

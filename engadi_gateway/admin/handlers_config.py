@@ -45,7 +45,12 @@ def _invalid(*faults: Fault) -> RefusedError:
 
 async def _write(call: Call, kind: str, subject: str, after: Route | RateLimitRule | CorsPolicy | None) -> None:
     at = timestamp(time.time())
-    await call.console.change(Change(kind, subject, after, call.actor, call.exchange.request_id, at))
+    try:
+        await call.console.change(Change(kind, subject, after, call.actor, call.exchange.request_id, at))
+    except RefusedError as error:  # compiled, the fault's pointer names the route; the client sent only its fields
+        own = f"/{kind}s/{subject}"
+        faults = tuple(Fault(fault.pointer.removeprefix(own), fault.detail) for fault in error.refusal.faults)
+        raise RefusedError(replace(error.refusal, faults=faults)) from None
 
 
 # routes
@@ -61,8 +66,15 @@ def _route(call: Call) -> Route:
 
 def _check_route(call: Call, route: Route) -> None:
     """What needs more than one field: a route without a URL must name a service that has one."""
-    if not route.target_url and not route.split and route.target_service not in call.console.snapshot.services:
-        raise _invalid(Fault("/target_url", f"needed, for {route.target_service} is no service of the settings"))
+    rows = [(f"/split/{index}", share.target_service, share.target_url) for index, share in enumerate(route.split)]
+    services = call.console.snapshot.services
+    faults = [
+        Fault(f"{at}/target_url", f"needed, for {service} is no service of the settings")
+        for at, service, url in rows or [("", route.target_service, route.target_url)]
+        if not url and service not in services
+    ]
+    if faults:
+        raise _invalid(*faults)
 
 
 async def list_routes(call: Call) -> LocalReply:
@@ -130,6 +142,10 @@ async def create_rule(call: Call) -> LocalReply:
     _check_name(call, rule)
     await _write(call, "rule", rule.id, rule)
     return _tagged(201, to_json(rule), (b"Location", f"{BASE}/config/rate-limits/{rule.id}".encode()))
+
+
+async def get_rule(call: Call) -> LocalReply:
+    return _tagged(200, to_json(_rule(call)))
 
 
 async def put_rule(call: Call) -> LocalReply:

@@ -10,6 +10,7 @@ from typing import Any
 from engadi_gateway import metrics as prometheus
 from engadi_gateway.admin.api import Call
 from engadi_gateway.admin.jsonio import reply
+from engadi_gateway.admin.media import preferred
 from engadi_gateway.errors import Fault, Reason, Refusal, RefusedError
 from engadi_gateway.explain import explain
 from engadi_gateway.model import ServiceHealth
@@ -174,21 +175,21 @@ def _facts(call: Call) -> dict[str, Any]:
     }
 
 
-def _text(call: Call, *, is_openmetrics: bool) -> LocalReply:
-    body = prometheus.render(prometheus.families_of(call.console.metrics, _facts(call)), is_openmetrics=is_openmetrics)
-    media = prometheus.OPENMETRICS if is_openmetrics else prometheus.TEXT
+def _text(call: Call, media: str) -> LocalReply:
+    families = prometheus.families_of(call.console.metrics, _facts(call))
+    body = prometheus.render(families, is_openmetrics=media == prometheus.OPENMETRICS)
     return LocalReply(200, [(b"Content-Type", media.encode("ascii")), (b"Cache-Control", b"no-store")], body)
 
 
-def _accepts(call: Call) -> str:
-    return call.exchange.head.notes.get(b"accept", b"").decode("latin-1").lower()
+def _preferred(call: Call, *offered: str) -> str:
+    return preferred(call.exchange.head.notes.get(b"accept", b""), offered)
 
 
 async def metrics(call: Call) -> LocalReply:
     """JSON; Prometheus text for those who ask for it."""
-    accepted = _accepts(call)
-    if "openmetrics" in accepted or "text/plain" in accepted:
-        return _text(call, is_openmetrics="openmetrics" in accepted)
+    media = _preferred(call, "application/json", prometheus.TEXT, prometheus.OPENMETRICS)
+    if media != "application/json":
+        return _text(call, media)
     await call.console.flushed()
     hours = call.query.get("hours", _DEFAULT_HOURS)
     journal = call.console.journal
@@ -198,7 +199,7 @@ async def metrics(call: Call) -> LocalReply:
 
 
 async def metrics_prometheus(call: Call) -> LocalReply:
-    return _text(call, is_openmetrics="openmetrics" in _accepts(call))
+    return _text(call, _preferred(call, prometheus.TEXT, prometheus.OPENMETRICS))
 
 
 # explain
@@ -207,9 +208,8 @@ async def metrics_prometheus(call: Call) -> LocalReply:
 async def explain_request(call: Call) -> LocalReply:
     body = call.body
     headers = body.get("headers") or {}
-    return reply(
-        200,
-        explain(
+    try:
+        answer = explain(
             call.console,
             method=body["method"],
             path=body["path"],
@@ -217,5 +217,8 @@ async def explain_request(call: Call) -> LocalReply:
             headers=list(headers.items()),
             token=body.get("token"),
             client_ip=body.get("client_ip") or call.exchange.client_ip,
-        ),
-    )
+        )
+    except RefusedError as error:  # the fault is the body's: its request would never be read
+        detail = f"{error.refusal.code}: {error.refusal.detail or error.refusal.reason.title}"
+        raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=(Fault("", detail),))) from None
+    return reply(200, answer)

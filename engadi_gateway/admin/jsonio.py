@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
-from engadi_gateway.errors import HeaderLine, Reason, Refusal, RefusedError
+from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedError
 from engadi_gateway.net.context import LocalReply
 
 _MAX_DEPTH = 32
 
 
 def _refuse(detail: str) -> NoReturn:
-    raise RefusedError(Refusal(Reason.BAD_JSON, detail))
+    raise RefusedError(Refusal(Reason.BAD_JSON, detail, faults=(Fault("", detail),)))
 
 
 def _constant(name: str) -> NoReturn:

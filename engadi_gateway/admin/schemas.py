@@ -18,6 +18,11 @@ from engadi_gateway.settings import SERVICE_NAME, parse_url
 Json = dict[str, Any]
 
 
+def escaped(name: str) -> str:
+    """A name as a part of a JSON pointer (RFC 6901 section 3)."""
+    return name.replace("~", "~0").replace("/", "~1")
+
+
 class Schema(Protocol):
     """One kind of value."""
 
@@ -136,7 +141,7 @@ class Object:
             return [Fault(pointer, "expected an object")]
         faults = [Fault(f"{pointer}/{name}", "is required") for name in self.required if name not in value]
         for name, part in value.items():
-            where = f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"
+            where = f"{pointer}/{escaped(name)}"
             if name in self.fields:
                 faults += self.fields[name].check(part, where)
             elif name not in self.accepts:
@@ -169,7 +174,7 @@ class TextMap:
         if len(value) > self.most:
             return [Fault(pointer, f"at most {self.most} entries")]
         return [
-            Fault(f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}", "expected a string")
+            Fault(f"{pointer}/{escaped(name)}", "expected a string")
             for name, part in value.items()
             if not isinstance(part, str) or len(part) > self.longest
         ]
@@ -195,7 +200,8 @@ def _not_blank(text: str) -> None:
 
 PATH_PATTERN = Text(is_good=_pattern, shortest=1)
 SERVICE = Text(pattern=SERVICE_NAME.pattern, longest=64, shortest=1)
-URL = Text(is_good=parse_url, longest=2048)
+#: What cannot stand in a request head (RFC 3986) would be found out only when a request is sent.
+URL = Text(pattern=r"(?:https?://[A-Za-z0-9._~:/\[\]@!$&'()*+,;=%-]+)?", is_good=parse_url, longest=2048)
 METHODS = List(Text(pattern=r"[A-Z][A-Z0-9_-]*", longest=32, shortest=1), longest=32)
 ROLE = Text(is_good=_not_blank, longest=128, shortest=1)
 UUID = Text(pattern=r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", longest=36, format="uuid")
@@ -210,7 +216,7 @@ ROUTE = Object(
         "target_service": SERVICE,
         "target_url": URL,
         "methods": METHODS,
-        "host": Text(pattern=r"(?:[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])?", longest=253),
+        "host": Text(pattern=r"(?:(?:\*\.)?[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])?", longest=253),
         "is_public": Boolean(),
         "is_active": Boolean(),
         "priority": Number(-1_000_000, 1_000_000),
