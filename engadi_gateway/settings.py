@@ -233,9 +233,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("jwt", "remote_negative_cache", parse_duration_s, "5s", "how long a remote no is kept"),
 
     Option("limits", "enabled", parse_bool, "yes", "rate limits", "RATE_LIMIT_ENABLED"),
-    Option("limits", "per_user", parse_int, "1000", "requests per user and window", "RATE_LIMIT_PER_USER", low=1),
-    Option("limits", "per_ip", parse_int, "500", "requests per address and window", "RATE_LIMIT_PER_IP", low=1),
-    Option("limits", "window", parse_duration_s, "1h", "the window of both", "RATE_LIMIT_WINDOW", low=1),
+    Option("limits", "per_user", parse_int, "1000", "requests per user and window", "RATE_LIMIT_PER_USER", 1, 10_000_000),
+    Option("limits", "per_ip", parse_int, "500", "requests per address and window", "RATE_LIMIT_PER_IP", 1, 10_000_000),
+    Option("limits", "window", parse_duration_s, "1h", "the window of both", "RATE_LIMIT_WINDOW", 1, 31_536_000),
     Option("limits", "max_buckets", parse_int, "1000000", "buckets kept at once; the fullest go first", low=100),
     Option("limits", "ipv6_prefix", parse_int, "64", "IPv6 addresses count as this network", low=32, high=128),
 

@@ -57,7 +57,7 @@ def engadi(folder: Path, name: str, port: int, *, is_full: bool) -> Peer:
     (own / "gateway.ini").write_text(
         f"[server]\nhost = 127.0.0.1\nport = {port}\nkeep_alive_requests = 0\n"
         f"[services]\ncontent = http://127.0.0.1:{UPSTREAM}\n[health]\ninterval = 0\n"
-        f"[limits]\nenabled = {switch}\nper_user = 100000000\nper_ip = 100000000\n"
+        f"[limits]\nenabled = {switch}\nper_user = 10000000\nper_ip = 10000000\n"
         f"[log]\nrequests = {switch}\n[cors]\nenabled = {switch}\nallow_origins = https://app.test\n"
         f"[breaker]\nenabled = {switch}\n[jwt]\nsecret_key = {SECRET}\n"
     )

@@ -26,7 +26,7 @@ async def main() -> None:
     else:
         for number, kind in enumerate((LimitType.PER_ENDPOINT, LimitType.GLOBAL)):
             rule_id = f"00000000-0000-4000-8000-00000000000{number}"
-            rule = RateLimitRule(rule_id, str(kind), kind, 100_000_000, 3600, created_at=now, updated_at=now)
+            rule = RateLimitRule(rule_id, str(kind), kind, 10_000_000, 3600, created_at=now, updated_at=now)
             await catalog.apply(Change("rule", rule.id, rule, "bench", "", now))
     catalog.close()
 
