@@ -25,9 +25,9 @@ EXPECTED = (
     r"HTTP/1\.1 401 Unauthorized",
     r"HTTP/1\.1 200 OK(?s:.*)\"x-user-id\": \"alice\"",
     r"\"status\": \"healthy\"",
+    r"\"path\": \"/api/v1/content/articles\"",
     r"200 .*429",
     r"\"verdict\": \"serve\"",
-    r"\|GET\|/api/v1/auth/login\|429\|rate_limited",
 )
 
 
