@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from engadi_gateway.errors import ConfigurationError, Fault, HeaderLine, Reason, Refusal
 from engadi_gateway.model import LimitMode, LimitType, RateLimitRule
@@ -47,14 +48,18 @@ class Buckets:
     """The buckets of one rule: `full_at` by subject, and each subject in exactly one file.
 
     Files are lazy: spending moves `full_at` but not the subject, which is filed anew when its file's time has come. So
-    a request costs nothing for tidiness, what is full goes at once, and what is fullest is found first.
+    a request costs nothing for tidiness, what is full goes within a sixteenth of a window, and the fullest are found
+    without a search.
     """
 
-    __slots__ = ("_files", "allowed", "full_at", "observed", "refused", "since", "window_s")
+    __slots__ = (
+        "__weakref__", "_files", "_first", "allowed", "full_at", "observed", "refused", "since", "window_s",
+    )  # fmt: skip
 
     def __init__(self, window_s: float, now: float) -> None:
         self.full_at: dict[str, float] = {}
         self._files: dict[int, list[str]] = {}
+        self._first = 0  # no file has a lower number
         self.since = now
         self.window_s = window_s
         self.allowed = 0
@@ -81,16 +86,24 @@ class Buckets:
     def _file(self, subject: str, full_at: float) -> None:
         number = int(full_at * _FILES_PER_WINDOW)
         file = self._files.get(number)
-        if file is None:
-            file = self._files[number] = []
-        file.append(subject)
+        if file is not None:
+            file.append(subject)
+            return
+        self._files[number] = [subject]
+        if number < self._first or len(self._files) == 1:
+            self._first = number
+
+    def _drop_first(self) -> None:
+        """The first file is empty."""
+        del self._files[self._first]
+        self._first = min(self._files, default=0)
 
     def reap(self, at: float, most: int) -> int:
         """Look at no more than `most` buckets of past files: let full ones go; how many went."""
         gone = 0
         current = int(at * _FILES_PER_WINDOW)
-        while most > 0 and self._files and (number := min(self._files)) < current:
-            file = self._files[number]
+        while self._first < current and self._files and most > 0:
+            file = self._files[self._first]
             while file and most > 0:
                 most -= 1
                 subject = file.pop()
@@ -101,21 +114,21 @@ class Buckets:
                 else:
                     self._file(subject, full_at)
             if not file:
-                del self._files[number]
-        if not self.full_at:
+                self._drop_first()
+        if gone and not self.full_at:
             self.full_at = {}  # a dict keeps its table however few are left
         return gone
 
     def evict(self) -> None:
         """Let one go before its time: the fullest, as far as a look at a few can tell."""
         for left in range(_EVICTION_LOOK, 0, -1):
-            number = min(self._files)
-            file = self._files[number]
+            first = self._first
+            file = self._files[first]
             subject = file.pop()
             if not file:
-                del self._files[number]
+                self._drop_first()
             full_at = self.full_at[subject]
-            if left == 1 or int(full_at * _FILES_PER_WINDOW) <= number:
+            if left == 1 or int(full_at * _FILES_PER_WINDOW) <= first:
                 del self.full_at[subject]
                 return
             self._file(subject, full_at)
@@ -127,11 +140,16 @@ class Buckets:
 
 
 class BucketStore:
-    """All buckets, by rule id; lives as long as the process, and holds no more than `max_buckets`."""
+    """All buckets, by rule id; lives as long as the process, and holds no more than `max_buckets`.
+
+    A rule's buckets live as long as a stage that uses them: they pass from one configuration to the next, and those of
+    a rule that is gone go with the last request that knew it.
+    """
 
     def __init__(self, max_buckets: int) -> None:
         self.max_buckets = max_buckets
-        self._rules: dict[str, Buckets] = {}
+        self._rules: WeakValueDictionary[str, Buckets] = WeakValueDictionary()
+        self._held = 0  # or more: those of a rule that is gone are taken off when it matters
 
     def of(self, rule: RateLimitRule, now: float) -> Buckets:
         """The rule's buckets; a new rule's clock begins now."""
@@ -140,25 +158,23 @@ class BucketStore:
             buckets = self._rules[rule.id] = Buckets(rule.window_seconds, now)
         return buckets
 
-    def keep_only(self, ids: Iterable[str]) -> None:
-        """Forget rules that are gone."""
-        kept = set(ids)
-        self._rules = {rule_id: buckets for rule_id, buckets in self._rules.items() if rule_id in kept}
-
     def __len__(self) -> int:
         return sum(map(len, self._rules.values()))
 
     def add(self, buckets: Buckets, subject: str, full_at: float, at: float) -> None:
-        """A bucket that did not exist: a few full ones make room, or else the fullest one of the largest rule."""
-        buckets.reap(at, _REAPED_PER_NEW)
-        while len(self) >= self.max_buckets:
-            max(self._rules.values(), key=len).evict()
+        """A bucket that did not exist. A few full ones make room, or else the fullest one of the largest rule."""
+        self._held += 1 - buckets.reap(at, _REAPED_PER_NEW)
+        if self._held > self.max_buckets:
+            self._held = len(self) + 1
+            while self._held > self.max_buckets:
+                max(self._rules.values(), key=len).evict()
+                self._held -= 1
         buckets.add(subject, full_at)
 
     def sweep(self, now: float) -> None:
         """Let full buckets go, a bounded number; for a coarse clock to call, so that they also go when nobody comes."""
         for buckets in self._rules.values():
-            buckets.reap(buckets.at(now), _REAPED_PER_SWEEP)
+            self._held -= buckets.reap(buckets.at(now), _REAPED_PER_SWEEP)
 
 
 class Rule:
