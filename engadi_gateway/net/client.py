@@ -263,16 +263,21 @@ class ClientConnection(asyncio.Protocol):
     async def _decide_later(self, wait: Wait | None) -> None:
         exchange = self._exchange
         assert exchange is not None
-        for _ in range(_MAX_WAITS):
-            if wait is None:
-                break
-            exchange.remote_verdict = await self._context.upcalls.judge(exchange, wait)
-            wait = exchange.pipeline.decide(exchange)
-        if wait is not None:
-            exchange.refusal = Refusal(Reason.AUTH_UNAVAILABLE)
-        self._deciding = None
-        if self.state is State.DECIDING:
-            self.act()
+        try:
+            for _ in range(_MAX_WAITS):
+                if wait is None:
+                    break
+                exchange.remote_verdict = await self._context.upcalls.judge(exchange, wait)
+                wait = exchange.pipeline.decide(exchange)
+            if wait is not None:
+                exchange.refusal = Refusal(Reason.AUTH_UNAVAILABLE)
+            self._deciding = None
+            if self.state is State.DECIDING:
+                self.act()
+        except Exception:
+            self._deciding = None
+            self._context.upcalls.fault("identity")
+            self.crash()
 
     def act(self) -> bool:
         """Refuse, or hand on to who serves it."""
