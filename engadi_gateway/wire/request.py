@@ -172,7 +172,16 @@ def _connection(notes: dict[bytes, bytes], is_http10: bool, method: bytes, frami
     tokens = connection_tokens(value)
     keep_alive = b"close" not in tokens and (not is_http10 or b"keep-alive" in tokens)
     can_upgrade = b"upgrade" in tokens and method == b"GET" and not is_http10 and framing is Framing.NONE
-    return keep_alive, notes.get(b"upgrade", b"") if can_upgrade else b""
+    return keep_alive, _upgrade(notes.get(b"upgrade", b"")) if can_upgrade else b""
+
+
+#: Behind these, requests would go through the splice that no stage has seen.
+_NEVER_SPLICED = (b"h2c", b"http", b"tls")
+
+
+def _upgrade(value: bytes) -> bytes:
+    protocols = [part.strip().lower() for part in value.split(b",")]
+    return b"" if any(protocol.startswith(_NEVER_SPLICED) for protocol in protocols) else value
 
 
 class ChunkedBody:
