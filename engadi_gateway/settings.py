@@ -194,7 +194,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("upstream", "retry_budget_percent", parse_int, "20", "retries, of the requests in flight", high=100),
     Option("upstream", "retry_budget_min", parse_int, "3", "retries that are always allowed at once"),
     Option("upstream", "max_connections", parse_int, "100", "connections per target", "GATEWAY_MAX_CONNECTIONS", low=1),
-    Option("upstream", "max_idle", parse_int, "32", "idle connections kept per target"),
+    Option("upstream", "max_idle", parse_int, "100", "idle connections kept per target; fewer are dialled anew under load"),
     Option("upstream", "idle_timeout", parse_duration_s, "55s", "how long an idle connection is kept"),
     Option("upstream", "queue_size", parse_int, "1000", "requests that may wait for a connection, per target"),
     Option("upstream", "queue_timeout", parse_duration_s, "5s", "how long one may wait", low=0.01),

@@ -57,7 +57,7 @@ class PoolLimits:
     """Numbers per target; times in seconds."""
 
     max_connections: int = 100
-    max_idle: int = 32
+    max_idle: int = 100
     idle_timeout_s: float = 55.0
     queue_size: int = 1000
     queue_timeout_s: float = 5.0
