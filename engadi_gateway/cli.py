@@ -26,9 +26,10 @@ from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.listeners import BindError, inherited_sockets, notify_systemd
 from engadi_gateway.offline import Offline
+from engadi_gateway.options import parse_duration_s
 from engadi_gateway.pipeline.identity import make_token
 from engadi_gateway.secret import with_secret
-from engadi_gateway.settings import Settings, parse_duration_s
+from engadi_gateway.settings import Settings
 from engadi_gateway.store.database import StoreError
 
 EX_FAILED = 1

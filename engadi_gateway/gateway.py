@@ -29,12 +29,13 @@ from engadi_gateway.net.client import Batch, ClientConnection
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.net.deadlines import Ticker
 from engadi_gateway.net.fetch import Fetcher
+from engadi_gateway.options import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
 from engadi_gateway.pipeline.routing import RoutingTable
 from engadi_gateway.secret import with_secret
 from engadi_gateway.seed import seed_of, timestamp
-from engadi_gateway.settings import IpNetwork, Settings
+from engadi_gateway.settings import Settings
 from engadi_gateway.store.catalog import Catalog, Change, with_change
 from engadi_gateway.store.database import StoreError
 from engadi_gateway.store.journal import Journal

@@ -10,10 +10,11 @@ from engadi_gateway.assembly import Compiler, State, head_limits, header_policy,
 from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.explain import explain
 from engadi_gateway.listeners import server_tls
+from engadi_gateway.options import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.routing import RoutingTable
 from engadi_gateway.seed import seed_of, timestamp
-from engadi_gateway.settings import IpNetwork, Settings
+from engadi_gateway.settings import Settings
 from engadi_gateway.store.catalog import snapshot_at_rest
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.errors import Reason
-from engadi_gateway.settings import DEFAULT_SERVICES, OPTIONS, service_env
+from engadi_gateway.options import DEFAULT_SERVICES, OPTIONS, service_env
 
 ROOT = Path(__file__).parent.parent
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from engadi_gateway.settings import OPTIONS, Settings
+from engadi_gateway.options import OPTIONS
+from engadi_gateway.settings import Settings
 from tests.docs import ROOT, filled, ini_text
 
 README = (ROOT / "README.md").read_text()

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from engadi_gateway.errors import HeaderLine, Reason, Refusal
 from engadi_gateway.net.deadlines import FixedWait, Sweep
 from engadi_gateway.net.pool import Pools
+from engadi_gateway.options import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
-from engadi_gateway.settings import IpNetwork
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
 from engadi_gateway.wire.response import ReplyParser

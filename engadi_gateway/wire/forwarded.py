@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from engadi_gateway.errors import HeaderLine
 from engadi_gateway.model import Framing, RequestHead
-from engadi_gateway.settings import IpNetwork
+from engadi_gateway.options import IpNetwork
 
 PSEUDONYM = b"engadi"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=:-]{1,128}")

@@ -1,0 +1,297 @@
+"""The table of options: every name, its type, default, bounds, environment name and one sentence.
+
+The parsers say what a text means; nothing here reads a file or the environment. `settings` does.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from engadi_gateway.model import CorsPolicy
+
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+_DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)")
+SERVICE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
+
+
+def parse_bool(text: str) -> bool:
+    """true/false/yes/no/on/off/1/0 in any case, nothing else."""
+    value = BOOLEANS.get(text.strip().lower())
+    if value is None:
+        raise ValueError("expected one of true, false, yes, no, on, off, 1, 0")
+    return value
+
+
+def parse_int(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,15}", text.strip()):
+        raise ValueError("expected a whole number, 0 or more")
+    return int(text)
+
+
+def parse_duration_s(text: str) -> float:
+    match = _QUANTITY.fullmatch(text.strip().lower())
+    if match is None or match[2] not in _DURATION_UNITS:
+        raise ValueError("expected a duration such as 30, 30s, 250ms, 5m, 1h or 7d")
+    return float(match[1]) * _DURATION_UNITS[match[2]]
+
+
+def parse_size_bytes(text: str) -> int:
+    match = _QUANTITY.fullmatch(text.strip().lower())
+    if match is None or match[2] not in _SIZE_UNITS:
+        raise ValueError("expected a size such as 65536, 64KiB, 10MiB or 1GiB")
+    return int(float(match[1]) * _SIZE_UNITS[match[2]])
+
+
+def parse_str(text: str) -> str:
+    return text.strip()
+
+
+def parse_list(text: str) -> tuple[str, ...]:
+    return tuple(part for part in re.split(r"[,\s]+", text.strip()) if part)
+
+
+def parse_networks(text: str) -> tuple[IpNetwork, ...]:
+    return tuple(ipaddress.ip_network(part, strict=False) for part in parse_list(text))
+
+
+def parse_url(text: str) -> str:
+    """An http(s) base URL without query, fragment or user; a last slash is cut."""
+    url = text.strip()
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("expected http://host[:port][/path] or https://...")
+    if parts.query or parts.fragment or parts.username is not None or re.search(r"[\x00-\x20\x7f]", url):
+        raise ValueError("a URL without user, query, fragment or white space")
+    _ = parts.port
+    return url.rstrip("/")
+
+
+def parse_optional_url(text: str) -> str:
+    return parse_url(text) if text.strip() else ""
+
+
+def parse_sqlite_path(text: str) -> str:
+    """`sqlite:///relative.db`, `sqlite:////absolute.db`, or a bare path; another scheme is a fault."""
+    scheme, separator, path = text.strip().partition("://")
+    if not separator:
+        return text.strip()
+    if scheme.split("+")[0] != "sqlite":
+        raise ValueError(f"only sqlite:/// is supported, not {scheme}://")
+    if not path.startswith("/") or path == "/":
+        raise ValueError("expected sqlite:///relative.db or sqlite:////absolute/path.db")
+    return path[1:]
+
+
+def parse_pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """`claim:Header-Name, ...` as pairs."""
+    pairs = []
+    for part in parse_list(text):
+        left, separator, right = part.partition(":")
+        if not (separator and left and re.fullmatch(r"[A-Za-z0-9-]+", right)):
+            raise ValueError("expected claim:Header-Name, claim:Header-Name")
+        pairs.append((left, right))
+    return tuple(pairs)
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        word = text.strip()
+        found = {candidate.lower(): candidate for candidate in words}.get(word.lower())
+        if found is None:
+            raise ValueError(f"expected one of {', '.join(words)}")
+        return found
+
+    return parse
+
+
+class Option(NamedTuple):
+    """A row of the table. `default` is text, read by `parse` like any other; `low`/`high` bound numbers."""
+
+    section: str
+    key: str
+    parse: Callable[[str], Any]
+    default: str
+    help: str
+    env: str = ""
+    low: float | None = None
+    high: float | None = None
+    is_secret: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.section}.{self.key}"
+
+    @property
+    def attribute(self) -> str:
+        return f"{self.section}_{self.key}"
+
+
+_CORS = CorsPolicy()
+
+# fmt: off
+OPTIONS: tuple[Option, ...] = (
+    Option("gateway", "name", parse_str, "Engadi Gateway", "what the health page calls this gateway", "PROJECT_NAME"),
+    Option("gateway", "environment", one_of("development", "staging", "production", "test"), "development",
+           "production refuses to start without a secret key", "ENVIRONMENT"),
+    Option("gateway", "debug", parse_bool, "no", "asyncio's debug mode and debug messages", "DEBUG"),
+    Option("gateway", "drain_timeout", parse_duration_s, "30s", "after SIGTERM, how long requests may finish", low=0),
+    Option("gateway", "drain_delay", parse_duration_s, "0s",
+           "after SIGTERM, how long to go on accepting while readiness already says 503", low=0),
+
+    Option("server", "host", parse_list, "0.0.0.0", "addresses to listen on, IPv4 or IPv6; none: no TCP listener"),
+    Option("server", "port", parse_int, "8000", "port of all addresses; 0 takes a free one", "PORT", low=0, high=65535),
+    Option("server", "unix_socket", parse_str, "", "path of a unix socket to listen on as well"),
+    Option("server", "backlog", parse_int, "2048", "connections that may wait to be accepted", low=1),
+    Option("server", "reuse_port", parse_bool, "no", "SO_REUSEPORT: several processes share the port"),
+    Option("server", "loop", one_of("auto", "asyncio", "uvloop"), "asyncio",
+           "event loop; auto takes uvloop where it is installed"),
+    Option("server", "tls_certificate", parse_str, "", "PEM file; with tls_key the listeners speak TLS"),
+    Option("server", "tls_key", parse_str, "", "PEM file"),
+    Option("server", "tls_min_version", one_of("1.2", "1.3"), "1.2", "lowest TLS version"),
+    Option("server", "trusted_proxies", parse_networks, "",
+           "networks whose X-Forwarded-* and X-Request-ID are believed; none by default"),
+    Option("server", "head_timeout", parse_duration_s, "10s", "first byte to end of a request head", low=0.01),
+    Option("server", "body_timeout", parse_duration_s, "30s", "longest silence in a request body", low=0.01),
+    Option("server", "write_timeout", parse_duration_s, "30s", "longest time a client may not read", low=0.01),
+    Option("server", "keep_alive_timeout", parse_duration_s, "75s", "idle time between requests", low=0.01),
+    Option("server", "keep_alive_requests", parse_int, "1000", "requests on one connection; 0: no end"),
+    Option("server", "max_connections", parse_int, "10000", "client connections in all", low=1),
+    Option("server", "max_connections_per_ip", parse_int, "0", "client connections of one address; 0: no limit"),
+    Option("server", "max_head_bytes", parse_size_bytes, "16KiB", "longest request head", low=256),
+    Option("server", "max_header_lines", parse_int, "100", "most header lines of a request", low=1),
+    Option("server", "max_target_bytes", parse_size_bytes, "8KiB", "longest request target", low=64),
+    Option("server", "max_body_bytes", parse_size_bytes, "10MiB", "longest request body; 0: no limit"),
+    Option("server", "underscore_headers", one_of("drop", "reject"), "drop",
+           "header names with _ or . (WSGI and CGI read X_User_Id as X-User-Id)"),
+
+    Option("upstream", "timeout", parse_duration_s, "30s",
+           "to the reply's head over all attempts, and the longest silence in its body", "GATEWAY_TIMEOUT", low=0.01),
+    Option("upstream", "connect_timeout", parse_duration_s, "3s", "name look-up, connect and TLS", low=0.01),
+    Option("upstream", "retry_count", parse_int, "2", "attempts beyond the first", "GATEWAY_RETRY_COUNT", high=10),
+    Option("upstream", "retry_backoff", parse_duration_s, "25ms", "base of the exponential backoff, full jitter"),
+    Option("upstream", "retry_backoff_max", parse_duration_s, "1s", "longest backoff"),
+    Option("upstream", "retry_buffer_bytes", parse_size_bytes, "64KiB", "a longer request body is not sent again"),
+    Option("upstream", "retry_budget_percent", parse_int, "20", "retries, of the requests in flight", high=100),
+    Option("upstream", "retry_budget_min", parse_int, "3", "retries that are always allowed at once"),
+    Option("upstream", "max_connections", parse_int, "100", "connections per target", "GATEWAY_MAX_CONNECTIONS", low=1),
+    Option("upstream", "max_idle", parse_int, "100", "idle connections kept per target; fewer: more dialling"),
+    Option("upstream", "idle_timeout", parse_duration_s, "55s", "how long an idle connection is kept"),
+    Option("upstream", "queue_size", parse_int, "1000", "requests that may wait for a connection, per target"),
+    Option("upstream", "queue_timeout", parse_duration_s, "5s", "how long one may wait", low=0.01),
+    Option("upstream", "max_head_bytes", parse_size_bytes, "64KiB", "longest reply head", low=1024),
+    Option("upstream", "upgrade_idle_timeout", parse_duration_s, "1h", "longest silence of a WebSocket", low=0.01),
+    Option("upstream", "tls_ca_file", parse_str, "", "PEM file of authorities; empty: the system's"),
+    Option("upstream", "dns_cache", parse_duration_s, "30s", "how long a looked-up address is kept"),
+
+    Option("database", "url", parse_sqlite_path, "sqlite:///engadi_gateway.db",
+           "routes, rules, CORS, revisions (sqlite:///relative or sqlite:////absolute)", "DATABASE_URL"),
+    Option("database", "log_url", parse_sqlite_path, "", "request log; empty: beside the other, with -log in its name"),
+
+    Option("jwt", "secret_key", parse_str, "", "HS256 key, at least 32 bytes", "SECRET_KEY", is_secret=True),
+    Option("jwt", "algorithms", parse_list, "HS256", "what is accepted; never what the token says", "ALGORITHM"),
+    Option("jwt", "mode", one_of("local", "local-then-remote", "remote"), "local", "who judges a token"),
+    Option("jwt", "issuer", parse_str, "", "required iss; empty: not checked"),
+    Option("jwt", "audience", parse_str, "", "required aud; empty: not checked"),
+    Option("jwt", "leeway", parse_duration_s, "30s", "tolerated clock difference"),
+    Option("jwt", "required_claims", parse_list, "exp, sub", "claims that must be there; exp always is"),
+    Option("jwt", "role_claim", parse_str, "role", "claim with the role, or a list of roles"),
+    Option("jwt", "claim_headers", parse_pairs, "sub:X-User-ID, role:X-User-Role, email:X-User-Email",
+           "claims that the upstream gets as headers"),
+    Option("jwt", "forward_authorization", parse_bool, "yes", "pass the Authorization header on"),
+    Option("jwt", "public_routes", one_of("ignore", "optional"), "ignore",
+           "a token on a public route: ignored, or validated if present"),
+    Option("jwt", "cache_size", parse_int, "10000", "verified tokens remembered"),
+    Option("jwt", "max_token_bytes", parse_size_bytes, "8KiB", "longest token", low=64),
+    Option("jwt", "public_key_file", parse_str, "", "PEM public key for RS/PS/ES/EdDSA (crypto extra)"),
+    Option("jwt", "jwks_url", parse_optional_url, "", "https JWKS document (crypto extra); http only for loopback"),
+    Option("jwt", "jwks_cache", parse_duration_s, "15m", "how long its keys are kept"),
+    Option("jwt", "jwks_cooldown", parse_duration_s, "60s", "an unknown kid asks again at most this often"),
+    Option("jwt", "remote_url", parse_optional_url, "",
+           "remote validation; empty: the auth service's /api/v1/auth/validate"),
+    Option("jwt", "remote_timeout", parse_duration_s, "5s", "for one remote validation", low=0.01),
+    Option("jwt", "remote_cache", parse_duration_s, "30s", "how long a remote yes is kept, never past exp"),
+    Option("jwt", "remote_negative_cache", parse_duration_s, "5s", "how long a remote no is kept"),
+
+    Option("limits", "enabled", parse_bool, "yes", "rate limits", "RATE_LIMIT_ENABLED"),
+    Option("limits", "per_user", parse_int, "1000", "requests a user and window", "RATE_LIMIT_PER_USER", 1, 10_000_000),
+    Option("limits", "per_ip", parse_int, "500", "requests per address and window", "RATE_LIMIT_PER_IP", 1, 10_000_000),
+    Option("limits", "window", parse_duration_s, "1h", "the window of both", "RATE_LIMIT_WINDOW", 1, 31_536_000),
+    Option("limits", "max_buckets", parse_int, "1000000", "buckets kept at once; the fullest go first", low=100),
+    Option("limits", "ipv6_prefix", parse_int, "64", "IPv6 addresses count as this network", low=32, high=128),
+
+    Option("breaker", "enabled", parse_bool, "yes", "circuit breakers", "CIRCUIT_BREAKER_ENABLED"),
+    Option("breaker", "failure_threshold", parse_int, "5", "failures in a row that open",
+           "CIRCUIT_BREAKER_FAILURE_THRESHOLD", low=1),
+    Option("breaker", "success_threshold", parse_int, "2", "successful probes that close",
+           "CIRCUIT_BREAKER_SUCCESS_THRESHOLD", low=1),
+    Option("breaker", "timeout", parse_duration_s, "60s", "open for so long", "CIRCUIT_BREAKER_TIMEOUT", low=0.01),
+
+    Option("health", "interval", parse_duration_s, "60s", "between checks, 10 % jitter; 0: none",
+           "HEALTH_CHECK_INTERVAL"),
+    Option("health", "timeout", parse_duration_s, "5s", "for one check", "HEALTH_CHECK_TIMEOUT", low=0.01),
+    Option("health", "path", parse_str, "/health", "what is asked, unless [health_paths] says otherwise"),
+    Option("health", "slow", parse_duration_s, "1s", "a slower good answer is degraded"),
+    Option("health", "fall", parse_int, "3", "bad checks in a row until unhealthy", low=1),
+    Option("health", "rise", parse_int, "2", "good checks in a row until healthy again", low=1),
+
+    Option("cors", "enabled", parse_bool, "no", "CORS; the API can change the whole section at run time"),
+    Option("cors", "allow_origins", parse_list, "", "origins, https://*.example.com patterns, or *"),
+    Option("cors", "allow_methods", parse_list, ", ".join(_CORS.allow_methods), "methods, or *"),
+    Option("cors", "allow_headers", parse_list, ", ".join(_CORS.allow_headers), "headers; * leaves out Authorization"),
+    Option("cors", "expose_headers", parse_list, ", ".join(_CORS.expose_headers), "reply headers scripts may read"),
+    Option("cors", "allow_credentials", parse_bool, "no", "cookies and Authorization from scripts; never with *"),
+    Option("cors", "max_age", parse_duration_s, "10m", "how long a browser keeps a preflight"),
+    Option("cors", "reject_denied_origin", parse_bool, "no", "403 for a request from a foreign origin"),
+
+    Option("log", "level", one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), "INFO",
+           "messages on stderr", "LOG_LEVEL"),
+    Option("log", "requests", parse_bool, "yes", "the request log in the database", "ENABLE_REQUEST_LOGGING"),
+    Option("log", "retention_days", parse_int, "30", "older rows go", "GATEWAY_LOG_RETENTION_DAYS", low=1),
+    Option("log", "max_bytes", parse_size_bytes, "2GiB", "a larger log loses its oldest rows; 0: no limit"),
+    Option("log", "flush_interval", parse_duration_s, "250ms", "longest time a row waits in memory", low=0.01),
+    Option("log", "flush_rows", parse_int, "500", "rows that are written at once", low=1),
+    Option("log", "queue_rows", parse_int, "10000", "rows that may wait for the writer", low=1),
+    Option("log", "when_full", one_of("shed", "stall"), "shed", "a full queue: lose and count rows, or stall requests"),
+    Option("log", "access", one_of("off", "combined", "json"), "off", "a line a request on stdout"),
+    Option("log", "truncate_ip", parse_bool, "no", "log /24 and /48 networks instead of addresses"),
+
+    Option("admin", "listen", parse_str, "", "host:port of its own for the admin API; empty: the gateway's"),
+    Option("admin", "role", parse_str, "admin", "role that the admin API asks for"),
+    Option("admin", "max_body_bytes", parse_size_bytes, "1MiB", "longest admin request body", low=1024),
+)
+# fmt: on
+
+#: The nine services of Mission Engadi and the environment names of their URLs.
+DEFAULT_SERVICES: dict[str, str] = {
+    "auth": "http://127.0.0.1:8002",
+    "content": "http://127.0.0.1:8003",
+    "partners-crm": "http://127.0.0.1:8005",
+    "projects": "http://127.0.0.1:8006",
+    "social-media": "http://127.0.0.1:8007",
+    "notification": "http://127.0.0.1:8008",
+    "analytics": "http://127.0.0.1:8009",
+    "ai": "http://127.0.0.1:8010",
+    "search": "http://127.0.0.1:8011",
+}
+FREE_SECTIONS = ("services", "health_paths")
+SECTIONS = tuple(dict.fromkeys(option.section for option in OPTIONS)) + FREE_SECTIONS
+
+
+def service_env(service: str) -> str:
+    """`partners-crm` -> `PARTNERS_CRM_SERVICE_URL`."""
+    return service.upper().replace("-", "_") + "_SERVICE_URL"
+
+
+def option_env(option: Option) -> str:
+    return f"ENGADI_{option.section}_{option.key}".upper()
