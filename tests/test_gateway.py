@@ -437,3 +437,28 @@ def test_a_gibibyte_passes_down_to_a_slow_reader_and_memory_stays_small(tmp_path
             assert worst < 60 << 20, f"{worst >> 20} MiB more, upstream and client included"
 
     asyncio.run(run())
+
+
+def test_replies_that_nobody_reads_are_bounded_and_cut(tmp_path: Path) -> None:
+    """Pipelined refusals are written by us alone: no upstream is there to be paused."""
+
+    async def run() -> None:
+        values = {"server_write_timeout": 0.3, "server_keep_alive_requests": 0}
+        async with upstream() as auth, running(tmp_path, auth, **values) as gateway:
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]  # typed as a mere WriteTransport
+            before = resident_bytes()
+            request = GET.replace(b"/api/v1/auth/x", b"/nowhere") * 1000
+            with pytest.raises((ConnectionError, TimeoutError)):
+                for _ in range(4000):
+                    writer.write(request)
+                    await asyncio.wait_for(writer.drain(), 5)
+            assert resident_bytes() - before < 30 << 20
+            writer.transport.abort()
+            for _ in range(100):
+                if gateway.state()["connections"] == 0:
+                    break
+                await asyncio.sleep(0.02)
+            assert gateway.state()["connections"] == 0
+
+    asyncio.run(run())

@@ -219,7 +219,7 @@ def test_the_database_log_keeps_no_query_and_no_token(tmp_path: Path) -> None:
             secret = token("alice")
             head, payload, signature = secret.split(".")
             await ask(gateway.port, "GET", "/api/v1/content/x?password=hidden", bearer=secret)
-            await ask(gateway.port, "GET", "/api/v1/content/x", bearer=f"{head}.{payload}.{'B' * len(signature)}")
+            await ask(gateway.port, "GET", "/api/v1/content/x", bearer=f"{head}.{payload}.{'A' * len(signature)}")
             await ask(gateway.port, "GET", "/api/v1/gateway/logs", bearer=ADMIN)
             path = gateway.settings.log_path
         data = b"".join(Path(f"{path}{suffix}").read_bytes() for suffix in ("",))

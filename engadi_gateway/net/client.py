@@ -203,6 +203,9 @@ class ClientConnection(asyncio.Protocol):
         self._is_write_paused = False
         if self._handler is not None:
             self._handler.client_resumed()
+        elif self.state is State.HEAD:
+            self._context.flights.discard(self)
+            self._next()
 
     # one head
 
@@ -305,6 +308,8 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         handler = LocalCall if exchange.is_local else Forward
         self._handler = handler(context, self, exchange)
+        if self._is_write_paused:
+            self._handler.client_paused()
         assert self._who is not None
         self._handler.start(self._who, body, is_complete=is_complete)
         return False
@@ -444,10 +449,20 @@ class ClientConnection(asyncio.Protocol):
         self._chunked = None
         self.is_upload_paused = False
         self._set_reading(True)
+        if self._is_write_paused:
+            self._expire_in(self._context.timeouts.write_s)  # no further request until these replies were read
+        else:
+            self._next()
+
+    def _next(self) -> None:
         if self._buffer:
             self._queue()
         else:
             self._context.idle.add(self, time.monotonic())
+
+    def _expire_in(self, seconds: float) -> None:
+        self.deadline = time.monotonic() + seconds
+        self._context.flights.add(self)
 
     def _settle(self) -> None:
         exchange, self._exchange = self._exchange, None
@@ -470,6 +485,7 @@ class ClientConnection(asyncio.Protocol):
         if is_clean and not self._buffer:
             self.state = State.LINGER
             self._transport.close()
+            self._expire_in(self._context.timeouts.write_s)
             return
         self.state = State.LINGER
         self._buffer.clear()
@@ -477,13 +493,13 @@ class ClientConnection(asyncio.Protocol):
         self._set_reading(True)
         if self._transport.can_write_eof():
             self._transport.write_eof()
-        self.deadline = time.monotonic() + self._context.timeouts.linger_s
-        self._context.flights.add(self)
+        timeouts = self._context.timeouts
+        self._expire_in(timeouts.write_s if self._transport.get_write_buffer_size() else timeouts.linger_s)
 
     def expired(self, now: float) -> None:
-        """Lingered long enough."""
+        """Lingered long enough, or did not read what was written."""
         self._context.flights.discard(self)
-        self._transport.close()
+        self._transport.abort()
 
     def abort(self) -> None:
         """Cut: the client must see that it is not whole."""

@@ -10,20 +10,16 @@ from __future__ import annotations
 import random
 import time
 from enum import Enum, auto
-from typing import TYPE_CHECKING
 
 from engadi_gateway.errors import FAILURE_STATUSES, HeaderLine, Reason, Refusal
 from engadi_gateway.model import Framing
-from engadi_gateway.net.context import Context
+from engadi_gateway.net.context import Context, Downstream
 from engadi_gateway.net.pool import Origin, Pool, origin_of
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.wire.chunked import LAST_CHUNK, chunk
 from engadi_gateway.wire.forwarded import Client, upstream_head
 from engadi_gateway.wire.response import ReplyHead, client_head, informational_head, switching_head
-
-if TYPE_CHECKING:
-    from engadi_gateway.net.client import ClientConnection
 
 #: Methods that may be sent twice (RFC 9110 section 9.2.2).
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
@@ -57,7 +53,7 @@ class Forward:
         "_parser", "_phase", "_pool", "_retries_left", "_started", "_timeout_s", "deadline", "exchange",
     )  # fmt: skip
 
-    def __init__(self, context: Context, client: ClientConnection, exchange: Exchange) -> None:
+    def __init__(self, context: Context, client: Downstream, exchange: Exchange) -> None:
         assert exchange.target is not None and exchange.route is not None
         route = exchange.route
         self._context = context

@@ -5,21 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from typing import TYPE_CHECKING
 
 from engadi_gateway.errors import Reason, Refusal, RefusedError
-from engadi_gateway.net.context import Context, LocalReply
+from engadi_gateway.net.context import Context, Downstream, LocalReply
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.wire.forwarded import Client
-
-if TYPE_CHECKING:
-    from engadi_gateway.net.client import ClientConnection
 
 
 class LocalCall:
     """Gathers the whole body, bounded, then runs the handler as a task: these are rare, and may read databases."""
 
-    def __init__(self, context: Context, client: ClientConnection, exchange: Exchange) -> None:
+    def __init__(self, context: Context, client: Downstream, exchange: Exchange) -> None:
         self._context = context
         self._client = client
         self.exchange = exchange
