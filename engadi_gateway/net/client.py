@@ -138,6 +138,8 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.state is State.HEAD:
             self._buffer += data
+            if len(self._buffer) > _MAX_PIPELINED_BYTES:
+                self._set_reading(False)
             self._queue()
             return
         try:
@@ -448,7 +450,7 @@ class ClientConnection(asyncio.Protocol):
         self.state = State.HEAD
         self._chunked = None
         self.is_upload_paused = False
-        self._set_reading(True)
+        self._set_reading(len(self._buffer) <= _MAX_PIPELINED_BYTES)
         if self._is_write_paused:
             self._expire_in(self._context.timeouts.write_s)  # no further request until these replies were read
         else:
