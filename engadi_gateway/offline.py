@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from typing import Any
 
@@ -16,6 +15,7 @@ from engadi_gateway.pipeline.routing import RoutingTable
 from engadi_gateway.seed import seed_of, timestamp
 from engadi_gateway.settings import Settings
 from engadi_gateway.store.catalog import snapshot_at_rest
+from engadi_gateway.store.database import StoreError
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
 
@@ -32,8 +32,8 @@ class Offline:
         seed = seed_of(settings, timestamp(time.time()))
         try:
             self._snapshot = snapshot_at_rest(settings.database_url, seed)
-        except sqlite3.Error as error:
-            raise ConfigurationError([Fault("database.url", f"{settings.database_url}: {error}")]) from None
+        except StoreError as error:
+            raise ConfigurationError([Fault("database.url", str(error))]) from None
         self._compiled = Compiler(settings, State.of(settings)).compile(self._snapshot, time.monotonic())
 
     def check(self) -> None:

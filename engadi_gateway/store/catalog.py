@@ -22,7 +22,7 @@ from engadi_gateway.store.codec import (
     rule_from_json,
     to_json,
 )
-from engadi_gateway.store.database import Connection, Database, Migration, read_only
+from engadi_gateway.store.database import Connection, Database, Migration
 
 _APPLICATION_ID = 0x456E4743  # "EnGC"
 _NAMESPACE = uuid.UUID("0d9f1b52-3f0e-5b1e-8f6d-7c2a9e4d1c3b")
@@ -66,6 +66,11 @@ MIGRATIONS: tuple[Migration, ...] = (
         "CREATE INDEX revision_subject ON revision (subject)",
     ),
 )
+
+#: The columns, in the order in which rows are taken apart.
+_ROUTE = ", ".join(ROUTE_FIELDS)
+_RULE = ", ".join(RULE_FIELDS)
+_REVISION = "number, actor, created_at, kind, subject, before, after"
 
 Value = Route | RateLimitRule | CorsPolicy
 
@@ -126,11 +131,15 @@ def seed_routes(services: Mapping[str, Service], now: str) -> tuple[Route, ...]:
     )
 
 
+def _database(path: str) -> Database:
+    return Database(path, MIGRATIONS, synchronous="FULL", application_id=_APPLICATION_ID)
+
+
 class Catalog:
     """The configuration's database."""
 
     def __init__(self, path: str) -> None:
-        self._database = Database(path, MIGRATIONS, synchronous="FULL", application_id=_APPLICATION_ID)
+        self._database = _database(path)
         self._services: Mapping[str, Service] = {}
         self._settings_cors = CorsPolicy()
 
@@ -138,10 +147,14 @@ class Catalog:
         """Open, seed a new file, let what comes from the settings follow them. Blocking.
 
         Raises:
-            StoreError: the file cannot be used.
+            StoreError: the file cannot be used; nothing is left open.
         """
         self._database.open()
-        return self._database.submit(lambda connection: self._follow(connection, seed)).result()
+        try:
+            return self._database.submit(lambda connection: self._follow(connection, seed)).result()
+        except BaseException:
+            self._database.close()
+            raise
 
     async def follow(self, seed: Seed) -> Snapshot:
         """The same on a reload: rules that nobody changed over the API follow the settings."""
@@ -163,14 +176,12 @@ class Catalog:
 
     @staticmethod
     def _follow_rule(connection: Connection, wanted: RateLimitRule, now: str) -> None:
-        row = connection.execute("SELECT * FROM rate_limit_rule WHERE id = ?", (wanted.id,)).fetchone()
-        if row is None:
+        have = _fetch(connection, "rule", wanted.id)
+        if not isinstance(have, RateLimitRule) or have.origin is not Origin.SETTINGS:
             return
-        have = _rule_of(row)
         follows = replace(have, max_requests=wanted.max_requests, window_seconds=wanted.window_seconds)
-        if have.origin is Origin.SETTINGS and follows != have:
-            change = Change("rule", have.id, replace(follows, updated_at=now), "settings", "", now)
-            _apply(connection, change)
+        if follows != have:
+            _apply(connection, Change("rule", have.id, replace(follows, updated_at=now), "settings", "", now), None)
 
     def _load(self, connection: Connection) -> Snapshot:
         return load_snapshot(connection, self._services, self._settings_cors)
@@ -183,7 +194,7 @@ class Catalog:
         """
 
         def work(connection: Connection) -> Snapshot:
-            _apply(connection, change)
+            _apply(connection, change, self._settings_cors)
             return self._load(connection)
 
         return await self._database.write(work)
@@ -196,13 +207,13 @@ class Catalog:
 
     async def revisions(self, limit: int, before: int | None = None) -> list[Revision]:
         """The newest first, below number `before`."""
-        query = "SELECT * FROM revision WHERE number < ? ORDER BY number DESC LIMIT ?"
+        query = f"SELECT {_REVISION} FROM revision WHERE number < ? ORDER BY number DESC LIMIT ?"  # noqa: S608 - ours
         below = before if before is not None else 1 << 62
         rows = await self._database.read(lambda connection: connection.execute(query, (below, limit)).fetchall())
         return [_revision_of(row) for row in rows]
 
     async def revision(self, number: int) -> Revision | None:
-        query = "SELECT * FROM revision WHERE number = ?"
+        query = f"SELECT {_REVISION} FROM revision WHERE number = ?"  # noqa: S608 - ours
         row = await self._database.read(lambda connection: connection.execute(query, (number,)).fetchone())
         return None if row is None else _revision_of(row)
 
@@ -216,10 +227,9 @@ def current_revision(connection: Connection) -> int:
 
 def load_snapshot(connection: Connection, services: Mapping[str, Service], cors: CorsPolicy) -> Snapshot:
     """The whole configuration; `cors` is the settings' policy, used until the API made its own."""
-    routes = [_route_of(row) for row in connection.execute("SELECT * FROM route_config ORDER BY id")]
-    rules = [_rule_of(row) for row in connection.execute("SELECT * FROM rate_limit_rule ORDER BY id")]
-    own = connection.execute("SELECT document FROM cors_policy").fetchone()
-    policy = cors if own is None else cors_from_json(json.loads(own[0]))
+    routes = [_route_of(row) for row in connection.execute(f"SELECT {_ROUTE} FROM route_config ORDER BY id")]  # noqa: S608
+    rules = [_rule_of(row) for row in connection.execute(f"SELECT {_RULE} FROM rate_limit_rule ORDER BY id")]  # noqa: S608
+    policy = _own_cors(connection) or cors
     return Snapshot(current_revision(connection), tuple(routes), tuple(rules), policy, services)
 
 
@@ -227,19 +237,17 @@ def snapshot_at_rest(path: str, seed: Seed) -> Snapshot:
     """What a gateway would start with, without writing: for `routes`, `explain` and `--check`.
 
     Raises:
-        sqlite3.Error: the file is there but cannot be read.
+        StoreError: the file is there but cannot be used.
     """
     if not Path(path).exists():
         return Snapshot(0, seed_routes(seed.services, seed.now), seed.rules, seed.cors, seed.services)
-    connection = read_only(path)
-    try:
-        return load_snapshot(connection, seed.services, seed.cors)
-    finally:
-        connection.close()
+    return _database(path).peek(lambda connection: load_snapshot(connection, seed.services, seed.cors))
 
 
-def _apply(connection: Connection, change: Change) -> None:
+def _apply(connection: Connection, change: Change, settings_cors: CorsPolicy | None) -> None:
     before = _fetch(connection, change.kind, change.subject)
+    if before is None and change.kind == "cors":
+        before = settings_cors
     if change.after is None:
         table = {"route": "route_config", "rule": "rate_limit_rule"}[change.kind]
         connection.execute(f"DELETE FROM {table} WHERE id = ?", (change.subject,))  # noqa: S608 - from the table above
@@ -273,8 +281,11 @@ def _store(connection: Connection, kind: str, value: Value) -> None:
         return
     table, names = ("route_config", ROUTE_FIELDS) if kind == "route" else ("rate_limit_rule", RULE_FIELDS)
     values = [_column(name, document[name]) for name in names]
-    marks = ", ".join("?" * len(names))
-    connection.execute(f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({marks})", values)  # noqa: S608 - ours
+    columns, marks = ", ".join(names), ", ".join("?" * len(names))
+    changed = ", ".join(f"{name} = excluded.{name}" for name in names)
+    # not OR REPLACE: that would delete another rule of the same name without a word
+    upsert = f"INSERT INTO {table} ({columns}) VALUES ({marks}) ON CONFLICT (id) DO UPDATE SET {changed}"  # noqa: S608
+    connection.execute(upsert, values)
 
 
 def _column(name: str, value: Any) -> Any:
@@ -285,29 +296,21 @@ def _column(name: str, value: Any) -> Any:
 
 def _fetch(connection: Connection, kind: str, subject: str) -> Value | None:
     if kind == "cors":
-        row = connection.execute("SELECT document FROM cors_policy").fetchone()
-        return None if row is None else cors_from_json(json.loads(row[0]))
+        return _own_cors(connection)
     if kind == "route":
-        row = connection.execute("SELECT * FROM route_config WHERE id = ?", (subject,)).fetchone()
+        row = connection.execute(f"SELECT {_ROUTE} FROM route_config WHERE id = ?", (subject,)).fetchone()  # noqa: S608
         return None if row is None else _route_of(row)
-    row = connection.execute("SELECT * FROM rate_limit_rule WHERE id = ?", (subject,)).fetchone()
+    row = connection.execute(f"SELECT {_RULE} FROM rate_limit_rule WHERE id = ?", (subject,)).fetchone()  # noqa: S608
     return None if row is None else _rule_of(row)
 
 
-#: Column order of the tables above, which is not the order of the model's fields.
-_ROUTE_COLUMNS = (
-    "id", "path_pattern", "target_service", "target_url", "methods", "host", "is_public", "is_active", "priority",
-    "timeout", "retry_count", "circuit_breaker_enabled", "strip_prefix", "preserve_host", "allow_encoded_slashes",
-    "required_roles", "split", "created_at", "updated_at",
-)  # fmt: skip
-_RULE_COLUMNS = (
-    "id", "name", "limit_type", "max_requests", "window_seconds", "path_pattern", "mode", "is_active", "origin",
-    "created_at", "updated_at",
-)  # fmt: skip
+def _own_cors(connection: Connection) -> CorsPolicy | None:
+    row = connection.execute("SELECT document FROM cors_policy").fetchone()
+    return None if row is None else cors_from_json(json.loads(row[0]))
 
 
 def _route_of(row: tuple[Any, ...]) -> Route:
-    document = dict(zip(_ROUTE_COLUMNS, row, strict=True))
+    document = dict(zip(ROUTE_FIELDS, row, strict=True))
     for name in _JSON_FIELDS:
         document[name] = json.loads(document[name])
     for name in _BOOL_FIELDS:
@@ -316,13 +319,13 @@ def _route_of(row: tuple[Any, ...]) -> Route:
 
 
 def _rule_of(row: tuple[Any, ...]) -> RateLimitRule:
-    document = dict(zip(_RULE_COLUMNS, row, strict=True))
+    document = dict(zip(RULE_FIELDS, row, strict=True))
     document["is_active"] = bool(document["is_active"])
     return rule_from_json(document)
 
 
 def _revision_of(row: tuple[Any, ...]) -> Revision:
-    number, actor, _, created_at, kind, subject, before, after = row
+    number, actor, created_at, kind, subject, before, after = row
     return Revision(
         number,
         actor,

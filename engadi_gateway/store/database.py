@@ -13,10 +13,10 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
@@ -27,14 +27,17 @@ Migration = tuple[str, ...] | Callable[[Connection], None]
 _READERS = 2
 _READ_LIMIT_S = 5.0
 _PROGRESS_STEPS = 10_000
+_BUSY_MS = 5000
+_BUSY_CLOSING_MS = 500
 _PRAGMAS = (
-    "PRAGMA busy_timeout=5000",
     "PRAGMA foreign_keys=ON",
     "PRAGMA trusted_schema=OFF",
     "PRAGMA cell_size_check=ON",
     "PRAGMA temp_store=MEMORY",
     "PRAGMA cache_size=-8000",
     "PRAGMA mmap_size=0",
+    "PRAGMA journal_size_limit=67108864",
+    "PRAGMA analysis_limit=400",
 )
 
 
@@ -43,29 +46,45 @@ class StoreError(Exception):
 
 
 class CorruptError(StoreError):
-    """Raised at opening when a file is no database, or a broken one."""
+    """Raised when a file is no database, or a broken one."""
 
 
 class Database:
     """One sqlite file.
 
     Args:
-        path: the file; its folder must exist.
+        path: the file; its folder must exist. A new one can be read by its owner only.
         migrations: in order; the file's `user_version` counts those that were applied.
-        synchronous: FULL or NORMAL; NORMAL may lose the last commits on a power cut, never more.
+        synchronous: NORMAL may lose the last commits on a power cut, never more.
         application_id: written into the file, and checked.
+        is_expendable: a broken file is moved aside and a new one begun, once in a run. One that is not is checked
+            whole when it is opened (so it should be small), and left as it is.
     """
 
-    def __init__(self, path: str, migrations: Sequence[Migration], *, synchronous: str, application_id: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        migrations: Sequence[Migration],
+        *,
+        synchronous: Literal["FULL", "NORMAL"],
+        application_id: int,
+        is_expendable: bool = False,
+    ) -> None:
         self.path = path
+        self.moved_aside = ""  # where the broken file went
         self._migrations = migrations
         self._synchronous = synchronous
         self._application_id = application_id
-        self._queue: queue.SimpleQueue[tuple[Work[Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._is_expendable = is_expendable
+        self._connection: Connection  # the writer thread's, once that runs
         self._writer: threading.Thread | None = None
+        self._queue: queue.SimpleQueue[tuple[Work[Any], Future[Any]] | None] = queue.SimpleQueue()
         self._readers: queue.SimpleQueue[Connection] = queue.SimpleQueue()
-        self._slots = asyncio.Semaphore(_READERS)
-        self.is_open = False
+        self._pool: ThreadPoolExecutor | None = None
+        self._gate = threading.Lock()  # between the last submit and close
+        self._is_closing = False
+
+    # opening
 
     def open(self) -> None:
         """Create or migrate the file and start the writer. Blocking.
@@ -73,71 +92,97 @@ class Database:
         Raises:
             CorruptError, StoreError: nothing is left open.
         """
-        connection = self._connect()
+        try:
+            self._connection = self._opened()
+        except CorruptError:
+            if not self._is_expendable:
+                raise
+            self._move_aside()
+            self._connection = self._opened()
+        self._pool = ThreadPoolExecutor(_READERS, "engadi-reader")
+        self._writer = threading.Thread(target=self._write_forever, name="engadi-writer", daemon=True)
+        self._writer.start()
+
+    def _opened(self) -> Connection:
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            connection = sqlite3.connect(self.path, _BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{self.path}: {getattr(error, 'strerror', None) or error}") from None
         try:
             self._prepare(connection)
-        except sqlite3.DatabaseError as error:
+        except sqlite3.Error as error:
             connection.close()
             raise _store_error(self.path, error) from None
         except BaseException:
             connection.close()
             raise
-        self._writer = threading.Thread(
-            target=self._write_forever, args=(connection,), name="engadi-writer", daemon=True
-        )
-        self._writer.start()
-        self.is_open = True
-
-    def _connect(self) -> Connection:
-        try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-            os.close(descriptor)
-            return sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"{self.path}: {getattr(error, 'strerror', None) or error}") from None
+        return connection
 
     def _prepare(self, connection: Connection) -> None:
-        if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
+        if _pragma(connection, "page_count") == 0:
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # only works before the first table
-        for pragma in _PRAGMAS:
+        for pragma in (*_PRAGMAS, f"PRAGMA synchronous={self._synchronous}"):
             connection.execute(pragma)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(f"PRAGMA synchronous={self._synchronous}")
-        connection.execute("PRAGMA journal_size_limit=67108864")
-        self._check_owner(connection)
-        self._migrate(connection)
-
-    def _check_owner(self, connection: Connection) -> None:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        owner = connection.execute("PRAGMA application_id").fetchone()[0]
-        if version > len(self._migrations):
-            raise StoreError(
-                f"{self.path}: made by a newer version (schema {version}, this knows {len(self._migrations)})"
-            )
-        has_tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] > 0
-        if has_tables and owner != self._application_id:
-            raise StoreError(f"{self.path}: a database of another application")
-
-    def _migrate(self, connection: Connection) -> None:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        pending = self._migrations[version:]
-        if pending and version > 0:
+        version = self._check(connection)
+        if _pragma(connection, "journal_mode=WAL") != "wal":
+            raise StoreError(f"{self.path}: no write-ahead log is possible here (a network file system?)")
+        if 0 < version < len(self._migrations):
             self._back_up(connection, version)
-        for number, migration in enumerate(pending, version + 1):
-            with _transaction(connection):
-                if callable(migration):
-                    migration(connection)
-                else:
-                    for statement in migration:
-                        connection.execute(statement)
-                connection.execute(f"PRAGMA user_version={number}")
-                connection.execute(f"PRAGMA application_id={self._application_id}")
+        for number, migration in enumerate(self._migrations[version:], version + 1):
+            self._migrate(connection, number, migration)
+
+    def _check(self, connection: Connection) -> int:
+        """The file's schema version, if the file is whole, ours and not too new."""
+        if not self._is_expendable and _pragma(connection, "quick_check(1)") != "ok":
+            raise CorruptError(f"{self.path}: the file is damaged (PRAGMA quick_check says more)")
+        has_tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] > 0
+        if has_tables and _pragma(connection, "application_id") != self._application_id:
+            raise StoreError(f"{self.path}: a database of another application")
+        version, known = int(_pragma(connection, "user_version")), len(self._migrations)
+        if version > known:
+            raise StoreError(f"{self.path}: made by a newer version (schema {version}, this one knows {known})")
+        return version
+
+    def _migrate(self, connection: Connection, number: int, migration: Migration) -> None:
+        with _transaction(connection):
+            if callable(migration):
+                migration(connection)
+            else:
+                for statement in migration:
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version={number}")
+            connection.execute(f"PRAGMA application_id={self._application_id}")
 
     def _back_up(self, connection: Connection, version: int) -> None:
-        copy = f"{self.path}.before-schema-{version + 1}"
-        Path(copy).unlink(missing_ok=True)
-        connection.execute("VACUUM INTO ?", (copy,))
-        Path(copy).chmod(0o600)
+        copy = Path(f"{self.path}.schema-{version}")
+        copy.unlink(missing_ok=True)
+        copy.touch(0o600)  # VACUUM INTO takes an empty file, and would make a readable one
+        connection.execute("VACUUM INTO ?", (str(copy),))
+
+    def _move_aside(self) -> None:
+        aside = f"{self.path}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        for suffix in ("", "-wal", "-shm"):
+            source = Path(f"{self.path}{suffix}")
+            if source.exists():
+                source.rename(f"{aside}{suffix}")
+        self.moved_aside = aside
+
+    def peek(self, work: Work[T]) -> T:
+        """Run `work` on the file as it lies there; for commands that only look. Blocking.
+
+        Raises:
+            StoreError: it cannot be read, or is not as this version would have it.
+        """
+        try:
+            # nobody has it open: then it can be read without making the companions of a WAL
+            is_at_rest = not Path(f"{self.path}-wal").exists()
+            with contextlib.closing(_read_only(self.path, "immutable=1" if is_at_rest else "mode=ro")) as connection:
+                if self._check(connection) < len(self._migrations):
+                    raise StoreError(f"{self.path}: made by an older version; serving once brings it up to date")
+                return work(connection)
+        except sqlite3.Error as error:
+            raise _store_error(self.path, error) from None
 
     # writing
 
@@ -146,86 +191,148 @@ class Database:
         return await asyncio.wrap_future(self.submit(work))
 
     def submit(self, work: Work[T]) -> Future[T]:
-        """As `write`, for callers that do not wait."""
+        """As `write`, for callers that do not wait. Never blocks; a closed database fails the future."""
         future: Future[T] = Future()
-        self._queue.put((work, future))
+        with self._gate:
+            # what the writer itself adds while it finishes is still done
+            if self._writer is None or (self._is_closing and threading.current_thread() is not self._writer):
+                future.set_exception(StoreError(f"{self.path}: closed"))
+            else:
+                self._queue.put((work, future))
         return future
 
-    def _write_forever(self, connection: Connection) -> None:
+    def _write_forever(self) -> None:
         while (entry := self._queue.get()) is not None:
-            work, future = entry
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                with _transaction(connection):
-                    result = work(connection)
-            except sqlite3.Error as error:
-                future.set_exception(_store_error(self.path, error))
-            except BaseException as error:  # the waiter gets it; this thread must live
-                future.set_exception(error)
-            else:
-                future.set_result(result)
+            self._run(*entry)
+        while not self._queue.empty():
+            entry = self._queue.get()
+            assert entry is not None
+            self._run(*entry)
         with contextlib.suppress(sqlite3.Error):
-            connection.execute("PRAGMA optimize")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        connection.close()
+            self._connection.execute("PRAGMA optimize")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._connection.close()
+
+    def _run(self, work: Work[T], future: Future[T]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            if self._is_closing:  # others' locks must not hold up the end
+                self._connection.execute(f"PRAGMA busy_timeout={_BUSY_CLOSING_MS}")
+            with _transaction(self._connection):
+                result = work(self._connection)
+        except sqlite3.Error as error:
+            failure = _store_error(self.path, error)
+            if isinstance(failure, CorruptError):
+                self._begin_anew()
+            future.set_exception(failure)
+        except BaseException as error:  # the waiter gets it; this thread must live
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    def _begin_anew(self) -> None:
+        if not self._is_expendable or self.moved_aside:
+            return
+        self._connection.close()  # should the rest fail, every later write says so
+        with contextlib.suppress(StoreError, OSError):
+            self._move_aside()
+            self._connection = self._opened()
 
     # reading
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work` on a read-only connection in a thread, at most some seconds.
+        """Run `work` on a read-only connection in a thread, in one transaction, at most some seconds.
 
         Raises:
-            StoreError: it failed or took too long.
+            StoreError: it failed, took too long, or the database is closed.
         """
-        async with self._slots:
-            return await asyncio.to_thread(self._read, work)
+        if self._pool is None:
+            raise StoreError(f"{self.path}: closed")
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._read, work)
 
     def _read(self, work: Work[T]) -> T:
         try:
-            connection = self._reader()
-            limit = time.monotonic() + _READ_LIMIT_S
-            connection.set_progress_handler(lambda: time.monotonic() > limit, _PROGRESS_STEPS)
-            try:
-                return work(connection)
-            finally:
-                self._readers.put(connection)
+            with self._reader() as connection:
+                limit = time.monotonic() + _READ_LIMIT_S
+                connection.set_progress_handler(lambda: self._is_closing or time.monotonic() > limit, _PROGRESS_STEPS)
+                connection.execute("BEGIN")  # so that all its queries see the same
+                result = work(connection)
+                connection.execute("COMMIT")
+                return result
         except sqlite3.Error as error:
             raise _store_error(self.path, error) from None
 
-    def _reader(self) -> Connection:
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[Connection]:
+        era = self.moved_aside
         try:
-            return self._readers.get_nowait()
+            connection = self._readers.get_nowait()
         except queue.Empty:
-            return read_only(self.path)
+            connection = _read_only(self.path)
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        if era == self.moved_aside:
+            self._readers.put(connection)
+        else:
+            connection.close()
 
     def size_bytes(self) -> int:
         """The file with its WAL."""
         return sum(_size(f"{self.path}{suffix}") for suffix in ("", "-wal"))
 
     def close(self) -> None:
-        """Finish what is queued, checkpoint, close. Blocking."""
-        if self._writer is not None:
+        """Finish what was submitted, checkpoint, close; reads under way are cut short. Blocking."""
+        with self._gate:
+            if self._writer is None or self._is_closing:
+                return
+            self._is_closing = True
             self._queue.put(None)
-            self._writer.join()
-            self._writer = None
-        self.is_open = False
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._readers.get_nowait().close()
+        self._writer.join()
+        assert self._pool is not None
+        self._pool.shutdown()
+        self._pool = None
+        while not self._readers.empty():
+            self._readers.get().close()
 
 
-def read_only(path: str) -> Connection:
-    """A read-only connection to an existing file."""
-    uri = f"file:{Path(path).absolute().as_posix().replace('?', '%3f').replace('#', '%23')}?mode=ro"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA query_only=ON")
-    connection.execute("PRAGMA busy_timeout=5000")
+def used_bytes(connection: Connection) -> int:
+    """What the file's content takes; free pages are reused before the file grows."""
+    return int((_pragma(connection, "page_count") - _pragma(connection, "freelist_count")) * _page_size(connection))
+
+
+def shrink(connection: Connection, pages: int) -> int:
+    """Give up to `pages` free pages back to the file system; how many."""
+    before = _pragma(connection, "freelist_count")
+    connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+    return int(before - _pragma(connection, "freelist_count"))
+
+
+def _page_size(connection: Connection) -> int:
+    return int(_pragma(connection, "page_size"))
+
+
+def _pragma(connection: Connection, text: str) -> Any:
+    return connection.execute(f"PRAGMA {text}").fetchone()[0]
+
+
+def _read_only(path: str, how: str = "mode=ro") -> Connection:
+    uri = f"{Path(path).absolute().as_uri()}?{how}"
+    connection = sqlite3.connect(uri, _BUSY_MS / 1000, uri=True, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA query_only=ON")
+        connection.execute("PRAGMA trusted_schema=OFF")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
 @contextlib.contextmanager
-def _transaction(connection: Connection) -> Any:
+def _transaction(connection: Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -244,17 +351,7 @@ def _size(path: str) -> int:
 
 
 def _store_error(path: str, error: sqlite3.Error) -> StoreError:
-    code = getattr(error, "sqlite_errorname", "")
-    if code in {"SQLITE_CORRUPT", "SQLITE_NOTADB"}:
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith("SQLITE_CORRUPT") or name == "SQLITE_NOTADB":
         return CorruptError(f"{path}: {error}")
-    return StoreError(f"{path}: {error}")
-
-
-def move_aside(path: str, stamp: str) -> str:
-    """Rename a broken file and its companions out of the way; the new name."""
-    aside = f"{path}.corrupt-{stamp}"
-    for suffix in ("", "-wal", "-shm"):
-        source = Path(f"{path}{suffix}")
-        if source.exists():
-            source.rename(f"{aside}{suffix}")
-    return aside
+    return StoreError(f"{path}: {'took too long' if name == 'SQLITE_INTERRUPT' else error}")

@@ -18,7 +18,7 @@ from typing import Any
 
 from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
 from engadi_gateway.store import rollup
-from engadi_gateway.store.database import Connection, CorruptError, Database, Migration, StoreError, move_aside
+from engadi_gateway.store.database import Connection, Database, Migration, StoreError
 
 _APPLICATION_ID = 0x456E474C  # "EnGL"
 _DAY_MS = 86_400_000
@@ -114,21 +114,18 @@ class Journal:
         self._written = self._shed = self._failed = 0
         self._last_error = ""
         self._last_write_ms = 0.0
-        self._moved_aside = ""
         self._log = logging.getLogger("engadi")
 
     def _make(self) -> Database:
-        return Database(self._path, MIGRATIONS, synchronous="NORMAL", application_id=_APPLICATION_ID)
+        return Database(
+            self._path, MIGRATIONS, synchronous="NORMAL", application_id=_APPLICATION_ID, is_expendable=True
+        )
 
     def open(self) -> None:
         """Blocking. A corrupt file is moved aside; any other fault is a StoreError."""
-        try:
-            self._database.open()
-        except CorruptError as error:
-            self._moved_aside = move_aside(self._path, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
-            self._log.error("request log is corrupt (%s): moved to %s, a new one is begun", error, self._moved_aside)
-            self._database = self._make()
-            self._database.open()
+        self._database.open()
+        if self._database.moved_aside:
+            self._log.error("request log is corrupt: moved to %s, a new one is begun", self._database.moved_aside)
 
     # rows in
 
@@ -184,7 +181,7 @@ class Journal:
             self._last_error,
             round(self._last_write_ms, 3),
             self._database.size_bytes(),
-            self._moved_aside,
+            self._database.moved_aside,
         )
 
     # questions
