@@ -445,7 +445,7 @@ def test_replies_that_nobody_reads_are_bounded_and_cut(tmp_path: Path) -> None:
     async def run() -> None:
         values = {"server_write_timeout": 0.3, "server_keep_alive_requests": 0}
         async with upstream() as auth, running(tmp_path, auth, **values) as gateway:
-            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+            _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
             writer.transport.pause_reading()  # type: ignore[attr-defined]  # typed as a mere WriteTransport
             before = resident_bytes()
             request = GET.replace(b"/api/v1/auth/x", b"/nowhere") * 1000

@@ -1,0 +1,208 @@
+"""Every option, from every source; all faults at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from engadi_gateway.errors import ConfigurationError
+from engadi_gateway.options import DEFAULT_SERVICES, OPTIONS, Option, option_env, parse_bool, service_env
+from engadi_gateway.settings import Settings
+
+KEY = "k" * 64
+
+
+def _faults(make: Callable[[], Settings]) -> dict[str, str]:
+    with pytest.raises(ConfigurationError) as raised:
+        make()
+    return {fault.pointer: fault.detail for fault in raised.value.faults}
+
+
+SEED_NAMES = [
+    "PROJECT_NAME",
+    "PORT",
+    "ENVIRONMENT",
+    "DEBUG",
+    "SECRET_KEY",
+    "ALGORITHM",
+    "DATABASE_URL",
+    "GATEWAY_TIMEOUT",
+    "GATEWAY_RETRY_COUNT",
+    "GATEWAY_MAX_CONNECTIONS",
+    "RATE_LIMIT_ENABLED",
+    "RATE_LIMIT_PER_USER",
+    "RATE_LIMIT_PER_IP",
+    "RATE_LIMIT_WINDOW",
+    "CIRCUIT_BREAKER_ENABLED",
+    "CIRCUIT_BREAKER_FAILURE_THRESHOLD",
+    "CIRCUIT_BREAKER_SUCCESS_THRESHOLD",
+    "CIRCUIT_BREAKER_TIMEOUT",
+    "HEALTH_CHECK_INTERVAL",
+    "HEALTH_CHECK_TIMEOUT",
+    "LOG_LEVEL",
+    "GATEWAY_LOG_RETENTION_DAYS",
+    "ENABLE_REQUEST_LOGGING",
+]
+SEED_SERVICES = [
+    "AUTH_SERVICE_URL",
+    "CONTENT_SERVICE_URL",
+    "PARTNERS_CRM_SERVICE_URL",
+    "PROJECTS_SERVICE_URL",
+    "SOCIAL_MEDIA_SERVICE_URL",
+    "NOTIFICATION_SERVICE_URL",
+    "ANALYTICS_SERVICE_URL",
+    "AI_SERVICE_URL",
+    "SEARCH_SERVICE_URL",
+]
+
+
+def test_the_original_services_names_are_all_there() -> None:
+    assert sorted(option.env for option in OPTIONS if option.env) == sorted(SEED_NAMES)
+    assert [service_env(name) for name in DEFAULT_SERVICES] == SEED_SERVICES
+
+
+#: Another good text for options whose default cannot simply be repeated with a change.
+OTHER: dict[str, str] = {
+    "gateway.environment": "staging", "server.host": "::1", "server.loop": "auto", "server.tls_min_version": "1.3",
+    "server.trusted_proxies": "10.0.0.0/8", "server.underscore_headers": "reject", "database.url": "sqlite:////tmp/x.db",
+    "database.log_url": "sqlite:///y.db", "jwt.secret_key": KEY, "jwt.algorithms": "HS384", "jwt.mode": "remote",
+    "jwt.required_claims": "sub, x", "jwt.claim_headers": "sub:X-Sub", "jwt.public_routes": "optional",
+    "jwt.jwks_url": "https://h/k", "jwt.remote_url": "http://h/v", "health.path": "/up", "cors.allow_origins": "https://a.b",
+    "cors.allow_methods": "GET", "cors.allow_headers": "X-A", "cors.expose_headers": "X-B", "log.level": "ERROR",
+    "log.when_full": "stall", "log.access": "json", "server.tls_certificate": "c.pem", "server.tls_key": "k.pem",
+    "server.port": "8001", "limits.ipv6_prefix": "56",
+}  # fmt: skip
+
+
+def _other(option: Option) -> str:
+    if option.name in OTHER:
+        return OTHER[option.name]
+    if option.default in {"yes", "no"}:
+        return "no" if option.default == "yes" else "yes"
+    quantity = re.fullmatch(r"([0-9]+)([A-Za-z]*)", option.default)
+    if quantity is not None:
+        return f"{int(quantity[1]) + 1}{quantity[2]}"
+    return "something"
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_each_option_is_read_from_each_source_in_their_order(option: Option) -> None:
+    text = _other(option)
+    wanted = option.parse(text)
+    assert wanted != option.parse(option.default)
+    with_key = {"SECRET_KEY": KEY} if option.name != "jwt.secret_key" else {}
+    pair = {"server.tls_certificate": "[server]\ntls_key = k\n", "server.tls_key": "[server]\ntls_certificate = c\n"}
+    ini = pair.get(option.name, f"[{option.section}]\n") + f"{option.key} = {text}\n"
+    plain = pair.get(option.name, "")
+    assert getattr(Settings.load(ini, with_key), option.attribute) == wanted
+    names = [option_env(option), *([option.env] if option.env else [])]
+    for name in names:
+        loaded = Settings.load(plain, {**with_key, name: text})
+        assert getattr(loaded, option.attribute) == wanted
+        assert loaded.origins[option.name] == name
+    if option.name not in pair:
+        over = Settings.load(ini, with_key, {option.name: option.default})
+        assert getattr(over, option.attribute) == option.parse(option.default)
+
+
+@pytest.mark.parametrize("word", ["true", "Yes", "ON", "1"])
+def test_yes(word: str) -> None:
+    assert parse_bool(word) is True
+
+
+@pytest.mark.parametrize("word", ["false", "No", "OFF", "0"])
+def test_no(word: str) -> None:
+    assert parse_bool(word) is False
+
+
+@pytest.mark.parametrize("word", ["", "maybe", "2", "y", "t", "truee", "None"])
+def test_neither(word: str) -> None:
+    with pytest.raises(ValueError, match="expected one of"):
+        parse_bool(word)
+
+
+def test_all_faults_are_said_at_once() -> None:
+    ini = "[sever]\nx = 1\n[server]\nprot = 1\nport = 70000\n[limits]\nper_ip = 0\n[services]\nBad_Name = x\nauth = ftp://h\n"
+    faults = _faults(lambda: Settings.load(ini))
+    assert set(faults) == {"sever", "server.prot", "server.port", "limits.per_ip", "services.bad_name", "services.auth"}
+    assert faults["sever"].endswith("did you mean server?")
+    assert faults["server.prot"].endswith("did you mean server.port?")
+
+
+@pytest.mark.parametrize(
+    ("ini", "pointer"),
+    [
+        ("port = 1", "gateway.ini"),
+        ("[server]\nport = 1\nport = 2", "gateway.ini"),
+        ("[DEFAULT]\nport = 1", "DEFAULT"),
+        ("[health_paths]\nnobody = /x", "health_paths.nobody"),
+        ("[health_paths]\nauth = x", "health_paths.auth"),
+        ("[cors]\nallow_origins = *\nallow_credentials = yes", "cors.allow_credentials"),
+        ("[server]\ntls_key = x", "server.tls_key"),
+        ("[server]\nhost =", "server.host"),
+        ("[server]\ntrusted_proxies = nonsense", "server.trusted_proxies"),
+        ("[jwt]\nalgorithms = none", "jwt.algorithms"),
+        ("[jwt]\nalgorithms = HS256, RS256", "jwt.algorithms"),
+        ("[jwt]\nalgorithms = RS256", "jwt.algorithms"),
+        ("[jwt]\njwks_url = http://h/k", "jwt.jwks_url"),
+        ("[jwt]\nclaim_headers = sub", "jwt.claim_headers"),
+        ("[upstream]\ntimeout = soon", "upstream.timeout"),
+        ("[server]\nmax_body_bytes = 1 parsec", "server.max_body_bytes"),
+        ("[database]\nurl = postgresql://u:p@h/d", "database.url"),
+        ("[database]\nurl = sqlite://x.db", "database.url"),
+    ],
+)
+def test_faults(ini: str, pointer: str) -> None:
+    assert pointer in _faults(lambda: Settings.load(ini, {"SECRET_KEY": KEY} if "jwt" not in ini else {}))
+
+
+def test_a_percent_sign_in_a_secret_is_a_percent_sign() -> None:
+    assert Settings.load(f"[jwt]\nsecret_key = %(x)s%%{KEY}\n").jwt_secret_key == f"%(x)s%%{KEY}"
+
+
+def test_secrets_from_files_and_credentials() -> None:
+    files = {"/run/key": f"{KEY}\n", "/creds/secret_key": f"c{KEY}"}
+
+    def read(path: str) -> str:
+        if path not in files:
+            raise FileNotFoundError(2, "No such file", path)
+        return files[path]
+
+    assert Settings.load("", {"SECRET_KEY_FILE": "/run/key"}, read=read).jwt_secret_key == KEY
+    assert Settings.load("", {"CREDENTIALS_DIRECTORY": "/creds"}, read=read).jwt_secret_key == f"c{KEY}"
+    assert Settings.load("", {"CREDENTIALS_DIRECTORY": "/none"}, read=read).jwt_secret_key == ""
+    assert "SECRET_KEY_FILE" in _faults(lambda: Settings.load("", {"SECRET_KEY_FILE": "/gone"}, read=read))
+
+
+def test_secrets_are_never_shown() -> None:
+    loaded = Settings.load("", {"SECRET_KEY": KEY})
+    assert KEY not in repr(loaded)
+    assert loaded.masked()["jwt.secret_key"] == "***"
+
+
+def test_services_add_to_the_nine_and_have_health_paths() -> None:
+    loaded = Settings.load(
+        "[services]\nshop = http://h:1/base/\n[health_paths]\nshop = /up\n", {"AUTH_SERVICE_URL": "http://a:9"}
+    )
+    assert len(loaded.services) == 10
+    assert (loaded.services["shop"].url, loaded.services["shop"].health_path) == ("http://h:1/base", "/up")
+    assert loaded.services["auth"].url == "http://a:9"
+
+
+@pytest.mark.parametrize(
+    ("url", "log"),
+    [("a/b.db", "a/b-log.db"), ("a.d/b", "a.d/b-log"), ("b.sqlite3", "b-log.sqlite3")],
+)
+def test_the_log_is_beside_the_configuration(url: str, log: str) -> None:
+    assert Settings.of(jwt_secret_key=KEY, database_url=url).log_path == log
+
+
+def test_of_knows_its_options_and_has_the_names_of_the_table() -> None:
+    assert "prot" in _faults(lambda: Settings.of(prot=1))
+    values: dict[str, Any] = {"server_port": 0, "jwt_secret_key": KEY}
+    assert Settings.of({"a": "http://h"}, **values).services["a"].url == "http://h"
+    with pytest.raises(AttributeError):
+        _ = Settings.of(**values).nothing
