@@ -78,7 +78,7 @@ def explain(  # noqa: PLR0913 - a request has so many parts
         answer["upstream"] = {
             "service": exchange.target.service,
             "url": exchange.target.url,
-            "head": sent.decode("latin-1").split("\r\n")[:-2],
+            "head": [_masked(line) for line in sent.decode("latin-1").split("\r\n")[:-2]],
         }
     return answer
 
@@ -115,6 +115,12 @@ def _candidates(table: RoutingTable, exchange: Exchange) -> list[dict[str, Any]]
         }
         for verdict in table.trace(head.method, head.host, head.path)
     ]
+
+
+def _masked(line: str) -> str:
+    """Credentials were sent to be judged, not to be shown."""
+    name = line.partition(":")[0]
+    return f"{name}: ***" if name.lower() in {"authorization", "cookie"} else line
 
 
 def _lines(lines: list[HeaderLine]) -> list[list[str]]:
