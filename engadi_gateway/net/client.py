@@ -474,8 +474,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _answer_unread(self, refusal: Refusal) -> None:
         """Answer what never became an exchange."""
-        date = self._context.date_now()
-        self._transport.write(refusal_reply(refusal, "", [], date, is_head=False, is_closing=True))
+        date, request_id = self._context.date_now(), self._context.ids.next()
+        lines = [(b"X-Request-ID", request_id.encode("ascii"))]
+        self._transport.write(refusal_reply(refusal, request_id, lines, date, is_head=False, is_closing=True))
         self._finish(is_clean=False)
 
     def _finish(self, *, is_clean: bool) -> None:

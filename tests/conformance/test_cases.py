@@ -48,6 +48,7 @@ async def _run_case(case: Case, how: str, gateway: Gateway, auth: Upstream) -> N
                 assert json_of(reply)["code"] == case.code
                 assert reply.one("content-type") == "application/problem+json"
                 assert reply.one("cache-control") == "no-store"
+                assert reply.one("x-request-id") == json_of(reply)["request_id"]
         if case.is_open and how == "with a tail":
             assert (await client.reply()).status == 200
         if not case.is_open:
