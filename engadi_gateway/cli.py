@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -246,6 +247,7 @@ async def _run(args: argparse.Namespace, gateway: Gateway) -> None:
     for name in gateway.addresses:
         _say(f"listening on {name}")
     notify_systemd("READY=1")
+    gc.freeze()  # what is here now stays: the collector need not look at it again (2 to 7 % of CPU)
     await stopping.wait()
     _say("draining")
 

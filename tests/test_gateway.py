@@ -462,3 +462,54 @@ def test_replies_that_nobody_reads_are_bounded_and_cut(tmp_path: Path) -> None:
             assert gateway.state()["connections"] == 0
 
     asyncio.run(run())
+
+
+def test_health_is_known_over_a_restart(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth:
+            async with running(tmp_path, auth) as gateway:
+                reply = await ask(gateway.port, "GET", f"{BASE}/services/auth/health", bearer=ADMIN)
+                assert json_of(reply)["status"] == "healthy"
+                before = gateway.checker.status()
+            async with running(tmp_path, auth) as gateway:
+                assert gateway.checker.status() == before
+                page = json_of(await ask(gateway.port, "GET", "/health"))
+                assert page["services"] == {"auth": "healthy"}
+                assert auth.url not in str(page), "names and states only"
+
+    asyncio.run(run())
+
+
+def test_a_full_log_stalls_requests_where_that_was_asked_for(tmp_path: Path) -> None:
+    values = {"log_when_full": "stall", "log_queue_rows": 2, "log_flush_rows": 1}
+
+    async def run() -> None:
+        release = threading.Event()
+        async with upstream() as auth, running(tmp_path, auth, **values) as gateway:
+            gateway.journal._database.submit(lambda connection: release.wait(20))  # the writer is busy
+            for _ in range(2):
+                assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+            assert gateway.journal.is_full
+            asking = asyncio.create_task(ask(gateway.port, "GET", "/api/v1/auth/x"))
+            await asyncio.sleep(0.2)
+            assert not asking.done()
+            release.set()
+            assert (await asyncio.wait_for(asking, 10)).status == 200
+            assert gateway.journal.stats().rows_shed == 0
+
+    asyncio.run(run())
+
+
+def test_a_full_log_sheds_rows_and_counts_them_by_default(tmp_path: Path) -> None:
+    async def run() -> None:
+        release = threading.Event()
+        async with upstream() as auth, running(tmp_path, auth, log_queue_rows=2, log_flush_rows=1) as gateway:
+            gateway.journal._database.submit(lambda connection: release.wait(20))
+            for _ in range(5):
+                assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+            page = json_of(await ask(gateway.port, "GET", "/health"))
+            release.set()
+            assert page["request_log"]["rows_shed"] == 3
+            assert page["request_log"]["status"] == "shedding"
+
+    asyncio.run(run())

@@ -538,7 +538,7 @@ class ClientConnection(asyncio.Protocol):
         """The upstream closed: flush to the client, then close."""
         self._handler = None
         self._settle()
-        self._transport.close()
+        self._finish(is_clean=True)
 
     # waits and the drain
 
