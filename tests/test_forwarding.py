@@ -76,6 +76,31 @@ def test_request_bodies_arrive_whole(tmp_path: Path, body: bytes, step: int) -> 
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("expect", ["", "Expect: 100-continue\r\n"], ids=["unasked", "asked for"])
+def test_a_chunked_body_may_come_long_after_its_head(tmp_path: Path, expect: str) -> None:
+    async def run() -> None:
+        arrived = asyncio.Event()
+
+        async def on_head(seen: Seen, wire: Wire) -> None:
+            arrived.set()
+
+        async with (
+            upstream(on_head=on_head) as auth,
+            running(tmp_path, auth) as gateway,
+            raw_client(gateway.port) as client,
+        ):
+            head = f"POST /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n{expect}Transfer-Encoding: chunked\r\n\r\n"
+            await client.send(head.encode())
+            await asyncio.wait_for(arrived.wait(), 5)
+            if expect:
+                assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            await client.send(b"5\r\nhello\r\n0\r\n\r\n")
+            assert (await client.reply("POST")).status == 200
+            assert [seen.body for seen in auth.seen] == [b"hello"]
+
+    asyncio.run(run())
+
+
 REPLIES = {
     "length": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", 200, b"hello"),
     "chunked": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 200, b"hello"),

@@ -222,6 +222,8 @@ class ChunkedBody:
 
     def _decode(self, data: bytes) -> list[bytes]:
         pieces: list[bytes] = []
+        if not data:
+            return pieces  # h11 would take it for the end of the connection
         self._h11.receive_data(data)
         while True:
             event = self._h11.next_event()
