@@ -299,9 +299,19 @@ class Database:
             self._readers.get().close()
 
 
+def file_bytes(connection: Connection) -> int:
+    """The file without its WAL."""
+    return int(_pragma(connection, "page_count") * _pragma(connection, "page_size"))
+
+
+def free_share(connection: Connection) -> float:
+    """How much of the file is free pages, which are reused before it grows."""
+    return float(_pragma(connection, "freelist_count") / _pragma(connection, "page_count"))
+
+
 def used_bytes(connection: Connection) -> int:
-    """What the file's content takes; free pages are reused before the file grows."""
-    return int((_pragma(connection, "page_count") - _pragma(connection, "freelist_count")) * _page_size(connection))
+    """What the file's content takes."""
+    return round(file_bytes(connection) * (1 - free_share(connection)))
 
 
 def shrink(connection: Connection, pages: int) -> int:
@@ -309,10 +319,6 @@ def shrink(connection: Connection, pages: int) -> int:
     before = _pragma(connection, "freelist_count")
     connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
     return int(before - _pragma(connection, "freelist_count"))
-
-
-def _page_size(connection: Connection) -> int:
-    return int(_pragma(connection, "page_size"))
 
 
 def _pragma(connection: Connection, text: str) -> Any:

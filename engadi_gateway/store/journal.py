@@ -8,40 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
-from engadi_gateway.store import rollup
-from engadi_gateway.store.database import Connection, Database, Migration, StoreError
+from engadi_gateway.store import rollup, segments
+from engadi_gateway.store.database import Connection, Database, Migration, file_bytes, free_share, shrink, used_bytes
 
 _APPLICATION_ID = 0x456E474C  # "EnGL"
 _DAY_MS = 86_400_000
-_PRUNE_ROWS = 2_000
+#: Rows of one table: few enough to be read through, so many that there are few tables.
+SEGMENT_ROWS = 50_000
+_LEAST_ROWS = 1_000
+_ROW_BYTES = 400  # a common row with its indexes
+_SHARES = 24  # at least so many tables of what is kept by age or size
+_SPANS = 240  # forgotten at once
+_MINUTES_KEPT_MS = 8 * _DAY_MS  # questions reach a week back
 _VACUUM_PAGES = 256
-_COLUMNS = LogRow._fields
+_FREE_SHARE = 0.25
+_IS_NOT_OK, _IS_ERROR = (condition for _, condition in segments.INDEXES if condition)
 
 MIGRATIONS: tuple[Migration, ...] = (
     (
-        """CREATE TABLE gateway_log (
-            id INTEGER PRIMARY KEY, request_id TEXT NOT NULL, method TEXT NOT NULL, path TEXT NOT NULL,
-            target_service TEXT, user_id TEXT, client_ip TEXT NOT NULL, status_code INTEGER NOT NULL,
-            response_time REAL NOT NULL, error_message TEXT, created_at INTEGER NOT NULL, reason TEXT NOT NULL,
-            route_id TEXT, attempts INTEGER NOT NULL, bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL,
-            upstream_time REAL, revision INTEGER NOT NULL
-        ) STRICT""",
-        "CREATE INDEX gateway_log_request_id ON gateway_log (request_id)",
-        "CREATE INDEX gateway_log_path ON gateway_log (path)",
-        "CREATE INDEX gateway_log_target_service ON gateway_log (target_service)",
-        "CREATE INDEX gateway_log_user_id ON gateway_log (user_id)",
-        "CREATE INDEX gateway_log_client_ip ON gateway_log (client_ip)",
-        "CREATE INDEX gateway_log_created_at ON gateway_log (created_at)",
-        "CREATE INDEX gateway_log_errors ON gateway_log (id) WHERE status_code >= 400",
+        *segments.SCHEMA,
         *rollup.SCHEMA,
         """CREATE TABLE service_health (
             service_name TEXT PRIMARY KEY, service_url TEXT NOT NULL,
@@ -52,7 +47,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         "CREATE INDEX service_health_status ON service_health (status)",
     ),
 )
-_INSERT = f"INSERT INTO gateway_log ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
+_HEALTH = tuple(field.name for field in fields(ServiceHealth))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,34 +95,41 @@ class Journal:
     """The log's database.
 
     Args:
-        retention_days, max_bytes: older rows, and the oldest beyond that size, go; 0 bytes: no limit.
+        retention_days, max_bytes: older rows, and the oldest beyond that size, go, a table at a time; 0: any size.
         queue_rows: rows that may wait for the writer.
+        segment_rows: rows of one table, at least.
     """
 
-    def __init__(self, path: str, *, retention_days: int, max_bytes: int, queue_rows: int) -> None:
-        self._path = path
-        self._database = self._make()
+    def __init__(
+        self, path: str, *, retention_days: int, max_bytes: int, queue_rows: int, segment_rows: int = SEGMENT_ROWS
+    ) -> None:
+        self._database = Database(
+            path, MIGRATIONS, synchronous="NORMAL", application_id=_APPLICATION_ID, is_expendable=True
+        )
         self.retention_days = retention_days
         self.max_bytes = max_bytes
         self._queue_rows = queue_rows
-        self._waiting = 0
-        self._written = self._shed = self._failed = 0
+        self._segment_rows = segment_rows
+        # each counter is written by one thread alone: these two by the loop's, the others by the writer's
+        self._taken = self._shed = 0
+        self._written = self._failed = 0
         self._last_error = ""
         self._last_write_ms = 0.0
+        self._is_closing = False
         self._log = logging.getLogger("engadi")
-
-    def _make(self) -> Database:
-        return Database(
-            self._path, MIGRATIONS, synchronous="NORMAL", application_id=_APPLICATION_ID, is_expendable=True
-        )
 
     def open(self) -> None:
         """Blocking. A corrupt file is moved aside; any other fault is a StoreError."""
         self._database.open()
         if self._database.moved_aside:
             self._log.error("request log is corrupt: moved to %s, a new one is begun", self._database.moved_aside)
+        self._index()
 
     # rows in
+
+    @property
+    def _waiting(self) -> int:
+        return self._taken - self._written - self._failed
 
     @property
     def is_full(self) -> bool:
@@ -139,38 +141,59 @@ class Journal:
         kept, shed = rows[:room], max(0, len(rows) - room)
         self._shed += shed
         if kept:
-            self._waiting += len(kept)
+            self._taken += len(kept)
             future = self._database.submit(lambda connection: self._insert(connection, kept))
             future.add_done_callback(lambda done: self._inserted(done, kept, is_second=False))
         return shed
 
-    @staticmethod
-    def _insert(connection: Connection, rows: list[LogRow]) -> float:
+    def _insert(self, connection: Connection, rows: list[LogRow]) -> tuple[float, bool]:
         began = time.perf_counter()
-        connection.executemany(_INSERT, rows)
+        segments.add_rows(connection, rows)
         rollup.add_rows(connection, rows)
-        return (time.perf_counter() - began) * 1000
+        is_closed = self._close_if_due(connection, rows[-1].created_at)
+        return (time.perf_counter() - began) * 1000, is_closed
 
-    def _inserted(self, future: Future[float], rows: list[LogRow], *, is_second: bool) -> None:
-        """Runs on the writer thread: plain counters, each written by this thread alone but for `_waiting`."""
-        error = None if future.cancelled() else future.exception()
+    def _close_if_due(self, connection: Connection, now_ms: int) -> bool:
+        """A table is at most a share of what is kept, for it goes as a whole."""
+        max_rows, max_age_ms = self._segment_rows, self.retention_days * _DAY_MS // _SHARES
+        if self.max_bytes:
+            max_rows = min(max_rows, max(_LEAST_ROWS, self.max_bytes // _SHARES // _ROW_BYTES))
+        return segments.close_if_due(connection, now_ms, max_rows, max_age_ms)
+
+    def _inserted(self, future: Future[tuple[float, bool]], rows: list[LogRow], *, is_second: bool) -> None:
+        error = future.exception()
         if error is None:
-            self._waiting -= len(rows)
             self._written += len(rows)
-            self._last_write_ms = future.result()
+            self._last_write_ms, is_closed = future.result()
             self._last_error = ""
+            if is_closed:
+                self._index()
         elif is_second:
-            self._waiting -= len(rows)
+            if not self._last_error:
+                self._log.error("request log: rows are lost until this ends: %s", error)
             self._failed += len(rows)
             self._last_error = str(error)
         else:
             again = self._database.submit(lambda connection: self._insert(connection, rows))
             again.add_done_callback(lambda done: self._inserted(done, rows, is_second=True))
 
+    def _index(self) -> None:
+        """Index closed tables, batches of rows going in between; what fails is tried again by `prune`."""
+        if not self._is_closing:
+            self._database.submit(segments.index_next).add_done_callback(self._indexed)
+
+    def _indexed(self, future: Future[bool]) -> None:
+        if future.exception() is None and future.result():
+            self._index()
+
     async def written(self, timeout_s: float) -> None:
         """Wait until what was put so far is written, at most so long."""
         done = asyncio.wrap_future(self._database.submit(lambda connection: None))
         await asyncio.wait([done], timeout=timeout_s)
+        if done.done() and not done.cancelled():
+            done.exception()  # it failed: the counters say so
+        else:
+            done.cancel()
 
     def stats(self) -> JournalStats:
         return JournalStats(
@@ -192,17 +215,16 @@ class Journal:
         Raises:
             ValueError: the cursor is none of ours. StoreError: the database did not answer.
         """
-        query, values = _query_of(wanted)
-        rows = await self._database.read(lambda connection: connection.execute(query, values).fetchall())
+        query = _query_of(wanted)
+        rows = await self._database.read(lambda connection: _take(connection, query, wanted.offset, wanted.limit + 1))
         items = [_row_as_json(row) for row in rows[: wanted.limit]]
         more = len(rows) > wanted.limit
         return LogPage(items, _cursor_of(items[-1]["id"]) if more else None)
 
     async def errors(self, limit: int) -> list[dict[str, Any]]:
         """The newest rows with a status of 400 and above."""
-        query = f"SELECT id, {', '.join(_COLUMNS)} FROM gateway_log WHERE status_code >= 400 ORDER BY id DESC LIMIT ?"  # noqa: S608
-        rows = await self._database.read(lambda connection: connection.execute(query, (limit,)).fetchall())
-        return [_row_as_json(row) for row in rows]
+        query = segments.Query((_IS_ERROR,))
+        return [_row_as_json(row) for row in await self._database.read(lambda con: _take(con, query, 0, limit))]
 
     async def stats_of(self, hours: int, now_ms: int) -> dict[str, Any]:
         return await self._database.read(lambda connection: rollup.stats(connection, hours, now_ms))
@@ -213,92 +235,91 @@ class Journal:
     # health
 
     async def save_health(self, rows: list[ServiceHealth]) -> None:
-        values = [tuple({**asdict(row), "status": str(row.status)}.values()) for row in rows]
-        marks = ", ".join("?" * 10)
+        """Keep these, and no others."""
+        values = [tuple(_health_column(getattr(row, name)) for name in _HEALTH) for row in rows]
+        insert = f"INSERT INTO service_health ({', '.join(_HEALTH)}) VALUES ({', '.join('?' * len(_HEALTH))})"  # noqa: S608
 
         def work(connection: Connection) -> None:
-            connection.executemany(f"INSERT OR REPLACE INTO service_health VALUES ({marks})", values)  # noqa: S608
+            connection.execute("DELETE FROM service_health")
+            connection.executemany(insert, values)
 
         await self._database.write(work)
 
     async def load_health(self) -> list[ServiceHealth]:
-        names = "service_name, service_url, status, response_time, last_check, error_count, success_count"
-        query = f"SELECT {names}, consecutive_failures, consecutive_successes, last_error FROM service_health"  # noqa: S608
+        query = f"SELECT {', '.join(_HEALTH)} FROM service_health ORDER BY service_name"  # noqa: S608 - ours
         rows = await self._database.read(lambda connection: connection.execute(query).fetchall())
         return [ServiceHealth(row[0], row[1], HealthStatus(row[2]), *row[3:]) for row in rows]
 
     # retention
 
-    async def prune(self, now_ms: int) -> int:
-        """Let old rows go, in small transactions between which batches are written; how many went.
+    async def prune(self, now_ms: int) -> None:
+        """Let old rows go, in small transactions between which batches are written.
 
         Raises:
             StoreError: the database did not answer.
         """
         limit_ms = now_ms - self.retention_days * _DAY_MS
-        hours_ms = now_ms - 8 * _DAY_MS
-        await self._database.write(lambda connection: rollup.prune(connection, hours_ms, min(limit_ms, hours_ms)))
-        gone = await self._repeat(lambda connection: _delete_before(connection, limit_ms))
-        return gone + await self._repeat(self._delete_beyond_size)
+        await self._database.write(lambda connection: self._close_if_due(connection, now_ms))
+        await self._repeat(lambda connection: segments.drop_oldest(connection, limit_ms))
+        await self._repeat(lambda connection: self._shorten(connection, now_ms))
+        minutes_ms = now_ms - _MINUTES_KEPT_MS
+        for span, before_ms in ((rollup.MINUTE_MS, minutes_ms), (rollup.HOUR_MS, min(limit_ms, minutes_ms))):
+            await self._repeat(lambda connection, s=span, b=before_ms: rollup.prune(connection, s, b, _SPANS))  # type: ignore[misc]
+        await self._repeat(self._shrink)
+        self._index()
 
-    async def _repeat(self, step: Callable[[Connection], int]) -> int:
-        gone = 0
-        while count := await self._database.write(step):
-            gone += count
-        return gone
+    async def _repeat(self, step: Callable[[Connection], int]) -> None:
+        while await self._database.write(step):
+            pass
 
-    def _delete_beyond_size(self, connection: Connection) -> int:
-        if not self.max_bytes or _used_bytes(connection) <= self.max_bytes:
+    def _shorten(self, connection: Connection, now_ms: int) -> int:
+        """One step towards `max_bytes`: the oldest closed table; failing that the oldest minutes, the open table."""
+        if not self.max_bytes or used_bytes(connection) <= self.max_bytes:
             return 0
-        oldest = "SELECT id FROM gateway_log ORDER BY id LIMIT ?"
-        return _delete(connection, f"DELETE FROM gateway_log WHERE id IN ({oldest})", (_PRUNE_ROWS,))  # noqa: S608
+        return (
+            segments.drop_oldest(connection, 1 << 62)
+            or rollup.prune(connection, rollup.MINUTE_MS, now_ms - rollup.HOUR_MS, _SPANS)
+            or segments.close_open(connection)
+        )
+
+    def _shrink(self, connection: Connection) -> int:
+        """Give pages back, unless rows to come will soon have use for them."""
+        is_needed = free_share(connection) > _FREE_SHARE or 0 < self.max_bytes < file_bytes(connection)
+        return shrink(connection, _VACUUM_PAGES) if is_needed else 0
 
     def close(self) -> None:
         """Write what waits, then close. Blocking."""
+        self._is_closing = True
         self._database.close()
 
 
-def _used_bytes(connection: Connection) -> int:
-    pages, free, size = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-    )
-    return int((pages - free) * size)
+def _health_column(value: Any) -> Any:
+    return str(value) if isinstance(value, HealthStatus) else value
 
 
-def _delete_before(connection: Connection, limit_ms: int) -> int:
-    old = "SELECT id FROM gateway_log WHERE created_at < ? LIMIT ?"
-    return _delete(connection, f"DELETE FROM gateway_log WHERE id IN ({old})", (limit_ms, _PRUNE_ROWS))  # noqa: S608
-
-
-def _delete(connection: Connection, statement: str, values: tuple[int, ...]) -> int:
-    count = connection.execute(statement, values).rowcount
-    if count:
-        connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
-    return count
+def _take(connection: Connection, query: segments.Query, skip: int, count: int) -> list[tuple[Any, ...]]:
+    return list(itertools.islice(segments.find(connection, query), skip, skip + count))
 
 
 #: Filters that compare a column for equality. Each narrow one has an index.
 _EQUAL = ("method", "path", "target_service", "user_id", "client_ip", "request_id", "status_code", "reason")
 
 
-def _query_of(wanted: LogFilter) -> tuple[str, list[Any]]:
-    conditions: list[str] = []
-    values: list[Any] = []
-    for name in _EQUAL:
-        value = getattr(wanted, name)
-        if value is not None:
-            conditions.append(f"{name} = ?")
-            values.append(value)
-    for condition, value in (("created_at >= ?", wanted.start_ms), ("created_at <= ?", wanted.end_ms)):
-        if value is not None:
-            conditions.append(condition)
-            values.append(value)
-    if wanted.cursor is not None:
-        conditions.append("id < ?")
-        values.append(_id_of(wanted.cursor))
-    where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
-    query = f"SELECT id, {', '.join(_COLUMNS)} FROM gateway_log {where}ORDER BY id DESC LIMIT ? OFFSET ?"  # noqa: S608
-    return query, [*values, wanted.limit + 1, wanted.offset]
+def _query_of(wanted: LogFilter) -> segments.Query:
+    asked = [(name, value) for name in _EQUAL if (value := getattr(wanted, name)) is not None]
+    conditions = [f"{name} = ?" for name, _ in asked]
+    # these select nothing more: they let sqlite use the partial indexes
+    if wanted.status_code is not None and wanted.status_code >= 400:
+        conditions.append(_IS_ERROR)
+    if wanted.reason not in {None, "ok"}:
+        conditions.append(_IS_NOT_OK)
+    return segments.Query(
+        tuple(conditions),
+        tuple(value for _, value in asked),
+        0 if wanted.start_ms is None else wanted.start_ms,
+        1 << 62 if wanted.end_ms is None else wanted.end_ms,
+        1 << 62 if wanted.cursor is None else _id_of(wanted.cursor),
+    )
 
 
 def _cursor_of(row_id: int) -> str:
@@ -317,11 +338,8 @@ def _id_of(cursor: str) -> int:
 
 
 def _row_as_json(row: tuple[Any, ...]) -> dict[str, Any]:
-    document = dict(zip(("id", *_COLUMNS), row, strict=True))
+    document = dict(zip(segments.COLUMNS, row, strict=True))
     created = document["created_at"]
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(created // 1000))
     document["created_at"] = f"{text}.{created % 1000:03d}Z"
     return document
-
-
-__all__ = ["Journal", "JournalStats", "LogFilter", "LogPage", "StoreError"]

@@ -1,17 +1,19 @@
 """Statistics that cost the same with ten thousand and ten million rows: counts and latency histograms per span.
 
-Each batch of rows is added, in memory, to the minutes and the hours it belongs to, and these sums are upserted with it.
-A question about the last hours reads whole hours, and minutes only at the edges. Latencies fall into logarithmic
-buckets whose middle is at most 1 % off (gamma = 1.01 / 0.99).
+Each batch of rows is summed in memory into the minutes and hours it belongs to, and the sums are added to what is
+kept. A question about the last hours reads whole hours, and minutes only at both edges. Latencies fall into logarithmic
+buckets, whose middle is less than 1 % off; a histogram is one JSON object, for a row a bucket would outgrow the log.
 
-An endpoint is a method and a path in which what looks like an id is `{id}`; a batch adds a bounded number of them.
+An endpoint is a method and a path in which what looks like an id is `{id}`. Strangers choose paths, so a span keeps a
+bounded number of endpoints, and what matched no route is one of them.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -22,13 +24,20 @@ from engadi_gateway.store.database import Connection
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
 OTHER = "_OTHER"
-_GAMMA = 1.01 / 0.99
-_LOG_GAMMA = math.log(_GAMMA)
-_SMALLEST_MS = 0.001
-_MAX_ENDPOINTS_PER_BATCH = 200
-_TOP = 10
-_ID = re.compile(r"[0-9]+|[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|[0-9a-fA-F]{16,}|[^/]{40,}")
+UNMATCHED = "_UNMATCHED"
 PERCENTILES = (50, 90, 95, 99)
+#: How many endpoints a span keeps apart.
+MAX_ENDPOINTS = {MINUTE_MS: 100, HOUR_MS: 300}
+
+_ERROR = 0.0099  # of a bucket's middle; what is left to 1 % is for rounding the answer
+_LOG_GAMMA = math.log((1 + _ERROR) / (1 - _ERROR))
+_ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_SMALLEST_MS = 0.001
+_LONGEST_PATH = 200
+_TOP = 10
+_ID = re.compile(
+    r"(?<=/)(?:[0-9]+|[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|[0-9a-fA-F]{16,}|[^/]{40,})(?=/|\Z)"
+)
 
 SCHEMA = (
     """CREATE TABLE rollup (
@@ -37,9 +46,9 @@ SCHEMA = (
         PRIMARY KEY (span, start, service, status, reason)
     ) STRICT, WITHOUT ROWID""",
     """CREATE TABLE rollup_latency (
-        span INTEGER NOT NULL, start INTEGER NOT NULL, service TEXT NOT NULL, bucket INTEGER NOT NULL,
-        requests INTEGER NOT NULL, total REAL NOT NULL, least REAL NOT NULL, most REAL NOT NULL,
-        PRIMARY KEY (span, start, service, bucket)
+        span INTEGER NOT NULL, start INTEGER NOT NULL, service TEXT NOT NULL, requests INTEGER NOT NULL,
+        total REAL NOT NULL, least REAL NOT NULL, most REAL NOT NULL, buckets TEXT NOT NULL,
+        PRIMARY KEY (span, start, service)
     ) STRICT, WITHOUT ROWID""",
     """CREATE TABLE rollup_endpoint (
         span INTEGER NOT NULL, start INTEGER NOT NULL, endpoint TEXT NOT NULL, requests INTEGER NOT NULL,
@@ -47,6 +56,7 @@ SCHEMA = (
         PRIMARY KEY (span, start, endpoint)
     ) STRICT, WITHOUT ROWID""",
 )
+TABLES = ("rollup", "rollup_latency", "rollup_endpoint")
 
 
 def bucket_of(latency_ms: float) -> int:
@@ -55,79 +65,113 @@ def bucket_of(latency_ms: float) -> int:
 
 
 def value_of(bucket: int) -> float:
-    """The middle of a bucket: at most 1 % from every latency in it."""
-    return 2.0 * math.exp(bucket * _LOG_GAMMA) / (1.0 + _GAMMA)
+    """The middle of a bucket: less than 1 % from every latency in it."""
+    return math.exp(bucket * _LOG_GAMMA) * (1 - _ERROR)
 
 
 @lru_cache(maxsize=4096)
-def endpoint_of(path: str) -> str:
-    """A path with `{id}` for what looks like one, so that endpoints are few."""
-    return "/".join("{id}" if _ID.fullmatch(part) else part for part in path.split("/"))
+def endpoint_of(method: str, path: str) -> str:
+    """Method and path, `{id}` for what looks like one, so that endpoints are few."""
+    return f"{method} {_ID.sub('{id}', path)}"
+
+
+# adding a batch
+
+#: (start, service, status, reason) -> requests, bytes in, bytes out
+_Counts = dict[tuple[Any, ...], list[int]]
+#: (start, service) -> latencies
+_Times = dict[tuple[int, str], list[float]]
+#: (start, endpoint) -> requests, errors, latencies' sum
+_Endpoints = dict[tuple[Any, ...], list[float]]
 
 
 def add_rows(connection: Connection, rows: Sequence[LogRow]) -> None:
     """Add a batch to its minutes and hours."""
-    counts: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0, 0, 0])
-    latencies: dict[tuple[Any, ...], list[float]] = {}
-    endpoints: dict[tuple[Any, ...], list[float]] = {}
+    counts: _Counts = defaultdict(lambda: [0, 0, 0])
+    times: _Times = defaultdict(list)
+    endpoints: _Endpoints = defaultdict(lambda: [0, 0, 0.0])
     for row in rows:
+        start = row.created_at - row.created_at % MINUTE_MS
         service = row.target_service or ""
-        bucket = bucket_of(row.response_time)
-        endpoint = f"{row.method} {endpoint_of(row.path)}"
-        for span in (MINUTE_MS, HOUR_MS):
-            start = row.created_at - row.created_at % span
-            count = counts[span, start, service, row.status_code, row.reason]
-            count[0] += 1
-            count[1] += row.bytes_in
-            count[2] += row.bytes_out
-            _add_latency(latencies, (span, start, service, bucket), row.response_time)
-            _add_endpoint(endpoints, (span, start, endpoint), row)
-    _upsert(connection, counts, latencies, endpoints)
+        count = counts[start, service, row.status_code, row.reason]
+        count[0] += 1
+        count[1] += row.bytes_in
+        count[2] += row.bytes_out
+        times[start, service].append(row.response_time)
+        endpoint = UNMATCHED if row.route_id is None else endpoint_of(row.method, row.path[:_LONGEST_PATH])
+        known = endpoints[start, endpoint]
+        known[0] += 1
+        known[1] += row.status_code >= 400
+        known[2] += row.response_time
+    histograms = {key: Counter(map(bucket_of, values)) for key, values in times.items()}
+    for span in (MINUTE_MS, HOUR_MS):
+        _add_counts(connection, span, counts)
+        for (start, service), values in times.items():
+            _add_latencies(connection, (span, start - start % span, service), values, histograms[start, service])
+        _add_endpoints(connection, span, endpoints)
 
 
-def _add_latency(latencies: dict[tuple[Any, ...], list[float]], key: tuple[Any, ...], value: float) -> None:
-    known = latencies.get(key)
-    if known is None:
-        latencies[key] = [1, value, value, value]
-        return
-    known[0] += 1
-    known[1] += value
-    known[2] = min(known[2], value)
-    known[3] = max(known[3], value)
-
-
-def _add_endpoint(endpoints: dict[tuple[Any, ...], list[float]], key: tuple[Any, ...], row: LogRow) -> None:
-    if key not in endpoints and len(endpoints) >= _MAX_ENDPOINTS_PER_BATCH:
-        key = (key[0], key[1], OTHER)
-    known = endpoints.setdefault(key, [0, 0, 0.0])
-    known[0] += 1
-    known[1] += row.status_code >= 400
-    known[2] += row.response_time
-
-
-def _upsert(
-    connection: Connection,
-    counts: dict[tuple[Any, ...], list[int]],
-    latencies: dict[tuple[Any, ...], list[float]],
-    endpoints: dict[tuple[Any, ...], list[float]],
-) -> None:
+def _add_counts(connection: Connection, span: int, counts: _Counts) -> None:
     connection.executemany(
         "INSERT INTO rollup VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
         " requests = requests + excluded.requests, bytes_in = bytes_in + excluded.bytes_in,"
         " bytes_out = bytes_out + excluded.bytes_out",
-        [(*key, *values) for key, values in counts.items()],
+        [(span, start - start % span, *rest, *sums) for (start, *rest), sums in counts.items()],
     )
-    connection.executemany(
-        "INSERT INTO rollup_latency VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-        " requests = requests + excluded.requests, total = total + excluded.total,"
-        " least = min(least, excluded.least), most = max(most, excluded.most)",
-        [(*key, int(values[0]), *values[1:]) for key, values in latencies.items()],
+
+
+def _add_latencies(connection: Connection, key: tuple[int, int, str], values: list[float], new: Counter[int]) -> None:
+    row = connection.execute(
+        "SELECT requests, total, least, most, buckets FROM rollup_latency WHERE span = ? AND start = ? AND service = ?",
+        key,
+    ).fetchone()
+    count, total, least, most, text = row or (0, 0.0, math.inf, -math.inf, "{}")
+    buckets = json.loads(text)
+    for bucket, requests in new.items():
+        name = str(bucket)
+        buckets[name] = buckets.get(name, 0) + requests
+    connection.execute(
+        "INSERT OR REPLACE INTO rollup_latency VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *key,
+            count + len(values),
+            total + math.fsum(values),
+            min(least, *values),
+            max(most, *values),
+            _ENCODE(buckets),
+        ),
     )
-    connection.executemany(
-        "INSERT INTO rollup_endpoint VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-        " requests = requests + excluded.requests, errors = errors + excluded.errors, total = total + excluded.total",
-        [(*key, int(values[0]), int(values[1]), values[2]) for key, values in endpoints.items()],
+
+
+def _add_endpoints(connection: Connection, span: int, endpoints: _Endpoints) -> None:
+    """The busiest first, so that they are kept apart where there is no room for all."""
+    rooms: dict[int, int] = {}
+    for (minute, endpoint), sums in sorted(endpoints.items(), key=lambda item: -item[1][0]):
+        start = minute - minute % span
+        if _has_added(connection, (*sums, span, start, endpoint)):
+            continue
+        if start not in rooms:
+            rooms[start] = MAX_ENDPOINTS[span] - _count_endpoints(connection, span, start)
+        name = endpoint if rooms[start] > 0 else OTHER
+        rooms[start] -= 1
+        if name is endpoint or not _has_added(connection, (*sums, span, start, name)):
+            connection.execute("INSERT INTO rollup_endpoint VALUES (?, ?, ?, ?, ?, ?)", (span, start, name, *sums))
+
+
+def _has_added(connection: Connection, values: tuple[Any, ...]) -> bool:
+    query = (
+        "UPDATE rollup_endpoint SET requests = requests + ?, errors = errors + ?, total = total + ?"
+        " WHERE span = ? AND start = ? AND endpoint = ?"
     )
+    return connection.execute(query, values).rowcount > 0
+
+
+def _count_endpoints(connection: Connection, span: int, start: int) -> int:
+    query = "SELECT count(*) FROM rollup_endpoint WHERE span = ? AND start = ?"
+    return int(connection.execute(query, (span, start)).fetchone()[0])
+
+
+# answers
 
 
 def _spans(hours: int, now_ms: int) -> tuple[str, list[int]]:
@@ -137,14 +181,14 @@ def _spans(hours: int, now_ms: int) -> tuple[str, list[int]]:
     first_hour = -(-begin // HOUR_MS) * HOUR_MS
     last_hour = now_ms - now_ms % HOUR_MS
     condition = (
-        "((span = 3600000 AND start >= ? AND start < ?)"
-        " OR (span = 60000 AND start >= ? AND start < ?) OR (span = 60000 AND start >= ?))"
+        f"((span = {HOUR_MS} AND start >= ? AND start < ?)"
+        f" OR (span = {MINUTE_MS} AND start >= ? AND start < ?) OR (span = {MINUTE_MS} AND start >= ?))"
     )
-    return condition, [first_hour, last_hour, begin, first_hour, max(last_hour, first_hour)]
+    return condition, [first_hour, last_hour, begin, first_hour, last_hour]
 
 
 def stats(connection: Connection, hours: int, now_ms: int) -> dict[str, Any]:
-    """Totals, error rate, requests by service, status and reason, top endpoints, of the last `hours`."""
+    """Totals, error rate, requests by service, status and reason, top endpoints, since `hours` ago to the minute."""
     condition, values = _spans(hours, now_ms)
     rows = connection.execute(
         "SELECT service, status, reason, sum(requests), sum(bytes_in), sum(bytes_out) FROM rollup"  # noqa: S608
@@ -153,10 +197,10 @@ def stats(connection: Connection, hours: int, now_ms: int) -> dict[str, Any]:
     ).fetchall()
     total = sum(row[3] for row in rows)
     errors = sum(row[3] for row in rows if row[1] >= 400)
-    timing = connection.execute(
-        f"SELECT sum(total), sum(requests) FROM rollup_latency WHERE {condition}",  # noqa: S608
+    time_ms = connection.execute(
+        f"SELECT coalesce(sum(total), 0.0) FROM rollup_latency WHERE {condition}",  # noqa: S608
         values,
-    ).fetchone()
+    ).fetchone()[0]
     return {
         "hours": hours,
         "total_requests": total,
@@ -164,7 +208,7 @@ def stats(connection: Connection, hours: int, now_ms: int) -> dict[str, Any]:
         "error_count": errors,
         "server_error_count": sum(row[3] for row in rows if row[1] >= 500),
         "error_rate": round(errors / total, 6) if total else 0.0,
-        "average_response_time": round(timing[0] / timing[1], 3) if timing[1] else 0.0,
+        "average_response_time": round(time_ms / total, 3) if total else 0.0,
         "bytes_in": sum(row[4] for row in rows),
         "bytes_out": sum(row[5] for row in rows),
         "requests_by_service": _sums((row[0] or "none", row[3]) for row in rows),
@@ -194,47 +238,59 @@ def _top_endpoints(connection: Connection, condition: str, values: list[int]) ->
 
 
 def performance(connection: Connection, hours: int, now_ms: int) -> dict[str, Any]:
-    """Percentiles (at most 1 % off), least, most and mean in ms, overall and per service, of the last `hours`."""
+    """Percentiles (at most 1 % off), least, most and mean in ms, overall and per service, as `stats` counts."""
     condition, values = _spans(hours, now_ms)
-    rows = connection.execute(
-        "SELECT service, bucket, sum(requests), sum(total), min(least), max(most) FROM rollup_latency"  # noqa: S608
-        f" WHERE {condition} GROUP BY service, bucket",
+    extremes = connection.execute(
+        f"SELECT service, sum(total), min(least), max(most) FROM rollup_latency WHERE {condition} GROUP BY service",  # noqa: S608
         values,
     ).fetchall()
-    by_service: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
-    for row in rows:
-        by_service[row[0] or "none"].append(row)
-    services = {name: _summary(part) for name, part in sorted(by_service.items())}
-    return {"hours": hours, **_summary(rows), "services": services}
+    buckets: dict[str, dict[int, int]] = defaultdict(dict)
+    # added up by sqlite, which lets go of the interpreter meanwhile
+    for service, bucket, requests in connection.execute(
+        "SELECT service, CAST(key AS INTEGER) AS bucket, sum(value) FROM rollup_latency, json_each(buckets)"  # noqa: S608
+        f" WHERE {condition} GROUP BY service, bucket",
+        values,
+    ):
+        buckets[service][bucket] = requests
+    services = {row[0] or "none": _summary([row], [buckets[row[0]]]) for row in extremes}
+    return {"hours": hours, **_summary(extremes, list(buckets.values())), "services": services}
 
 
-def _summary(rows: list[tuple[Any, ...]]) -> dict[str, Any]:
+def _summary(extremes: Sequence[tuple[Any, ...]], histograms: Sequence[dict[int, int]]) -> dict[str, Any]:
     buckets: dict[int, int] = defaultdict(int)
-    for row in rows:
-        buckets[row[1]] += row[2]
+    for histogram in histograms:
+        for bucket, requests in histogram.items():
+            buckets[bucket] += requests
     count = sum(buckets.values())
     if not count:
         return {"count": 0, **{f"p{percent}": None for percent in PERCENTILES}, "min": None, "max": None, "mean": None}
-    least, most = min(row[4] for row in rows), max(row[5] for row in rows)
+    least, most = min(row[2] for row in extremes), max(row[3] for row in extremes)
     summary: dict[str, Any] = {"count": count}
     for percent in PERCENTILES:
-        value = value_of(_rank_bucket(buckets, math.ceil(percent / 100 * count)))
-        summary[f"p{percent}"] = round(min(max(value, least), most), 3)
-    mean = sum(row[3] for row in rows) / count
-    return {**summary, "min": round(least, 3), "max": round(most, 3), "mean": round(mean, 3)}
+        value = value_of(_rank_bucket(buckets, -(-percent * count // 100)))
+        summary[f"p{percent}"] = float(f"{min(max(value, least), most):.5g}")
+    return {**summary, "min": least, "max": most, "mean": round(math.fsum(row[1] for row in extremes) / count, 3)}
 
 
 def _rank_bucket(buckets: dict[int, int], rank: int) -> int:
+    """The bucket of the latency that is `rank`-th from below."""
     seen = 0
     for bucket in sorted(buckets):
         seen += buckets[bucket]
         if seen >= rank:
             return bucket
-    return max(buckets)
+    raise AssertionError("a rank is at most the count")
 
 
-def prune(connection: Connection, minutes_before_ms: int, hours_before_ms: int) -> None:
-    """Minutes are needed for the last hours only; hours as long as the log is kept."""
-    for table in ("rollup", "rollup_latency", "rollup_endpoint"):
-        connection.execute(f"DELETE FROM {table} WHERE span = ? AND start < ?", (MINUTE_MS, minutes_before_ms))  # noqa: S608
-        connection.execute(f"DELETE FROM {table} WHERE span = ? AND start < ?", (HOUR_MS, hours_before_ms))  # noqa: S608
+# retention
+
+
+def prune(connection: Connection, span: int, before_ms: int, spans: int) -> int:
+    """Forget spans that began before; at most so many spans' worth from the oldest on. Returns how many rows went."""
+    gone = 0
+    for table in TABLES:
+        oldest = connection.execute(f"SELECT min(start) FROM {table} WHERE span = ?", (span,)).fetchone()[0]  # noqa: S608
+        if oldest is not None:
+            limit = min(before_ms, oldest + spans * span)
+            gone += connection.execute(f"DELETE FROM {table} WHERE span = ? AND start < ?", (span, limit)).rowcount  # noqa: S608
+    return gone
