@@ -513,3 +513,66 @@ def test_a_full_log_sheds_rows_and_counts_them_by_default(tmp_path: Path) -> Non
             assert page["request_log"]["status"] == "shedding"
 
     asyncio.run(run())
+
+
+def test_no_task_per_request_and_no_sqlite_on_the_path(tmp_path: Path) -> None:
+    async def run() -> None:
+        made: list[str] = []
+        loop = asyncio.get_running_loop()
+        async with upstream() as auth, running(tmp_path, auth, auth, log_flush_interval=30.0) as gateway:
+            async with raw_client(gateway.port) as client:
+                bearer = token()
+                await ask_on(client, "GET", "/api/v1/content/x", bearer=bearer)  # dials: the one task there may be
+                gateway.catalog.close()
+                gateway.journal.close()
+
+                def factory(owner: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+                    made.append(str(work))
+                    return asyncio.Task(work, loop=owner, **options)
+
+                loop.set_task_factory(factory)
+                for _ in range(20):
+                    assert (await ask_on(client, "GET", "/api/v1/content/x", bearer=bearer)).status == 200
+                loop.set_task_factory(None)
+                assert made == []
+            gateway._rows.clear()
+
+    asyncio.run(run())
+
+
+def test_waiting_for_a_connection_ends_in_time(tmp_path: Path) -> None:
+    release = asyncio.Event()
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await release.wait()
+        await wire.send(OK)
+
+    async def run() -> None:
+        values = {"upstream_max_connections": 1, "upstream_queue_timeout": 0.2, "upstream_retry_count": 0}
+        async with upstream(script) as auth, running(tmp_path, auth, **values) as gateway:
+            first = asyncio.create_task(ask(gateway.port, "GET", "/api/v1/auth/x"))
+            while not auth.seen:
+                await asyncio.sleep(0.01)
+            late = await ask(gateway.port, "GET", "/api/v1/auth/x")
+            assert (late.status, json_of(late)["code"]) == (503, "overloaded")
+            release.set()
+            assert (await first).status == 200
+
+    asyncio.run(run())
+
+
+def test_one_address_can_be_held_to_a_number_of_connections(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with (
+            upstream() as auth,
+            running(tmp_path, auth, server_max_connections_per_ip=2) as gateway,
+            raw_client(gateway.port) as first,
+            raw_client(gateway.port) as second,
+        ):
+            assert (await ask_on(second, "GET", "/api/v1/auth/x")).status == 200
+            async with raw_client(gateway.port) as third:
+                reply = await third.reply()
+                assert (reply.status, reply.one("retry-after"), json_of(reply)["code"]) == (503, "1", "overloaded")
+            assert (await ask_on(first, "GET", "/api/v1/auth/x")).status == 200
+
+    asyncio.run(run())
