@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from engadi_gateway.model import LogRow
 from engadi_gateway.pipeline.exchange import Exchange
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_UNSAFE = re.compile(r'["\\\x00-\x1f\x7f-\x9f]')
-_SECRET_QUERY = re.compile(r"(?i)([?&][^=&]*(?:token|key|secret|password|code|sig)[^=&]*=)[^&]*")
+_UNSAFE = re.compile(r'["\\]|[^ -~]')
+_SECRET_NAME = re.compile(r"(?i)token|key|secret|password|code|sig")
 _QUEUE_BATCHES = 1000
 
 
@@ -35,13 +36,32 @@ class Extra(NamedTuple):
 
 
 def redacted(target: str) -> str:
-    """A target whose query values that smell of secrets are gone."""
-    return _SECRET_QUERY.sub(r"\1***", target)
+    """A target whose query values that smell of secrets are gone; in linear time, for strangers choose the text."""
+    path, mark, query = target.partition("?")
+    return path + mark + "&".join(map(_without_secret, query.split("&")))
+
+
+def _without_secret(parameter: str) -> str:
+    """`name=value`, or several of them with `;` between, which some still read: all behind the first secret goes."""
+    shown = ""
+    for part in parameter.split(";"):
+        name, mark, _ = part.partition("=")
+        if mark and _SECRET_NAME.search(unquote(name)):
+            return f"{shown}{name}=***"
+        shown += part + ";"
+    return parameter
 
 
 def escaped(text: str) -> str:
-    """Safe between quotes on one line."""
-    return _UNSAFE.sub(lambda match: f"\\x{ord(match[0]):02X}", text)
+    """Safe between quotes on one line, in every encoding of the terminal behind it."""
+    return _UNSAFE.sub(_as_bytes, text)
+
+
+def _as_bytes(match: re.Match[str]) -> str:
+    """Header bytes as they came (they were read as ISO 8859-1), anything beyond as UTF-8."""
+    code = ord(match[0])
+    octets = (code,) if code < 0x100 else match[0].encode("utf-8", "surrogatepass")
+    return "".join(f"\\x{octet:02X}" for octet in octets)
 
 
 def combined(row: LogRow, extra: Extra) -> str:
@@ -51,7 +71,7 @@ def combined(row: LogRow, extra: Extra) -> str:
     user = escaped(row.user_id or "-").replace(" ", "\\x20")
     request = f"{escaped(row.method)} {escaped(extra.target)} HTTP/{extra.version}"
     return (
-        f'{row.client_ip} - {user} [{stamp} +0000] "{request}" {row.status_code} {row.bytes_out}'
+        f'{row.client_ip or "-"} - {user} [{stamp} +0000] "{request}" {row.status_code} {row.bytes_out}'
         f' "{escaped(extra.referer) or "-"}" "{escaped(extra.user_agent) or "-"}"'
     )
 
@@ -79,6 +99,9 @@ def as_json(row: LogRow, extra: Extra) -> str:
         "client_ip": row.client_ip,
         "user": row.user_id,
         "revision": row.revision,
+        "http_version": extra.version,
+        "referer": extra.referer,
+        "user_agent": extra.user_agent,
     }
     return json.dumps(document)
 
