@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+import time
+from collections.abc import Sized
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,14 @@ from engadi_gateway.model import LogRow
 from tests.fakes import upstream
 from tests.harness import ADMIN, ask, running
 
-SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\[\\"n])*",?)*)\})? ([0-9.e+-]+)')
+_NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
+_LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\[\\"n])*"'
+SAMPLE = re.compile(rf"({_NAME})(?:\{{({_LABEL}(?:,{_LABEL})*)\}})? ([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)")
+#: What samples of a family may be called besides its own name.
+SUFFIXES = {
+    False: {"counter": [""], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"]},
+    True: {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"]},
+}
 
 
 def row(method: str = "GET", status: int = 200, ms: float = 3.0, **changes: object) -> LogRow:
@@ -24,19 +34,46 @@ def row(method: str = "GET", status: int = 200, ms: float = 3.0, **changes: obje
     return made._replace(**changes)  # type: ignore[arg-type]  # a test's own rows
 
 
-def parsed(text: str) -> dict[str, float]:
-    """Every sample by its whole name; a malformed line is an assertion."""
-    samples = {}
-    for line in text.splitlines():
-        if line.startswith("#"):
-            assert re.fullmatch(r"# (HELP|TYPE) [a-z_]+ .+|# EOF", line), line
-            continue
-        match = SAMPLE.fullmatch(line)
-        assert match, line
-        name = line.rpartition(" ")[0]
-        assert name not in samples, "the same series twice"
-        samples[name] = float(match[3])
+def parsed(text: str, *, is_openmetrics: bool = False) -> dict[str, float]:
+    """Every sample by its whole name. What a scraper would not read, or would read otherwise, is an assertion."""
+    assert text.endswith("# EOF\n" if is_openmetrics else "\n")
+    lines = text.splitlines()[: -1 if is_openmetrics else None]
+    samples: dict[str, float] = {}
+    families: set[str] = set()
+    family = kind = ""
+    for line in lines:
+        if line.startswith("# HELP "):
+            family = line.split(" ", 3)[2]
+            assert family not in families, "a family in two places"
+            families.add(family)
+            kind = ""
+        elif line.startswith("# TYPE "):
+            assert not kind, "a second type"
+            assert line.split(" ")[2] == family
+            kind = line.split(" ")[3]
+        else:
+            match = SAMPLE.fullmatch(line)
+            assert match, line
+            assert match[1] in {family + suffix for suffix in SUFFIXES[is_openmetrics][kind]}, line
+            name = line.rpartition(" ")[0]
+            assert name not in samples, "the same series twice"
+            samples[name] = float(match[3])
+    _check_histograms(samples)
     return samples
+
+
+def _check_histograms(samples: dict[str, float]) -> None:
+    series: dict[str, list[tuple[float, float]]] = {}
+    for name, value in samples.items():
+        match = re.fullmatch(r"(.+)_bucket\{(.*),le=\"(.+)\"\}", name)
+        if match:
+            series.setdefault(f"{match[1]}_%s{{{match[2]}}}", []).append((float(match[3]), value))
+    for name, buckets in series.items():
+        assert [edge for edge, _ in buckets] == [*BUCKETS_S, math.inf]
+        counts = [count for _, count in buckets]
+        assert counts == sorted(counts)
+        assert counts[-1] == samples[name % "count"]
+        assert samples[name % "sum"] >= 0
 
 
 def test_rows_are_counted_by_bounded_labels() -> None:
@@ -81,6 +118,59 @@ def test_labels_are_escaped_and_openmetrics_ends() -> None:
     assert open_text.endswith("\n# EOF\n")
 
 
+NASTY = ('a"b', "a\\b", "a\nb", "a,b={}", "\u20ac", "", "\\n")
+
+
+@pytest.mark.parametrize("is_openmetrics", [False, True], ids=["text", "openmetrics"])
+def test_no_label_value_breaks_the_text(is_openmetrics: bool) -> None:
+    metrics = Metrics()
+    metrics.observe([row(route_id=value, target_service=value, ms=20_000.0 + at) for at, value in enumerate(NASTY)])
+    families = [
+        Family("engadi_a_seconds", "histogram", "x", histogram_samples(metrics.durations, "route")),
+        Family("engadi_b_total", "counter", "x", [("", {"service": value}, 0.25) for value in NASTY]),
+    ]
+    samples = parsed(render(families, is_openmetrics=is_openmetrics).decode(), is_openmetrics=is_openmetrics)
+    assert len(samples) == len(NASTY) * (len(BUCKETS_S) + 1 + 2 + 1)
+
+
+def test_edges_are_floats_and_counts_are_whole_in_the_text() -> None:
+    """OpenMetrics wants `le="1.0"`: a label is compared as text."""
+    metrics = Metrics()
+    metrics.observe([row(ms=1.0)])
+    text = render([Family("x", "histogram", "h", histogram_samples(metrics.durations, "r"))], is_openmetrics=True)
+    edges = re.findall(r'le="(.+?)"\} ([0-9]+)\n', text.decode())
+    assert edges == [(repr(edge), "1") for edge in BUCKETS_S] + [("+Inf", "1")]
+
+
+def test_what_strangers_choose_makes_no_series() -> None:
+    """A path, a user, an address, a request id and a method are all theirs to vary."""
+    metrics = Metrics()
+    metrics.observe([row()])
+    before = [len(table) for table in _tables(metrics)]
+    metrics.observe(
+        [
+            row(
+                f"M{n}", request_id=f"{n}", path=f"/{n}", user_id=f"u{n}", client_ip=f"10.0.0.{n}", error_message=f"{n}"
+            )
+            for n in range(200)
+        ]
+    )
+    after = [len(table) for table in _tables(metrics)]
+    assert after == [before[0] + 1, *before[1:]]  # one for all the methods: _OTHER
+
+
+def _tables(metrics: Metrics) -> list[Sized]:
+    return [metrics.requests, metrics.durations, metrics.upstream, metrics.attempts]
+
+
+def test_a_local_answer_is_no_attempt() -> None:
+    metrics = Metrics()
+    metrics.observe([row(target_service="gateway", attempts=0, upstream_time=None)])
+    assert not metrics.attempts
+    assert not metrics.upstream
+    assert metrics.durations["route-1"].total_s == pytest.approx(0.003)
+
+
 def test_unreadable_heads_are_counted() -> None:
     metrics = Metrics()
     metrics.unreadable(Reason.BAD_REQUEST)
@@ -106,8 +196,15 @@ def test_the_page_of_a_running_gateway(tmp_path: Path) -> None:
             assert samples['engadi_circuit_state{service="auth",state="closed"}'] == 1
             assert samples["engadi_config_revision"] == 1
             assert samples["process_resident_memory_bytes"] > 1 << 20
-            families = re.findall(r"# TYPE ([a-z_]+) ", text)
-            assert len(set(families)) == len(families)
             assert "127.0.0.1:4" not in re.sub(r"engadi_(target_up|upstream_connections).*", "", text)
+            assert samples["process_start_time_seconds"] == pytest.approx(time.time(), abs=60)
+            assert samples[f'engadi_upstream_connections{{target="{auth.url}",state="idle"}}'] == 1
+            target, accept = "/api/v1/gateway/metrics", {"Accept": "application/openmetrics-text"}
+            reply = await ask(gateway.port, "GET", target, bearer=ADMIN, headers=accept)
+            assert reply.one("content-type") == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+            later = parsed(reply.body.decode(), is_openmetrics=True)
+            assert set(samples) <= set(later)
+            changes = {name for name in samples if samples[name] != later[name]}
+            assert "process_start_time_seconds" not in changes  # or every scrape would look like a restart
 
     asyncio.run(run())
