@@ -177,7 +177,7 @@ class Database:
         try:
             # nobody has it open: then it can be read without making the companions of a WAL
             is_at_rest = not Path(f"{self.path}-wal").exists()
-            with contextlib.closing(_read_only(self.path, "immutable=1" if is_at_rest else "mode=ro")) as connection:
+            with contextlib.closing(_read_only(self.path, "&immutable=1" if is_at_rest else "")) as connection:
                 if self._check(connection) < len(self._migrations):
                     raise StoreError(f"{self.path}: made by an older version; serving once brings it up to date")
                 return work(connection)
@@ -316,17 +316,18 @@ def used_bytes(connection: Connection) -> int:
 
 def shrink(connection: Connection, pages: int) -> int:
     """Give up to `pages` free pages back to the file system; how many."""
-    before = _pragma(connection, "freelist_count")
-    connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
-    return int(before - _pragma(connection, "freelist_count"))
+    before = int(_pragma(connection, "freelist_count"))
+    for _ in range(min(pages, before)):
+        connection.execute("PRAGMA incremental_vacuum(1)")  # sqlite3 takes one step of it, and a step is a page
+    return before - int(_pragma(connection, "freelist_count"))
 
 
 def _pragma(connection: Connection, text: str) -> Any:
     return connection.execute(f"PRAGMA {text}").fetchone()[0]
 
 
-def _read_only(path: str, how: str = "mode=ro") -> Connection:
-    uri = f"{Path(path).absolute().as_uri()}?{how}"
+def _read_only(path: str, more: str = "") -> Connection:
+    uri = f"{Path(path).absolute().as_uri()}?mode=ro{more}"
     connection = sqlite3.connect(uri, _BUSY_MS / 1000, uri=True, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA query_only=ON")

@@ -1,0 +1,531 @@
+"""The door to sqlite: what a file is like after good and bad days."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engadi_gateway.store import database as module
+from engadi_gateway.store.database import (
+    Connection,
+    CorruptError,
+    Database,
+    Migration,
+    StoreError,
+    file_bytes,
+    free_share,
+    shrink,
+    used_bytes,
+)
+
+APPLICATION = 77
+TABLE: Migration = ("CREATE TABLE item (n INTEGER PRIMARY KEY, text TEXT) STRICT",)
+ENDLESS = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT count(*) FROM c"
+
+
+def database(path: Path, migrations: Sequence[Migration] = (TABLE,), *, is_expendable: bool = False) -> Database:
+    return Database(str(path), migrations, synchronous="FULL", application_id=APPLICATION, is_expendable=is_expendable)
+
+
+@contextlib.contextmanager
+def opened(
+    path: Path, migrations: Sequence[Migration] = (TABLE,), *, is_expendable: bool = False
+) -> Iterator[Database]:
+    store = database(path, migrations, is_expendable=is_expendable)
+    store.open()
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def add(connection: Connection, text: str = "") -> None:
+    connection.execute("INSERT INTO item (text) VALUES (?)", (text,))
+
+
+def count(connection: Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM item").fetchone()[0])
+
+
+def ask(path: Path, query: str) -> Any:
+    """As the sqlite3 shell would see it."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute(query).fetchone()[0]
+
+
+def descriptors_of(path: Path) -> list[str]:
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(entry.readlink()))
+    return [name for name in found if name.startswith(str(path))]
+
+
+def damage(path: Path, first_page: int) -> None:
+    """Scribble over the pages from that one (counted from 0) on."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(first_page * 4096)
+        file.write(b"\xa5" * (size - first_page * 4096))
+
+
+# opening
+
+
+def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    before = os.umask(0)
+    try:
+        with opened(path) as store:
+            store.submit(add).result()
+            modes = {entry.name: entry.stat().st_mode & 0o777 for entry in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {"a.db": 0o600, "a.db-wal": 0o600, "a.db-shm": 0o600}
+
+
+@pytest.mark.parametrize(
+    ("pragma", "value"),
+    [
+        ("journal_mode", "wal"),
+        ("synchronous", 2),
+        ("foreign_keys", 1),
+        ("trusted_schema", 0),
+        ("cell_size_check", 1),
+        ("temp_store", 2),
+        ("cache_size", -8000),
+        ("mmap_size", 0),
+        ("busy_timeout", 5000),
+        ("journal_size_limit", 67108864),
+        ("auto_vacuum", 2),
+        ("application_id", APPLICATION),
+        ("user_version", 1),
+    ],
+)
+def test_pragmas_of_the_writer(tmp_path: Path, pragma: str, value: object) -> None:
+    with opened(tmp_path / "a.db") as store:
+        assert store.submit(lambda con: con.execute(f"PRAGMA {pragma}").fetchone()[0]).result() == value
+
+
+def test_rows_are_there_after_reopening_and_migrations_are_not_run_again(tmp_path: Path) -> None:
+    runs: list[int] = []
+
+    def note(connection: Connection) -> None:
+        runs.append(1)
+        connection.execute("CREATE TABLE noted (n INTEGER) STRICT")
+
+    for expected in (1, 2, 3):
+        with opened(tmp_path / "a.db", (TABLE, note)) as store:
+            store.submit(add).result()
+            assert store.submit(count).result() == expected
+    assert runs == [1]
+
+
+def test_a_file_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with opened(path, (TABLE, ("CREATE TABLE later (n INTEGER) STRICT",))):
+        pass
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="newer version \\(schema 2, this one knows 1\\)"):
+        database(path).open()
+    assert path.read_bytes() == before
+    assert descriptors_of(path) == []
+
+
+def test_a_database_of_another_application_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE theirs (n)")
+        connection.execute("PRAGMA user_version=9")
+    with pytest.raises(StoreError, match="another application"):
+        database(path).open()
+    assert ask(path, "PRAGMA journal_mode") == "delete", "not even switched to WAL"
+
+
+@pytest.mark.parametrize("is_expendable", [False, True])
+def test_a_place_where_no_file_can_be_is_said(tmp_path: Path, is_expendable: bool) -> None:
+    for path, why in ((tmp_path / "no" / "a.db", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(StoreError, match=why):
+            database(path, is_expendable=is_expendable).open()
+
+
+def test_a_file_system_without_wal_is_refused() -> None:
+    store = Database(":memory:", (TABLE,), synchronous="FULL", application_id=APPLICATION)
+    try:
+        with pytest.raises(StoreError, match="no write-ahead log"):
+            store.open()
+    finally:
+        Path(":memory:").unlink()
+
+
+# migrations
+
+
+def breaking(connection: Connection) -> None:
+    connection.execute("CREATE TABLE half (n INTEGER) STRICT")
+    connection.execute("UPDATE item SET text = 'changed'")
+    raise RuntimeError("bug")
+
+
+@pytest.mark.parametrize(
+    ("failing", "error"),
+    [
+        (("CREATE TABLE half (n INTEGER) STRICT", "UPDATE item SET text = 'changed'", "no sql"), StoreError),
+        (breaking, RuntimeError),
+    ],
+    ids=["statements", "function"],
+)
+def test_a_failed_migration_leaves_nothing_and_runs_again(
+    tmp_path: Path, failing: Migration, error: type[Exception]
+) -> None:
+    path = tmp_path / "a.db"
+    with opened(path) as store:
+        store.submit(lambda con: add(con, "kept")).result()
+    second: Migration = ("CREATE TABLE second (n INTEGER) STRICT",)
+    with pytest.raises(error):
+        database(path, (TABLE, second, failing)).open()
+    assert descriptors_of(path) == []
+    assert ask(path, "PRAGMA user_version") == 2, "those before it stay applied"
+    assert ask(path, "SELECT count(*) FROM sqlite_schema WHERE name = 'half'") == 0
+    with opened(path, (TABLE, second, ("CREATE TABLE half (n INTEGER) STRICT",))) as store:
+        assert store.submit(lambda con: con.execute("SELECT text FROM item").fetchall()).result() == [("kept",)]
+    assert ask(path, "PRAGMA user_version") == 3
+
+
+def test_a_file_is_copied_before_it_is_migrated(tmp_path: Path) -> None:
+    path, copy = tmp_path / "a.db", tmp_path / "a.db.schema-1"
+    with opened(path) as store:
+        store.submit(lambda con: add(con, "old")).result()
+    assert not copy.exists(), "a new file needs none"
+    copy.write_text("of an earlier attempt")
+    with opened(path, (TABLE, ("UPDATE item SET text = 'new'",))):
+        pass
+    assert copy.stat().st_mode & 0o777 == 0o600
+    assert (ask(copy, "SELECT text FROM item"), ask(copy, "PRAGMA user_version")) == ("old", 1)
+    assert ask(path, "SELECT text FROM item") == "new"
+
+
+# broken files
+
+
+def test_a_broken_file_that_matters_is_refused_and_stays_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    path.write_bytes(b"certainly no database" * 500)
+    before = path.read_bytes()
+    with pytest.raises(CorruptError):
+        database(path).open()
+    assert (path.read_bytes(), [entry.name for entry in tmp_path.iterdir()]) == (before, ["a.db"])
+
+
+def filled(path: Path, *, is_expendable: bool = False) -> None:
+    with opened(path, is_expendable=is_expendable) as store:
+        store.submit(lambda con: con.executemany("INSERT INTO item (text) VALUES (?)", [("x" * 1000,)] * 200)).result()
+
+
+def test_damage_deep_in_a_file_that_matters_is_found_at_opening(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    filled(path)
+    damage(path, 20)
+    with pytest.raises(CorruptError, match="damaged"):
+        database(path).open()
+    assert descriptors_of(path) == []
+
+
+def test_a_broken_file_that_does_not_is_moved_aside(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    path.write_bytes(b"certainly no database" * 500)
+    with opened(path, is_expendable=True) as store:
+        assert store.submit(count).result() == 0
+        aside = Path(store.moved_aside)
+    assert aside.name.startswith("a.db.corrupt-")
+    assert aside.read_bytes() == b"certainly no database" * 500
+
+
+def test_damage_found_while_writing_begins_a_new_file_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    filled(path, is_expendable=True)
+    damage(path, 20)
+
+    async def run() -> None:
+        with opened(path, is_expendable=True) as store:
+            with pytest.raises(CorruptError):
+                await store.read(lambda con: con.execute("SELECT sum(length(text)) FROM item").fetchone())
+            assert store.moved_aside == "", "only the writer moves files"
+            with pytest.raises(CorruptError):
+                await store.write(lambda con: con.execute("UPDATE item SET text = ''"))
+            assert Path(store.moved_aside).stat().st_size >= 200_000
+            await store.write(add)
+            assert await store.read(count) == 1
+
+    asyncio.run(run())
+    assert ask(path, "SELECT count(*) FROM item") == 1
+
+
+def test_a_file_that_matters_is_never_moved_while_open(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    filled(path)
+    with opened(path) as store:
+        path.unlink()
+        path.write_bytes(b"")
+        with pytest.raises(StoreError):
+            store.submit(lambda con: con.execute("no sql")).result()
+        assert store.moved_aside == ""
+
+
+# writing
+
+
+def test_a_failure_rolls_back_reaches_the_caller_and_harms_nobody_else(tmp_path: Path) -> None:
+    def half(connection: Connection) -> None:
+        add(connection)
+        connection.execute("INSERT INTO item (n) VALUES ('no number')")
+
+    def bug(connection: Connection) -> None:
+        add(connection)
+        raise KeyError("bug")
+
+    async def run() -> None:
+        with opened(tmp_path / "a.db") as store:
+            for work, error in ((half, StoreError), (bug, KeyError)):
+                with pytest.raises(error):
+                    await store.write(work)
+            await store.write(add)
+            assert await store.read(count) == 1
+
+    asyncio.run(run())
+
+
+def test_all_writes_are_in_one_thread_and_each_in_a_transaction(tmp_path: Path) -> None:
+    with opened(tmp_path / "a.db") as store:
+        seen = {store.submit(lambda con: (threading.get_ident(), con.in_transaction)).result() for _ in range(5)}
+    ((thread, is_in_transaction),) = seen
+    assert is_in_transaction
+    assert thread != threading.get_ident()
+
+
+def test_a_lock_held_by_others_is_a_store_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with opened(path) as store, contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        store.submit(lambda con: con.execute("PRAGMA busy_timeout=20")).result()
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked"):
+            store.submit(add).result()
+        other.execute("ROLLBACK")
+        store.submit(add).result()
+
+
+def test_a_full_disk_is_a_store_error_and_reading_goes_on(tmp_path: Path) -> None:
+    async def run() -> None:
+        with opened(tmp_path / "a.db") as store:
+            await store.write(add)
+            await store.write(lambda con: con.execute("PRAGMA max_page_count=3").fetchall())
+            with pytest.raises(StoreError, match="full"):
+                await store.write(lambda con: add(con, "x" * 100_000))
+            assert await store.read(count) == 1
+            await store.write(add)
+
+    asyncio.run(run())
+
+
+# reading
+
+
+def test_readers_cannot_write(tmp_path: Path) -> None:
+    async def run() -> None:
+        with opened(tmp_path / "a.db") as store, pytest.raises(StoreError, match="readonly"):
+            await store.read(add)
+
+    asyncio.run(run())
+
+
+def test_a_reader_sees_one_state_however_often_it_asks(tmp_path: Path) -> None:
+    async def run() -> None:
+        with opened(tmp_path / "a.db") as store:
+
+            def twice(connection: Connection) -> tuple[int, int]:
+                first = count(connection)
+                store.submit(add).result()
+                return first, count(connection)
+
+            assert await store.read(twice) == (0, 0)
+            assert await store.read(count) == 1
+
+    asyncio.run(run())
+
+
+def test_a_question_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_READ_LIMIT_S", 0.02)
+
+    async def run() -> None:
+        with opened(tmp_path / "a.db") as store:
+            with pytest.raises(StoreError, match="took too long"):
+                await store.read(lambda con: con.execute(ENDLESS).fetchone())
+            assert await store.read(count) == 0
+
+    asyncio.run(run())
+
+
+def test_many_readers_share_two_connections(tmp_path: Path) -> None:
+    async def run() -> None:
+        with opened(tmp_path / "a.db") as store:
+            seen = await asyncio.gather(*(store.read(id) for _ in range(50)))
+            assert 1 <= len(set(seen)) <= 2
+
+    asyncio.run(run())
+
+
+# closing
+
+
+def test_what_was_submitted_is_written_before_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    store = database(path)
+    store.open()
+    futures = [store.submit(add) for _ in range(300)]
+    store.close()
+    assert all(future.done() for future in futures)
+    assert ask(path, "SELECT count(*) FROM item") == 300
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.db"], "checkpointed"
+    assert descriptors_of(path) == []
+
+
+def test_what_the_writer_adds_while_closing_is_written_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    store = database(path)
+    store.open()
+    hold = threading.Event()
+    store.submit(lambda connection: hold.wait(5))
+    store.submit(add).add_done_callback(lambda _: store.submit(add))
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    while not store._is_closing:
+        time.sleep(0.001)
+    hold.set()
+    closing.join()
+    assert ask(path, "SELECT count(*) FROM item") == 2
+
+
+def test_a_closed_database_refuses_at_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        store = database(tmp_path / "a.db")
+        store.close()  # never opened: nothing to do
+        with pytest.raises(StoreError, match="closed"):
+            await store.read(count)
+        with pytest.raises(StoreError, match="closed"):
+            await store.write(add)
+        with opened(tmp_path / "a.db") as store:
+            assert await store.read(count) == 0
+        store.close()
+        with pytest.raises(StoreError, match="closed"):
+            await store.read(count)
+        with pytest.raises(StoreError, match="closed"):
+            await store.write(add)
+
+    asyncio.run(run())
+
+
+def test_closing_cuts_a_long_question_short(tmp_path: Path) -> None:
+    async def run() -> None:
+        store = database(tmp_path / "a.db")
+        store.open()
+        begun = threading.Event()
+
+        def endless(connection: Connection) -> object:
+            begun.set()
+            return connection.execute(ENDLESS).fetchone()
+
+        question = asyncio.ensure_future(store.read(endless))
+        await asyncio.to_thread(begun.wait, 5)
+        began = time.monotonic()
+        await asyncio.to_thread(store.close)
+        assert time.monotonic() - began < 2
+        with pytest.raises(StoreError):
+            await question
+
+    asyncio.run(run())
+
+
+def test_a_lock_of_others_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BUSY_CLOSING_MS", 20)
+    path = tmp_path / "a.db"
+    store = database(path)
+    store.open()
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    hold = threading.Event()
+    # its end is told on the writer's thread, between two transactions: there the lock can be had
+    store.submit(lambda connection: hold.wait(5)).add_done_callback(lambda _: other.execute("BEGIN IMMEDIATE"))
+    lost = [store.submit(add) for _ in range(3)]
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    while not store._is_closing:
+        time.sleep(0.001)
+    began = time.monotonic()
+    hold.set()
+    closing.join()
+    other.close()
+    assert time.monotonic() - began < 2, "one busy time-out alone would be five seconds"
+    assert [str(future.exception()) for future in lost] == [f"{path}: database is locked"] * 3
+
+
+# looking
+
+
+def test_peeking_reads_a_file_at_rest_and_leaves_no_trace(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    filled(path)
+    before = path.read_bytes()
+    assert database(path).peek(count) == 200
+    assert (path.read_bytes(), [entry.name for entry in tmp_path.iterdir()]) == (before, ["a.db"])
+
+
+def test_peeking_beside_a_running_one_sees_what_it_wrote_last(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with opened(path) as store:
+        store.submit(add).result()
+        assert database(path).peek(count) == 1
+        with pytest.raises(StoreError, match="readonly"):
+            database(path).peek(add)
+
+
+def test_peeking_refuses_what_opening_would_refuse_or_change(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with pytest.raises(StoreError):
+        database(path).peek(count)
+    assert not path.exists()
+    filled(path)
+    for migrations, why in (((), "newer version"), ((TABLE, TABLE), "older version; serving once")):
+        with pytest.raises(StoreError, match=why):
+            database(path, migrations).peek(count)
+    damage(path, 20)
+    with pytest.raises(CorruptError, match="damaged"):
+        database(path).peek(count)
+
+
+# sizes
+
+
+def test_free_pages_are_counted_and_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    filled(path)
+    with opened(path) as store:
+        full = store.submit(used_bytes).result()
+        assert (store.submit(free_share).result(), full) == (0.0, path.stat().st_size)
+        store.submit(lambda con: con.execute("DELETE FROM item WHERE n > 20")).result()
+        assert store.submit(file_bytes).result() == full
+        assert store.submit(free_share).result() > 0.8
+        assert store.submit(used_bytes).result() < full / 5
+        assert store.submit(lambda con: shrink(con, 10)).result() == 10
+        assert store.submit(file_bytes).result() == full - 10 * 4096
+        assert store.submit(lambda con: shrink(con, 1000)).result() > 10
+        assert store.submit(lambda con: (free_share(con), shrink(con, 10))).result() == (0.0, 0)
+        assert store.size_bytes() >= store.submit(file_bytes).result()
+    assert path.stat().st_size < full / 5
