@@ -8,12 +8,13 @@ from typing import Any, Protocol
 from engadi_gateway.errors import HeaderLine, Reason, Refusal, RefusedError
 from engadi_gateway.model import Listener
 from engadi_gateway.net.forward import upstream_request
+from engadi_gateway.options import IpNetwork
 from engadi_gateway.pipeline import Pipeline
-from engadi_gateway.pipeline.exchange import Exchange
+from engadi_gateway.pipeline.exchange import Exchange, Wait
 from engadi_gateway.pipeline.routing import RoutingTable
-from engadi_gateway.wire.forwarded import resolve_client
+from engadi_gateway.wire.forwarded import Client, is_last_hop, is_loop, plain_address, resolve_client
 from engadi_gateway.wire.headers import HeaderPolicy
-from engadi_gateway.wire.request import HeadLimits, parse_head
+from engadi_gateway.wire.request import HeadLimits, parse_head, take_head
 
 _REQUEST_ID = "00000000-0000-4000-8000-000000000000"
 
@@ -28,7 +29,13 @@ class Explained(Protocol):
     @property
     def header_policy(self) -> HeaderPolicy: ...
     @property
-    def trusted(self) -> tuple[Any, ...]: ...
+    def trusted(self) -> tuple[IpNetwork, ...]: ...
+    @property
+    def max_body_bytes(self) -> int: ...
+    @property
+    def instance(self) -> bytes: ...
+    @property
+    def listener(self) -> Listener: ...
     def routing_table(self) -> RoutingTable: ...
 
 
@@ -47,25 +54,18 @@ def explain(  # noqa: PLR0913 - a request has so many parts
     Raises:
         RefusedError: the request could not even be read.
     """
-    raw = raw_head(method, path, host, headers, token)
-    head, _ = parse_head(raw, console.head_limits, console.header_policy)
-    exchange = Exchange(head, _REQUEST_ID, time.monotonic(), time.time(), console.pipeline)
-    exchange.is_rehearsal = True
-    exchange.trace = {}
-    exchange.listener = Listener("http", 0, False, True)
-    who = resolve_client(client_ip, b"http", head, console.trusted)
-    exchange.peer_ip, exchange.client_ip = client_ip, who.address
-    wait = console.pipeline.decide(exchange)
-    refusal = exchange.refusal
+    exchange, who = _rehearsal(console, raw_head(method, path, host, headers, token), plain_address(client_ip))
+    head, wait = exchange.head, _decide(exchange, console.instance)
+    refusal, seen = exchange.refusal, exchange.trace or {}
     answer: dict[str, Any] = {
         "target": head.target.decode("latin-1"),
         "path": head.path,
         "host": head.host,
         "client_ip": who.address,
-        "revision": console.pipeline.revision,
-        "candidates": _candidates(console.routing_table(), exchange),
+        "revision": exchange.pipeline.revision,
+        "candidates": _candidates(console.routing_table(), exchange, str(seen.get("method", head.method))),
         "route": exchange.route.id if exchange.route is not None else None,
-        **{name: exchange.trace.get(name) for name in ("cors", "jwt", "limits", "breaker")},
+        **{name: seen.get(name) for name in ("cors", "jwt", "limits", "breaker")},
         "would_ask": None if wait is None else wait.kind,
         "verdict": "wait" if wait is not None else "refuse" if refusal is not None else "serve",
         "reason": refusal.code if refusal is not None else Reason.OK.code,
@@ -74,13 +74,41 @@ def explain(  # noqa: PLR0913 - a request has so many parts
         "upstream": None,
     }
     if wait is None and refusal is None and exchange.target is not None:
-        _, sent = upstream_request(exchange, who, head.framing, b"engadi-explain")
+        _, sent = upstream_request(exchange, who, head.framing, console.instance)
         answer["upstream"] = {
             "service": exchange.target.service,
             "url": exchange.target.url,
             "head": [_masked(line) for line in sent.decode("latin-1").split("\r\n")[:-2]],
         }
     return answer
+
+
+def _rehearsal(console: Explained, raw: bytes, peer: str) -> tuple[Exchange, Client]:
+    """What the client's connection does with a head until the stages decide."""
+    if not peer:
+        raise RefusedError(Refusal(Reason.BAD_REQUEST, "the client's address is none"))
+    whole = take_head(bytearray(raw), console.head_limits)
+    assert whole is not None
+    head, _ = parse_head(whole, console.head_limits, console.header_policy, console.max_body_bytes)
+    exchange = Exchange(head, _REQUEST_ID, time.monotonic(), time.time(), console.pipeline)
+    exchange.is_rehearsal = True
+    exchange.trace = {}
+    exchange.listener = console.listener
+    who = resolve_client(peer, exchange.listener.scheme.encode("ascii"), head, console.trusted)
+    exchange.peer_ip, exchange.client_ip = peer, who.address
+    exchange.request_id = who.request_id.decode("ascii") or _REQUEST_ID
+    return exchange, who
+
+
+def _decide(exchange: Exchange, instance: bytes) -> Wait | None:
+    """The walk, and what the connection itself answers before and after it."""
+    if is_loop(exchange.head, instance):
+        exchange.refusal = Refusal(Reason.LOOP)
+        return None
+    wait = exchange.pipeline.decide(exchange)
+    if wait is None and exchange.refusal is None and is_last_hop(exchange.head):
+        exchange.refusal = Refusal(Reason.OPTIONS)
+    return wait
 
 
 def raw_head(method: str, path: str, host: str, headers: list[tuple[str, str]], token: str | None) -> bytes:
@@ -100,7 +128,8 @@ def raw_head(method: str, path: str, host: str, headers: list[tuple[str, str]], 
         raise RefusedError(Refusal(Reason.BAD_REQUEST, "only ISO 8859-1 can stand in a request's head")) from None
 
 
-def _candidates(table: RoutingTable, exchange: Exchange) -> list[dict[str, Any]]:
+def _candidates(table: RoutingTable, exchange: Exchange, method: str) -> list[dict[str, Any]]:
+    """`method` is what routing looked for: for a preflight the one that it asks about."""
     if exchange.is_local:
         route = exchange.route
         return [] if route is None else [{"id": route.id, "path_pattern": route.path_pattern, "why": "won: built in"}]
@@ -113,7 +142,7 @@ def _candidates(table: RoutingTable, exchange: Exchange) -> list[dict[str, Any]]
             "target_service": verdict.route.target_service,
             "why": verdict.why,
         }
-        for verdict in table.trace(head.method, head.host, head.path)
+        for verdict in table.trace(method, head.host, head.path)
     ]
 
 

@@ -23,7 +23,7 @@ from engadi_gateway.errors import ConfigurationError, Reason, Refusal, RefusedEr
 from engadi_gateway.health import HealthChecker
 from engadi_gateway.listeners import Door, client_tls, load_certificate, notify_systemd, open_doors, server_tls
 from engadi_gateway.metrics import Metrics
-from engadi_gateway.model import LogRow, Service, Snapshot
+from engadi_gateway.model import Listener, LogRow, Service, Snapshot
 from engadi_gateway.net.client import Batch, ClientConnection
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.net.deadlines import Ticker
@@ -256,6 +256,19 @@ class Gateway:
     @property
     def trusted(self) -> tuple[IpNetwork, ...]:
         return self._context.trusted
+
+    @property
+    def max_body_bytes(self) -> int:
+        return self._context.max_body_bytes
+
+    @property
+    def instance(self) -> bytes:
+        return self._context.instance
+
+    @property
+    def listener(self) -> Listener:
+        """The first door for everybody."""
+        return next(door.listener for door in self._doors if not door.listener.is_admin)
 
     def routing_table(self) -> RoutingTable:
         return self._compiled.table

@@ -9,6 +9,7 @@ from engadi_gateway.assembly import Compiler, State, head_limits, header_policy,
 from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.explain import explain
 from engadi_gateway.listeners import server_tls
+from engadi_gateway.model import Listener
 from engadi_gateway.options import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.routing import RoutingTable
@@ -62,6 +63,20 @@ class Offline:
     @property
     def trusted(self) -> tuple[IpNetwork, ...]:
         return tuple(self._settings.server_trusted_proxies)
+
+    @property
+    def max_body_bytes(self) -> int:
+        return int(self._settings.server_max_body_bytes)
+
+    @property
+    def instance(self) -> bytes:
+        return b"engadi-offline"  # a running one has a name of its own at each start
+
+    @property
+    def listener(self) -> Listener:
+        settings = self._settings
+        scheme = "https" if settings.server_tls_certificate else "http"
+        return Listener(scheme, settings.server_port if settings.server_host else 0, False, not settings.admin_listen)
 
     def routing_table(self) -> RoutingTable:
         return self._compiled.table

@@ -21,7 +21,7 @@ from engadi_gateway.net.context import Context, LocalReply
 from engadi_gateway.net.forward import Forward
 from engadi_gateway.net.local import LocalCall
 from engadi_gateway.pipeline.exchange import Exchange, Wait
-from engadi_gateway.wire.forwarded import Client, is_loop, plain_address, resolve_client
+from engadi_gateway.wire.forwarded import Client, is_last_hop, is_loop, plain_address, resolve_client
 from engadi_gateway.wire.problem import own_reply, refusal_reply
 from engadi_gateway.wire.request import ChunkedBody, parse_head, skip_blank_lines, take_head
 
@@ -297,7 +297,7 @@ class ClientConnection(asyncio.Protocol):
         if exchange.refusal is not None:
             self.refuse(exchange, exchange.refusal)
             return False
-        if exchange.head.method == "OPTIONS" and exchange.head.notes.get(b"max-forwards") == b"0":
+        if is_last_hop(exchange.head):
             self.refuse(exchange, Refusal(Reason.OPTIONS))
             return False
         try:

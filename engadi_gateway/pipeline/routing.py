@@ -340,6 +340,8 @@ class Routing:
         head = exchange.head
         method = head.method
         asked = self._preflight_method(head.notes) if method == "OPTIONS" else None
+        if exchange.trace is not None:
+            exchange.trace["method"] = asked or method
         found = self._find(exchange, asked or method)
         if isinstance(found, Miss):
             return _missed(found, is_options=method == "OPTIONS" and asked is None)

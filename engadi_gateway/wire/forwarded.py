@@ -88,6 +88,11 @@ def is_loop(head: RequestHead, instance: bytes) -> bool:
     return via is not None and instance in via
 
 
+def is_last_hop(head: RequestHead) -> bool:
+    """Whether the gateway must answer this OPTIONS itself (RFC 9110 section 7.6.2)."""
+    return head.method == "OPTIONS" and head.notes.get(b"max-forwards") == b"0"
+
+
 def upstream_head(
     head: RequestHead,
     target: bytes,
