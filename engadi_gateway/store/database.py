@@ -247,9 +247,13 @@ class Database:
         Raises:
             StoreError: it failed, took too long, or the database is closed.
         """
-        if self._pool is None:
-            raise StoreError(f"{self.path}: closed")
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._read, work)
+        try:
+            if self._pool is None:
+                raise RuntimeError
+            future = self._pool.submit(self._read, work)
+        except RuntimeError:  # the pool's word for having been shut
+            raise StoreError(f"{self.path}: closed") from None
+        return await asyncio.wrap_future(future)
 
     def _read(self, work: Work[T]) -> T:
         try:
@@ -290,13 +294,13 @@ class Database:
             if self._writer is None or self._is_closing:
                 return
             self._is_closing = True
-            self._queue.put(None)
-        self._writer.join()
-        assert self._pool is not None
-        self._pool.shutdown()
-        self._pool = None
+        pool, self._pool = self._pool, None
+        assert pool is not None
+        pool.shutdown()
         while not self._readers.empty():
             self._readers.get().close()
+        self._queue.put(None)
+        self._writer.join()  # last, because a reader that closes last leaves an empty WAL behind
 
 
 def file_bytes(connection: Connection) -> int:
