@@ -115,15 +115,20 @@ class Journal:
         self._written = self._failed = 0
         self._last_error = ""
         self._last_write_ms = 0.0
+        self._moved_aside = ""
         self._is_closing = False
         self._log = logging.getLogger("engadi")
 
     def open(self) -> None:
         """Blocking. A corrupt file is moved aside; any other fault is a StoreError."""
         self._database.open()
-        if self._database.moved_aside:
-            self._log.error("request log is corrupt: moved to %s, a new one is begun", self._database.moved_aside)
+        self._say_if_moved()
         self._index()
+
+    def _say_if_moved(self) -> None:
+        if self._moved_aside != self._database.moved_aside:
+            self._moved_aside = self._database.moved_aside
+            self._log.error("request log is corrupt: moved to %s, a new one is begun", self._moved_aside)
 
     # rows in
 
@@ -174,6 +179,7 @@ class Journal:
             self._failed += len(rows)
             self._last_error = str(error)
         else:
+            self._say_if_moved()
             again = self._database.submit(lambda connection: self._insert(connection, rows))
             again.add_done_callback(lambda done: self._inserted(done, rows, is_second=True))
 
@@ -183,7 +189,9 @@ class Journal:
             self._database.submit(segments.index_next).add_done_callback(self._indexed)
 
     def _indexed(self, future: Future[bool]) -> None:
-        if future.exception() is None and future.result():
+        if future.exception() is not None:
+            self._say_if_moved()
+        elif future.result():
             self._index()
 
     async def written(self, timeout_s: float) -> None:

@@ -1,0 +1,455 @@
+"""The request log: whatever happens to its file, rows are written or counted, and nobody waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
+from engadi_gateway.store import segments
+from engadi_gateway.store.database import Connection, StoreError
+from engadi_gateway.store.journal import Journal, JournalStats, LogFilter
+from tests.logrows import a_row, random_rows
+
+NOW = 1_790_000_000_000
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+
+def journal_in(folder: Path, **options: Any) -> Journal:
+    defaults: dict[str, Any] = {"retention_days": 30, "max_bytes": 0, "queue_rows": 10_000}
+    return Journal(str(folder / "log.db"), **{**defaults, **options})
+
+
+@contextlib.contextmanager
+def opened(folder: Path, **options: Any) -> Iterator[Journal]:
+    journal = journal_in(folder, **options)
+    journal.open()
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+def settled(journal: Journal) -> JournalStats:
+    """Once all that was put is written, tried again or given up, and closed tables are indexed."""
+    while journal.stats().queue_depth or run(journal, segments.index_next):
+        run(journal, lambda connection: None)
+    return journal.stats()
+
+
+def run(journal: Journal, work: Callable[[Connection], Any]) -> Any:
+    """On the writer's thread."""
+    return journal._database.submit(work).result()
+
+
+def everything(journal: Journal) -> list[dict[str, Any]]:
+    return asyncio.run(journal.logs(LogFilter(limit=100_000))).items
+
+
+def put_in_batches(journal: Journal, rows: list[LogRow], size: int = 100) -> None:
+    for start in range(0, len(rows), size):
+        journal.put(rows[start : start + size])
+
+
+# rows in and out
+
+
+def test_a_row_comes_back_with_all_its_fields(tmp_path: Path) -> None:
+    row = a_row(error_message="Grüße", created_at=1_790_000_000_007, upstream_time=0.25)
+    empty = a_row(target_service=None, user_id=None, route_id=None, upstream_time=None)
+    with opened(tmp_path) as journal:
+        assert journal.put([row, empty]) == 0
+        settled(journal)
+        second, first = everything(journal)
+    assert first == {"id": 1, **row._asdict(), "created_at": "2026-09-21T14:13:20.007Z"}
+    assert second == {"id": 2, **empty._asdict(), "created_at": "2026-09-21T14:13:20.000Z"}
+
+
+def test_nothing_is_lost_at_a_clean_stop(tmp_path: Path) -> None:
+    rows = random_rows(2_000, NOW, NOW + DAY_MS)
+    with opened(tmp_path, segment_rows=300) as journal:
+        put_in_batches(journal, rows)
+    with opened(tmp_path, segment_rows=300) as journal:
+        assert [row["request_id"] for row in everything(journal)] == [row.request_id for row in reversed(rows)]
+        journal.put([a_row(request_id="later", created_at=NOW + DAY_MS)])
+        settled(journal)
+        assert everything(journal)[0]["request_id"] == "later"
+
+
+def test_counters(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        assert journal.stats() == replace(JournalStats(), size_bytes=journal.stats().size_bytes)
+        journal.put([a_row()] * 3)
+        stats = settled(journal)
+        assert (stats.rows_written, stats.rows_shed, stats.rows_failed, stats.queue_depth) == (3, 0, 0, 0)
+        assert stats.last_write_ms > 0
+        assert stats.size_bytes > 4096
+
+
+def test_to_wait_until_written_is_to_see_what_was_put(tmp_path: Path) -> None:
+    async def session(journal: Journal) -> None:
+        for number in range(1, 6):
+            journal.put([a_row()])
+            await journal.written(5)
+            assert len((await journal.logs(LogFilter())).items) == number
+
+    with opened(tmp_path) as journal:
+        asyncio.run(session(journal))
+
+
+def test_the_wait_has_an_end(tmp_path: Path) -> None:
+    hold = threading.Event()
+    with opened(tmp_path) as journal:
+        journal._database.submit(lambda connection: hold.wait(5))
+        asyncio.run(journal.written(0.01))
+        hold.set()
+        journal.put([a_row()])
+    asyncio.run(journal.written(5))  # closed: there is nothing to wait for
+
+
+# a table after the other
+
+
+def test_closed_tables_are_indexed_while_rows_come(tmp_path: Path) -> None:
+    rows = random_rows(1_000, NOW, NOW + HOUR_MS)
+    with opened(tmp_path, segment_rows=300) as journal:
+        put_in_batches(journal, rows)
+        settled(journal)
+        made = run(
+            journal, lambda con: con.execute("SELECT last_id - first_id + 1, indexes FROM log_segment").fetchall()
+        )
+        assert made == [(300, len(segments.INDEXES))] * 3
+        assert len(everything(journal)) == 1_000
+
+
+def test_what_was_not_indexed_is_indexed_at_the_next_start(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        journal.put([a_row()] * 10)
+        run(journal, segments.close_open)
+    with opened(tmp_path) as journal:
+        for _ in range(len(segments.INDEXES) + 1):
+            run(journal, lambda connection: None)
+        assert not run(journal, segments.index_next)
+
+
+# questions
+
+ROWS = random_rows(500, NOW, NOW + 10 * DAY_MS)
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journal]:
+    with opened(tmp_path_factory.mktemp("journal"), segment_rows=150) as journal:
+        put_in_batches(journal, ROWS, 50)
+        settled(journal)
+        yield journal
+
+
+Test = Callable[[LogRow], bool]
+MIDDLE = ROWS[250].created_at
+FILTERS: dict[str, tuple[LogFilter, Test]] = {
+    "method": (LogFilter(method="POST"), lambda row: row.method == "POST"),
+    "path": (LogFilter(path="/api/v1/search"), lambda row: row.path == "/api/v1/search"),
+    "target_service": (LogFilter(target_service="auth"), lambda row: row.target_service == "auth"),
+    "user_id": (LogFilter(user_id="bob"), lambda row: row.user_id == "bob"),
+    "client_ip": (LogFilter(client_ip="192.0.2.3"), lambda row: row.client_ip == "192.0.2.3"),
+    "request_id": (LogFilter(request_id="req-77"), lambda row: row.request_id == "req-77"),
+    "status": (LogFilter(status_code=201), lambda row: row.status_code == 201),
+    "error status": (LogFilter(status_code=404), lambda row: row.status_code == 404),
+    "reason": (LogFilter(reason="rate_limited"), lambda row: row.reason == "rate_limited"),
+    "reason ok": (LogFilter(reason="ok"), lambda row: row.reason == "ok"),
+    "from": (LogFilter(start_ms=MIDDLE), lambda row: row.created_at >= MIDDLE),
+    "to": (LogFilter(end_ms=MIDDLE), lambda row: row.created_at <= MIDDLE),
+    "one moment": (LogFilter(start_ms=MIDDLE, end_ms=MIDDLE), lambda row: row.created_at == MIDDLE),
+    "several": (
+        LogFilter(method="GET", user_id="alice", status_code=502, start_ms=MIDDLE),
+        lambda row: (row.method, row.user_id, row.status_code) == ("GET", "alice", 502) and row.created_at >= MIDDLE,
+    ),
+    "nobody": (LogFilter(user_id="' OR 1 = 1 --"), lambda row: False),
+    "before all": (LogFilter(end_ms=NOW - 1), lambda row: False),
+}
+
+
+@pytest.mark.parametrize(("wanted", "fits"), FILTERS.values(), ids=FILTERS.keys())
+def test_each_filter_selects_what_it_says_newest_first(history: Journal, wanted: LogFilter, fits: Test) -> None:
+    page = asyncio.run(history.logs(replace(wanted, limit=1_000)))
+    assert [row["request_id"] for row in page.items] == [row.request_id for row in reversed(ROWS) if fits(row)]
+    assert page.next_cursor is None
+
+
+@pytest.mark.parametrize("limit", [1, 7, 149, 150, 151, 500])
+def test_cursors_lead_through_all_rows_once(history: Journal, limit: int) -> None:
+    async def walk() -> list[str]:
+        seen: list[str] = []
+        page = await history.logs(LogFilter(method="GET", limit=limit))
+        seen += [row["request_id"] for row in page.items]
+        while page.next_cursor is not None:
+            page = await history.logs(LogFilter(method="GET", limit=limit, cursor=page.next_cursor))
+            assert page.items
+            seen += [row["request_id"] for row in page.items]
+        return seen
+
+    assert asyncio.run(walk()) == [row.request_id for row in reversed(ROWS) if row.method == "GET"]
+
+
+@pytest.mark.parametrize(("offset", "limit"), [(0, 3), (1, 3), (49, 3), (149, 200), (498, 5), (500, 5), (10**6, 5)])
+def test_an_offset_skips_so_many(history: Journal, offset: int, limit: int) -> None:
+    page = asyncio.run(history.logs(LogFilter(offset=offset, limit=limit)))
+    wanted = [row.request_id for row in reversed(ROWS)]
+    assert [row["request_id"] for row in page.items] == wanted[offset : offset + limit]
+    assert (page.next_cursor is not None) == (offset + limit < 500)
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "abc", "%", "WzFd!", "WzEsMl0", "W10", "WyJhIl0", "W3RydWVd", "Wy0xXQ", "WzEuNV0", "W251bGxd", "ä"]
+)
+def test_a_cursor_of_somebody_else_is_a_value_error(history: Journal, cursor: str) -> None:
+    with pytest.raises(ValueError, match="not a cursor of this API"):
+        asyncio.run(history.logs(LogFilter(cursor=cursor)))
+
+
+def test_errors_are_the_newest_of_400_and_above(history: Journal) -> None:
+    wanted = [row.request_id for row in reversed(ROWS) if row.status_code >= 400]
+    assert [row["request_id"] for row in asyncio.run(history.errors(200))] == wanted[:200]
+
+
+def test_statistics_are_those_of_the_rows(history: Journal) -> None:
+    now_ms = NOW + 10 * DAY_MS
+    begin = now_ms - 168 * HOUR_MS
+    mine = [row for row in ROWS if row.created_at >= begin - begin % 60_000]
+    stats = asyncio.run(history.stats_of(168, now_ms))
+    assert stats["total_requests"] == len(mine)
+    assert stats["requests_by_status"] == Counter(str(row.status_code) for row in mine)
+    assert asyncio.run(history.performance(168, now_ms))["max"] == max(row.response_time for row in mine)
+
+
+# bad days
+
+
+def test_a_full_queue_sheds_and_counts_and_traffic_goes_on(tmp_path: Path) -> None:
+    hold = threading.Event()
+    rows = [a_row(request_id=str(number)) for number in range(30)]
+    with opened(tmp_path, queue_rows=20) as journal:
+        journal._database.submit(lambda connection: hold.wait(5))
+        assert (journal.put(rows[:15]), journal.is_full) == (0, False)
+        assert (journal.put(rows[15:25]), journal.is_full) == (5, True)
+        assert journal.put(rows[25:]) == 5
+        assert journal.stats().queue_depth == 20
+        hold.set()
+        stats = settled(journal)
+        assert (stats.rows_written, stats.rows_shed, stats.rows_failed, journal.is_full) == (20, 10, 0, False)
+        assert journal.put(rows[20:]) == 0
+        settled(journal)
+        assert {row["request_id"] for row in everything(journal)} == {row.request_id for row in rows}
+
+
+def test_a_lock_of_others_costs_rows_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(tmp_path) as journal:
+        run(journal, lambda connection: connection.execute("PRAGMA busy_timeout=10"))
+        with contextlib.closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with caplog.at_level(logging.ERROR, "engadi"):
+                for _ in range(2):
+                    journal.put([a_row()] * 5)
+                while journal.stats().queue_depth:
+                    threading.Event().wait(0.005)
+            assert everything(journal) == [], "reading goes on"
+            other.execute("ROLLBACK")
+        stats = journal.stats()
+        assert (stats.rows_written, stats.rows_failed) == (0, 10)
+        assert "locked" in stats.last_error
+        assert [record.getMessage().split(":")[0] for record in caplog.records] == ["request log"], "said once"
+        journal.put([a_row()])
+        stats = settled(journal)
+        assert (stats.rows_written, stats.rows_failed, stats.last_error) == (1, 10, "")
+
+
+def test_a_full_disk_costs_rows_and_nothing_else(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        run(journal, lambda connection: connection.execute("PRAGMA max_page_count=30").fetchall())
+        big = [a_row(path="/" + "x" * 4_000)] * 50
+        journal.put([a_row()])
+        journal.put(big)
+        stats = settled(journal)
+        assert (stats.rows_written, stats.rows_failed) == (1, 50)
+        assert "full" in stats.last_error
+        assert len(everything(journal)) == 1, "no half of a batch"
+        run(journal, lambda connection: connection.execute("PRAGMA max_page_count=1000000").fetchall())
+        journal.put(big)
+        assert settled(journal).rows_written == 51
+
+
+def test_a_batch_that_failed_is_tried_once_more(tmp_path: Path) -> None:
+    hold = threading.Event()
+    with opened(tmp_path) as journal:
+        run(journal, lambda connection: connection.execute("PRAGMA max_page_count=30").fetchall())
+        journal._database.submit(lambda connection: hold.wait(5))
+        journal.put([a_row(path="/" + "x" * 4_000)] * 50)
+        journal._database.submit(lambda con: con.execute("PRAGMA max_page_count=1000000").fetchall())
+        hold.set()
+        stats = settled(journal)
+        assert (stats.rows_written, stats.rows_failed, stats.last_error) == (50, 0, "")
+
+
+def test_rows_after_the_end_are_counted(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        pass
+    assert journal.put([a_row()] * 3) == 0
+    assert journal.stats().rows_failed == 3
+    assert "closed" in journal.stats().last_error
+
+
+def test_a_corrupt_log_is_moved_aside_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "log.db").write_bytes(b"not a database, but long enough to look like one" * 100)
+    with caplog.at_level(logging.ERROR, "engadi"), opened(tmp_path) as journal:
+        aside = journal.stats().moved_aside
+        journal.put([a_row()])
+        assert settled(journal).rows_written == 1
+    assert aside.startswith(str(tmp_path / "log.db.corrupt-"))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"request log is corrupt: moved to {aside}, a new one is begun"
+    ]
+
+
+def test_a_log_that_breaks_while_open_is_moved_aside_and_no_row_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(tmp_path) as journal:
+        put_in_batches(journal, random_rows(2_000, NOW, NOW + DAY_MS))
+    path = tmp_path / "log.db"
+    with path.open("r+b") as file:
+        file.seek(8192)
+        file.write(b"\xa5" * (path.stat().st_size - 8192))
+    with caplog.at_level(logging.ERROR, "engadi"), opened(tmp_path) as journal:
+        journal.put([a_row(request_id="after", created_at=NOW + DAY_MS)])
+        stats = settled(journal)
+        assert (stats.rows_written, stats.rows_failed) == (1, 0)
+        assert Path(stats.moved_aside).exists()
+        assert [row["request_id"] for row in everything(journal)] == ["after"]
+    assert any(stats.moved_aside in record.getMessage() for record in caplog.records)
+
+
+def test_a_log_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        pass
+    with contextlib.closing(sqlite3.connect(tmp_path / "log.db")) as connection:
+        connection.execute("PRAGMA user_version=99")
+    with pytest.raises(StoreError, match="newer version"):
+        journal_in(tmp_path).open()
+
+
+# retention
+
+
+def test_rows_go_by_their_age(tmp_path: Path) -> None:
+    now_ms = NOW + 60 * DAY_MS
+    rows = random_rows(3_000, NOW, now_ms)
+    with opened(tmp_path, retention_days=10) as journal:
+        put_in_batches(journal, rows, 20)
+        settled(journal)
+        asyncio.run(journal.prune(now_ms))
+        settled(journal)
+        kept = {row["request_id"] for row in everything(journal)}
+        young = {row.request_id for row in rows if row.created_at >= now_ms - 10 * DAY_MS}
+        old = {row.request_id for row in rows if row.created_at < now_ms - 10 * DAY_MS * 26 // 24}
+        assert young <= kept, "none too early"
+        assert not old & kept, "none later than a share of the time, and a batch's"
+        assert 0 < len(kept) < 700
+
+
+def test_an_idle_log_ages_too(tmp_path: Path) -> None:
+    with opened(tmp_path, retention_days=2) as journal:
+        journal.put([a_row(created_at=NOW)])
+        asyncio.run(journal.prune(NOW + 2 * DAY_MS))
+        assert len(everything(journal)) == 1
+        asyncio.run(journal.prune(NOW + 2 * DAY_MS + 1))
+        assert everything(journal) == []
+
+
+def test_the_oldest_rows_go_when_the_log_is_too_large(tmp_path: Path) -> None:
+    rows = random_rows(40_000, NOW, NOW + HOUR_MS)
+    max_bytes = 4 * 1024 * 1024
+    with opened(tmp_path, max_bytes=max_bytes, queue_rows=100_000) as journal:
+        put_in_batches(journal, rows, 500)
+        settled(journal)
+        assert journal.stats().size_bytes > max_bytes
+        asyncio.run(journal.prune(NOW + HOUR_MS))
+        settled(journal)
+        kept = [row["request_id"] for row in everything(journal)]
+        size = run(journal, lambda con: con.execute("PRAGMA page_count").fetchone()[0] * 4096)
+        assert asyncio.run(journal.stats_of(2, NOW + HOUR_MS))["total_requests"] == 40_000, "sums stay"
+    assert size <= max_bytes
+    assert kept == [row.request_id for row in reversed(rows)][: len(kept)], "the newest are those that stay"
+    assert len(kept) > 40_000 * 0.1
+    assert (tmp_path / "log.db").stat().st_size <= max_bytes
+
+
+@pytest.mark.parametrize("max_bytes", [1, 200_000])
+def test_a_size_that_cannot_be_met_ends_nevertheless(tmp_path: Path, max_bytes: int) -> None:
+    with opened(tmp_path, max_bytes=max_bytes) as journal:
+        put_in_batches(journal, random_rows(3_000, NOW - DAY_MS, NOW))
+        asyncio.run(journal.prune(NOW))
+        journal.put([a_row(created_at=NOW)])
+        assert settled(journal).rows_failed == 0
+
+
+def test_space_is_given_back_when_traffic_falls(tmp_path: Path) -> None:
+    with opened(tmp_path, retention_days=1, queue_rows=100_000) as journal:
+        put_in_batches(journal, random_rows(20_000, NOW, NOW + HOUR_MS), 500)
+        full = settled(journal).size_bytes
+        asyncio.run(journal.prune(NOW + 3 * DAY_MS))
+        settled(journal)
+    assert (tmp_path / "log.db").stat().st_size < full / 2
+
+
+def test_minutes_are_forgotten_after_eight_days_and_hours_with_the_log(tmp_path: Path) -> None:
+    now_ms = NOW + 40 * DAY_MS
+
+    def oldest(journal: Journal, span: int) -> int:
+        query = "SELECT min(start) FROM rollup WHERE span = ?"
+        return int(run(journal, lambda con: con.execute(query, (span,)).fetchone()[0]))
+
+    with opened(tmp_path, retention_days=20) as journal:
+        put_in_batches(journal, random_rows(3_000, NOW, now_ms))
+        asyncio.run(journal.prune(now_ms))
+        for span, days in ((60_000, 8), (HOUR_MS, 20)):
+            assert 0 <= oldest(journal, span) - (now_ms - days * DAY_MS) < DAY_MS
+        week = asyncio.run(journal.stats_of(168, now_ms))["total_requests"]
+    assert week > 300
+
+
+def test_a_failing_prune_is_a_store_error(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        pass
+    with pytest.raises(StoreError):
+        asyncio.run(journal.prune(NOW))
+
+
+# health
+
+HEALTH = [
+    ServiceHealth("auth", "http://a", HealthStatus.HEALTHY, 1.5, NOW, 1, 2, 0, 2, ""),
+    ServiceHealth("content", "http://c", HealthStatus.UNKNOWN, None, None, 0, 0, 0, 0, ""),
+    ServiceHealth("search", "http://s", HealthStatus.UNHEALTHY, 5000.0, NOW, 9, 0, 9, 0, "refused"),
+]
+
+
+def test_health_is_kept_as_it_was_last_saved(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        assert asyncio.run(journal.load_health()) == []
+        asyncio.run(journal.save_health(HEALTH))
+    with opened(tmp_path) as journal:
+        assert asyncio.run(journal.load_health()) == HEALTH
+        asyncio.run(journal.save_health(HEALTH[1:]))
+        assert asyncio.run(journal.load_health()) == HEALTH[1:]
