@@ -37,10 +37,11 @@ def test_a_head_is_taken_when_it_is_whole_and_nothing_more(step: int) -> None:
     assert (take_head(buffer, LIMITS), bytes(buffer)) == (HEAD, b"abcGET")
 
 
-def test_at_most_two_blank_lines_are_skipped() -> None:
-    buffer = bytearray(b"\r\n\r\n\r\nGET")
-    skip_blank_lines(buffer)
-    assert buffer == b"\r\nGET"
+def test_blank_lines_before_a_request_line_are_skipped_half_ones_wait() -> None:
+    for blank, left in ((b"\r\n", b"GET"), (b"\r\n\r\n\r\n", b"GET"), (b"\r\n\n", b"\nGET"), (b"\r", b"\rGET")):
+        buffer = bytearray(blank + b"GET")
+        skip_blank_lines(buffer)
+        assert buffer == left
 
 
 def _reason(raw: bytes, limits: HeadLimits = LIMITS) -> Reason:

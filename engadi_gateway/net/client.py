@@ -259,6 +259,7 @@ class ClientConnection(asyncio.Protocol):
         """The head's time runs from its first byte to its end, and not per read."""
         context = self._context
         if not self._buffer:
+            context.heads.discard(self)  # it was but half of an empty line
             if self not in context.idle:
                 context.idle.add(self, now)
         elif self not in context.heads:

@@ -19,6 +19,7 @@ from engadi_gateway.wire.target import normalise
 
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
 _END = b"\r\n\r\n"
+_BLANK_LINES = re.compile(rb"(?:\r\n)+")
 #: Bytes of framing that a chunk may cost before they count as body: sixteen digits and two line ends.
 _CHUNK_ALLOWANCE_BYTES = 20
 
@@ -37,10 +38,12 @@ def _refused(reason: Reason, detail: str) -> RefusedError:
 
 
 def skip_blank_lines(buffer: bytearray) -> None:
-    """Drop up to two empty lines before a request line (RFC 9112 section 2.2)."""
-    for _ in range(2):
-        if buffer[:2] == b"\r\n":
-            del buffer[:2]
+    """Drop empty lines before a request line (RFC 9112 section 2.2); all, or their number would depend on the reads."""
+    blank = _BLANK_LINES.match(buffer)
+    if blank is not None:
+        end = blank.end()
+        del blank  # a match holds its bytes, and then they cannot be cut
+        del buffer[:end]
 
 
 def take_head(buffer: bytearray, limits: HeadLimits) -> bytes | None:
@@ -122,7 +125,11 @@ def _head_of(request: h11.Request, limits: HeadLimits, policy: HeaderPolicy) -> 
         raise _refused(Reason.NOT_IMPLEMENTED, "CONNECT and TRACE are not served")
     lines, notes = scan(raw_lines, policy)
     target = normalise(request.target, method)
-    authority = notes.get(b"host", b"") if target.authority is None else target.authority
+    authority = notes.get(b"host", b"")
+    host = _host_for_matching(authority, is_http10)  # checked even where the target's own authority replaces it
+    if target.authority is not None:
+        authority = target.authority
+        host = _host_for_matching(authority, False)
     framing, length = _framing(notes, is_http10)
     keep_alive, upgrade = _connection(notes, is_http10, method, framing)
     if b"expect" in notes and notes[b"expect"].lower() != b"100-continue" and not is_http10:
@@ -131,7 +138,7 @@ def _head_of(request: h11.Request, limits: HeadLimits, policy: HeaderPolicy) -> 
         method.decode("ascii"),
         target.target,
         target.path,
-        _host_for_matching(authority, is_http10),
+        host,
         authority,
         lines,
         notes,
