@@ -126,10 +126,11 @@ class ReplyParser:
             framing is not Framing.CLOSE
             and b"close" not in tokens
             and (match[1] == b"1" or b"keep-alive" in tokens)
-            and not (_Field.CODING in special and _Field.LENGTH in special)
+            and not (_Field.CODING in special and (_Field.LENGTH in special or match[1] == b"0"))
         )
         upgrade = special.get(_Field.UPGRADE, b"")
-        return ReplyHead(status, match[3] or b"", lines, framing, length, is_reusable, _Field.DATE in special, upgrade)
+        has_date = _Field.DATE in special and b"date" not in tokens
+        return ReplyHead(status, match[3] or b"", lines, framing, length, is_reusable, has_date, upgrade)
 
     def _special(self, field: _Field, line: bytes, lines: list[bytes], special: dict[_Field, bytes]) -> None:
         if field in {_Field.CORS, _Field.RATE}:
