@@ -84,10 +84,10 @@ class Breaker:
         if self.state is BreakerState.CLOSED:
             return 0.0
         if self.state is BreakerState.OPEN:
-            return max(0.0, self.opened_at + limits.timeout_s - now)
+            return max(0.0, limits.timeout_s - (now - self.opened_at))
         if self.probe_since is None:
             return 0.0
-        return max(0.0, self.probe_since + limits.timeout_s - now)
+        return max(0.0, limits.timeout_s - (now - self.probe_since))
 
     def take_permit(self, now: float) -> Permit:
         """Pass one request that `wait_s` let pass."""

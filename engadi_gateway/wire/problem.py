@@ -50,7 +50,7 @@ def problem_body(refusal: Refusal, request_id: str) -> bytes:
         document["violated-policies"] = [fault.pointer for fault in refusal.faults]
     elif refusal.faults:
         document["errors"] = [{"pointer": fault.pointer, "detail": fault.detail} for fault in refusal.faults]
-    return json.dumps(document, ensure_ascii=False).encode()
+    return json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def refusal_lines(refusal: Refusal) -> list[HeaderLine]:

@@ -1,0 +1,500 @@
+"""The circuit breaker: when it trips, whom it asks while it recovers, and what it does not believe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from engadi_gateway.errors import Reason, Refusal
+from engadi_gateway.model import BreakerState, Route
+from engadi_gateway.pipeline.breaker import Breaker, BreakerRegistry, BreakerStage, Permit, Thresholds
+from engadi_gateway.pipeline.exchange import Exchange, Target
+from tests.exchanges import exchange_of
+
+CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+LIMITS = Thresholds(failure_threshold=3, success_threshold=2, timeout_s=60.0)
+ROUTE = Route("route-1", "/a", "content")
+TARGET = Target("content", "http://content.test")
+
+
+class Service:
+    """A stage in front of one service, and requests to it; `now` is the test's."""
+
+    def __init__(self, limits: Thresholds = LIMITS, is_enabled: bool = True) -> None:
+        self.registry = BreakerRegistry(limits)
+        self.stage = BreakerStage(self.registry, lambda exchange: TARGET, is_enabled)
+        self.now = 0.0
+
+    @property
+    def state(self) -> BreakerState:
+        return self.registry.peek("content").state
+
+    def begin(self, route: Route = ROUTE) -> Exchange:
+        exchange = exchange_of(now=self.now, route=route)
+        exchange.refusal = self.stage.decide(exchange)
+        return exchange
+
+    def end(self, exchange: Exchange, reason: Reason = Reason.OK, status: int = 200) -> None:
+        exchange.reason, exchange.upstream_status, exchange.ended = reason, status, self.now
+        self.stage.settle(exchange)
+        assert exchange.permit is None
+
+    def ask(self, reason: Reason = Reason.OK, status: int = 200) -> bool:
+        """One request from begin to end; whether it passed."""
+        exchange = self.begin()
+        if exchange.refusal is None:
+            self.end(exchange, reason, status)
+            return True
+        self.end(exchange, exchange.refusal.reason, 0)
+        return False
+
+    def fail(self, times: int = 3) -> None:
+        for _ in range(times):
+            self.ask(Reason.CONNECT_REFUSED, 0)
+
+    def passes(self) -> bool:
+        exchange = exchange_of(now=self.now, route=ROUTE)
+        exchange.is_rehearsal = True
+        return self.stage.decide(exchange) is None
+
+
+def tripped(limits: Thresholds = LIMITS) -> Service:
+    service = Service(limits)
+    service.fail(limits.failure_threshold)
+    assert service.state is OPEN
+    return service
+
+
+def probing() -> Service:
+    service = tripped()
+    service.now = 60.0
+    return service
+
+
+# what trips it
+
+FAILURES = [reason for reason in Reason if reason.is_failure]
+NOT_FAILURES = [reason for reason in Reason if not reason.is_failure and reason is not Reason.OK]
+
+
+@pytest.mark.parametrize("reason", FAILURES, ids=lambda reason: reason.code)
+def test_every_fault_of_the_upstream_counts(reason: Reason) -> None:
+    service = Service()
+    for expected in (CLOSED, CLOSED, OPEN):
+        assert service.ask(reason, 0)
+        assert service.state is expected
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_so_do_these_answers_whoever_ended_it(status: int) -> None:
+    for reason in (Reason.OK, Reason.UPSTREAM_5XX, Reason.CLIENT_CLOSED):
+        service = Service()
+        for _ in range(3):
+            service.ask(reason, status)
+        assert service.state is OPEN
+
+
+@pytest.mark.parametrize("status", [101, 200, 301, 400, 401, 404, 408, 429, 499, 500, 501, 505])
+def test_other_answers_are_successes(status: int) -> None:
+    service = Service()
+    for _ in range(10):
+        service.fail(2)
+        assert service.ask(Reason.OK, status)
+    assert service.state is CLOSED
+
+
+@pytest.mark.parametrize("reason", NOT_FAILURES, ids=lambda reason: reason.code)
+def test_what_the_client_or_the_gateway_did_counts_neither_way(reason: Reason) -> None:
+    service = Service()
+    for status in (0, 200):
+        service.fail(1)
+        service.ask(reason, status)
+    assert service.state is CLOSED
+    service.fail(1)
+    assert service.state is OPEN
+
+
+def test_only_failures_in_a_row_count() -> None:
+    service = Service()
+    for _ in range(5):
+        service.fail(2)
+        service.ask()
+    assert service.state is CLOSED
+    service.fail(3)
+    assert service.state is OPEN
+
+
+# open
+
+
+@pytest.mark.parametrize(
+    ("now", "retry_after"), [(0.0, b"60"), (0.1, b"60"), (59.0, b"1"), (59.999, b"1"), (60.0, None), (1000.0, None)]
+)
+def test_open_refuses_until_it_is_time(now: float, retry_after: bytes | None) -> None:
+    service = tripped()
+    service.now = now
+    refusal = service.begin().refusal
+    if retry_after is None:
+        assert refusal is None
+        assert service.state is HALF_OPEN
+    else:
+        assert refusal == Refusal(Reason.BREAKER_OPEN, headers=((b"Retry-After", retry_after),))
+        assert service.state is OPEN
+
+
+def test_what_was_under_way_when_it_tripped_changes_nothing() -> None:
+    service = Service()
+    late = [service.begin() for _ in range(4)]
+    service.fail(3)
+    service.now = 30.0
+    service.end(late[0], Reason.UPSTREAM_TIMEOUT, 0)
+    service.end(late[1])
+    assert service.state is OPEN
+    service.now = 60.0
+    probe = service.begin()
+    service.end(late[2], Reason.UPSTREAM_TIMEOUT, 0)
+    assert service.state is HALF_OPEN
+    assert not service.passes(), "the probe's place is still taken"
+    service.end(probe)
+    service.ask()
+    assert service.state is CLOSED
+    service.end(late[3], Reason.UPSTREAM_TIMEOUT, 0)
+    assert service.registry.status("content", 60.0)["failure_count"] == 0
+
+
+# half open
+
+
+def test_one_probe_at_a_time() -> None:
+    service = probing()
+    probe = service.begin()
+    assert probe.refusal is None
+    for _ in range(5):
+        assert not service.ask()
+    service.end(probe)
+    assert service.state is HALF_OPEN
+    assert service.ask(), "the next one"
+    assert service.state is CLOSED
+
+
+def test_one_bad_probe_opens_it_for_as_long_again() -> None:
+    service = probing()
+    service.ask()
+    service.now = 70.0
+    service.ask(Reason.UPSTREAM_5XX, 503)
+    assert service.state is OPEN
+    service.now = 129.9
+    assert not service.passes()
+    service.now = 130.0
+    assert service.passes()
+
+
+def test_a_probe_whose_client_left_frees_its_place_and_says_nothing() -> None:
+    service = probing()
+    service.end(service.begin(), Reason.CLIENT_CLOSED, 0)
+    assert service.state is HALF_OPEN
+    assert service.ask()
+    assert service.registry.status("content", 60.0)["success_count"] == 1
+
+
+def test_a_probe_that_hangs_does_not_block_for_ever() -> None:
+    service = probing()
+    hung = service.begin()
+    service.now = 119.9
+    refusal = service.begin().refusal
+    assert refusal is not None
+    assert refusal.headers == ((b"Retry-After", b"1"),)
+    service.now = 120.0
+    second = service.begin()
+    assert second.refusal is None
+    service.end(hung)
+    assert not service.passes(), "the late one does not free the other's place"
+    service.end(second)
+    assert service.state is CLOSED, "both were good"
+
+
+def test_a_hung_probe_that_fails_late_opens_again_but_not_in_a_later_era() -> None:
+    service = probing()
+    hung = [service.begin()]
+    service.now = 120.0
+    hung.append(service.begin())
+    service.end(hung[0], Reason.UPSTREAM_TIMEOUT, 0)
+    assert service.state is OPEN
+    service.now = 180.0
+    service.ask()
+    service.ask()
+    assert service.state is CLOSED
+    service.end(hung[1], Reason.UPSTREAM_TIMEOUT, 0)
+    assert service.state is CLOSED
+    assert service.registry.status("content", 180.0)["failure_count"] == 0
+
+
+# from outside
+
+
+def test_a_good_health_check_starts_the_probe_early() -> None:
+    service = tripped()
+    service.now = 5.0
+    service.registry.note_healthy("content", 5.0)
+    assert service.state is HALF_OPEN
+    probe = service.begin()
+    assert probe.refusal is None
+    service.registry.note_healthy("content", 6.0)
+    assert not service.passes(), "another one does not let a second probe through"
+
+
+def test_a_good_health_check_closes_nothing_and_invents_nothing() -> None:
+    service = Service()
+    service.registry.note_healthy("content", 0.0)
+    assert service.registry.names() == []
+    service.fail(2)
+    service.registry.note_healthy("content", 0.0)
+    assert service.registry.status("content", 0.0)["failure_count"] == 2
+
+
+def test_a_reset_closes_at_once_and_forgets_the_failures() -> None:
+    service = tripped()
+    service.registry.reset("content", 1.0)
+    service.registry.reset("unheard-of", 1.0)
+    assert service.registry.names() == ["content"]
+    assert service.state is CLOSED
+    service.fail(2)
+    assert service.state is CLOSED
+    service.registry.reset("content", 1.0)
+    service.fail(2)
+    assert service.state is CLOSED
+
+
+def test_other_thresholds_hold_from_the_next_request_on_and_the_state_stays() -> None:
+    service = tripped()
+    service.registry.limits = Thresholds(failure_threshold=1, success_threshold=1, timeout_s=10.0)
+    service.now = 10.0
+    assert service.ask()
+    assert service.state is CLOSED
+    service.fail(1)
+    assert service.state is OPEN
+
+
+def test_services_do_not_share() -> None:
+    registry = BreakerRegistry(LIMITS)
+    targets = iter([Target("a", "http://a.test")] * 3 + [Target("b", "http://b.test")])
+    stage = BreakerStage(registry, lambda exchange: next(targets))
+    for _ in range(3):
+        exchange = exchange_of(route=ROUTE)
+        assert stage.decide(exchange) is None
+        exchange.reason = Reason.DNS_ERROR
+        stage.settle(exchange)
+    assert stage.decide(exchange_of(route=ROUTE)) is None
+    assert [registry.status(name, 0.0)["state"] for name in registry.names()] == ["open", "closed"]
+
+
+# what can be seen
+
+
+def test_status_tells_state_cause_and_history() -> None:
+    service = Service()
+    service.now = 1.0
+    service.fail(2)
+    service.ask(Reason.UPSTREAM_5XX, 503)
+    service.now = 61.0
+    service.ask()
+    service.ask()
+    assert service.registry.status("content", 100.0) == {
+        "state": "closed",
+        "failure_count": 0,
+        "success_count": 0,
+        "trips": 1,
+        "retry_after_s": 0.0,
+        "last_trip_cause": "3 failures in a row, the last: status 503",
+        "history": [
+            {"age_s": 99.0, "from": "closed", "to": "open", "cause": "3 failures in a row, the last: status 503"},
+            {"age_s": 39.0, "from": "open", "to": "half_open", "cause": "time to probe"},
+            {"age_s": 39.0, "from": "half_open", "to": "closed", "cause": "2 successful probes"},
+        ],
+    }
+
+
+def test_status_of_a_service_that_nobody_asked() -> None:
+    registry = BreakerRegistry(LIMITS)
+    assert registry.status("ai", 0.0)["state"] == "closed"
+    assert registry.names() == []
+
+
+@pytest.mark.parametrize(
+    ("step", "cause"),
+    [
+        (lambda service: service.ask(Reason.UPSTREAM_TIMEOUT, 0), "probe failed: upstream_timeout"),
+        (lambda service: service.registry.reset("content", 60.0), "reset"),
+    ],
+    ids=["probe", "reset"],
+)
+def test_every_change_has_a_cause(step: Any, cause: str) -> None:
+    service = probing()
+    service.ask()
+    step(service)
+    assert service.registry.status("content", 60.0)["history"][-1]["cause"] == cause
+
+
+def test_the_history_is_bounded_and_the_trips_are_counted() -> None:
+    service = tripped()
+    for number in range(1, 101):
+        service.now = 60.0 * number
+        service.ask(Reason.TLS_ERROR, 0)
+    status = service.registry.status("content", service.now)
+    assert len(status["history"]) == 20
+    assert status["trips"] == 101
+    assert status["last_trip_cause"] == "probe failed: tls_error"
+
+
+# the stage
+
+
+def test_the_target_is_picked_whether_or_not_there_is_a_breaker() -> None:
+    for service, route in (
+        (Service(is_enabled=False), ROUTE),
+        (Service(), replace(ROUTE, circuit_breaker_enabled=False)),
+    ):
+        for _ in range(10):
+            exchange = service.begin(route)
+            assert exchange.refusal is None
+            assert exchange.target == TARGET
+            assert exchange.permit is None
+            service.end(exchange, Reason.CONNECT_REFUSED, 0)
+        assert service.registry.names() == []
+
+
+def test_no_target_is_a_503() -> None:
+    stage = BreakerStage(BreakerRegistry(LIMITS), lambda exchange: None)
+    assert stage.decide(exchange_of(route=ROUTE)) == Refusal(Reason.NO_TARGET)
+
+
+def test_the_gateways_own_endpoints_have_no_target() -> None:
+    service = Service()
+    exchange = exchange_of(route=ROUTE)
+    exchange.is_local = True
+    assert service.stage.decide(exchange) is None
+    assert exchange.target is None
+
+
+def test_a_rehearsal_tells_and_changes_nothing() -> None:
+    service = Service()
+    exchange = exchange_of(route=ROUTE)
+    exchange.is_rehearsal, exchange.trace = True, {}
+    assert service.stage.decide(exchange) is None
+    assert exchange.permit is None
+    assert service.registry.names() == []
+    service.fail(3)
+    service.now = 60.0
+    for now, allowed in ((59.0, False), (60.0, True)):
+        exchange = exchange_of(now=now, route=ROUTE)
+        exchange.is_rehearsal, exchange.trace = True, {}
+        refusal = service.stage.decide(exchange)
+        assert (refusal is None) is allowed
+        told: Any = exchange.trace["breaker"]
+        assert (told["service"], told["allowed"], told["state"]) == ("content", allowed, "open")
+        assert service.state is OPEN
+
+
+def test_a_permit_is_given_back_once() -> None:
+    service = Service()
+    exchange = service.begin()
+    service.end(exchange, Reason.CONNECT_REFUSED, 0)
+    service.end(exchange, Reason.CONNECT_REFUSED, 0)
+    assert service.registry.status("content", 0.0)["failure_count"] == 1
+
+
+class BreakerMachine(RuleBasedStateMachine):
+    """Any interleaving of requests, ends, checks, resets and time, beside a model that knows only the rules."""
+
+    @initialize(failures=st.integers(1, 4), successes=st.integers(1, 3), timeout_s=st.integers(1, 60))
+    def begin(self, failures: int, successes: int, timeout_s: int) -> None:
+        self.limits = Thresholds(failures, successes, float(timeout_s))
+        self.breaker = Breaker()
+        self.now = 0.0
+        self.under_way: list[tuple[Permit, int]] = []
+        self.become(CLOSED, era=0)
+
+    def become(self, state: BreakerState, era: int) -> None:
+        self.state, self.era, self.since = state, era, self.now
+        self.bad = self.good = 0
+        self.probe: Permit | None = None  # who holds the place
+        self.probe_since = 0.0
+
+    def may_pass(self) -> bool:
+        if self.state is OPEN:
+            return self.now - self.since >= self.limits.timeout_s
+        if self.state is HALF_OPEN and self.probe is not None:
+            return self.now - self.probe_since >= self.limits.timeout_s
+        return True
+
+    @rule(seconds=st.floats(0, 40))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def request(self) -> None:
+        wait_s = self.breaker.wait_s(self.now, self.limits)
+        assert (wait_s == 0.0) is self.may_pass()
+        assert 0.0 <= wait_s <= self.limits.timeout_s
+        if wait_s:
+            return
+        permit = self.breaker.take_permit(self.now)
+        if self.state is OPEN:
+            self.become(HALF_OPEN, self.era + 1)
+        if self.state is HALF_OPEN:
+            self.probe, self.probe_since = permit, self.now
+        self.under_way.append((permit, self.era))
+
+    @precondition(lambda self: self.under_way)
+    @rule(which=st.integers(0, 100), how=st.sampled_from(["good", "bad", "left"]))
+    def end(self, which: int, how: str) -> None:
+        permit, era = self.under_way.pop(which % len(self.under_way))
+        if how == "good":
+            self.breaker.succeeded(permit, self.now, self.limits)
+        elif how == "bad":
+            self.breaker.failed(permit, self.now, self.limits, "test")
+        else:
+            self.breaker.gave_up(permit)
+        if era != self.era:
+            return
+        if permit is self.probe:
+            self.probe = None
+        if how == "bad":
+            self.bad += 1
+            if self.state is HALF_OPEN or self.bad == self.limits.failure_threshold:
+                self.become(OPEN, self.era + 1)
+        elif how == "good":
+            self.bad, self.good = 0, self.good + 1
+            if self.state is HALF_OPEN and self.good == self.limits.success_threshold:
+                self.become(CLOSED, self.era + 1)
+
+    @rule()
+    def checked(self) -> None:
+        self.breaker.healthy(self.now)
+        if self.state is OPEN:
+            self.become(HALF_OPEN, self.era + 1)
+
+    @rule()
+    def reset(self) -> None:
+        self.breaker.reset(self.now)
+        self.bad = 0
+        if self.state is not CLOSED:
+            self.become(CLOSED, self.era + 1)
+
+    @invariant()
+    def agrees_with_the_model(self) -> None:
+        if hasattr(self, "breaker"):
+            assert self.breaker.state is self.state
+            assert (self.breaker.wait_s(self.now, self.limits) == 0.0) is self.may_pass()
+            assert len(self.breaker.history) == min(self.era, 20)
+            assert all(one.after is two.before for one, two in pairwise(self.breaker.history))
+
+
+TestBreakerMachine = BreakerMachine.TestCase
+TestBreakerMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
