@@ -227,7 +227,7 @@ class RequestHead:
         path: the normalised path; the string that is matched.
         host: for matching: lower case, without port and last dot; "" when HTTP/1.0 sent none.
         authority: the Host value, or the authority of an absolute-form target.
-        lines: header lines to forward as they came (names in lower case); hop-by-hop, framing, identity and
+        lines: header lines to forward as they came, names as they were spelt; hop-by-hop, framing, identity and
             forwarding fields are gone.
         notes: values of the fields that somebody decides on, by lower-case name; repeats joined with ", ".
         framing, content_length: of the body; NONE has length 0.

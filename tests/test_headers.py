@@ -1,0 +1,134 @@
+"""Header lines on their way up: each name's action, and that no spelling of a name escapes it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engadi_gateway.errors import HeaderLine, Reason, RefusedError
+from engadi_gateway.wire.headers import Action, HeaderPolicy, connection_tokens, scan
+
+OK = (b"Ok", b"v")
+
+#: Name -> what becomes of it.
+ACTIONS: dict[bytes, Action] = {
+    b"X-User-Id": Action.DROP,
+    b"x-USER-name": Action.DROP,
+    b"X_User_Id": Action.DROP,
+    b"X-User_Id": Action.DROP,
+    b"X.User": Action.DROP,
+    b"X-Auth-Request": Action.DROP,
+    b"X-Forwarded-Foo": Action.DROP,
+    b"Forwarded": Action.DROP,
+    b"X-Real-IP": Action.DROP,
+    b"X-Mine": Action.DROP,
+    b"Proxy": Action.DROP,
+    b"Proxy-Authorization": Action.DROP,
+    b"Keep-Alive": Action.DROP,
+    b"TE": Action.DROP,
+    b"Trailer": Action.DROP,
+    b"X-Original-URL": Action.DROP,
+    b"Connection": Action.NOTE,
+    b"Transfer-Encoding": Action.NOTE,
+    b"Content-Length": Action.NOTE,
+    b"Host": Action.NOTE,
+    b"Expect": Action.NOTE,
+    b"X-Request-ID": Action.NOTE,
+    b"X-Forwarded-For": Action.NOTE,
+    b"Authorization": Action.ONCE,
+    b"Origin": Action.KEEP_AND_NOTE,
+    b"Content-Type": Action.KEEP_AND_NOTE,
+    b"Cookie": Action.KEEP,
+    b"X-Userland": Action.KEEP,
+    b"Traceparent": Action.KEEP,
+    b"Range": Action.KEEP,
+}
+
+
+@pytest.mark.parametrize("name", ACTIONS, ids=lambda name: name.decode())
+def test_each_name_has_its_action_in_every_case(name: bytes) -> None:
+    policy = HeaderPolicy(["X-Mine"])
+    assert {policy[name], policy[name.lower()], policy[name.upper()]} == {ACTIONS[name]}
+
+
+@pytest.mark.parametrize("name", ACTIONS, ids=lambda name: name.decode())
+def test_actions_do_what_they_say(name: bytes) -> None:
+    lines, notes = scan([(name, b"v"), OK], HeaderPolicy(["X-Mine"]))
+    is_kept = ACTIONS[name] in {Action.KEEP, Action.KEEP_AND_NOTE, Action.ONCE}
+    is_noted = ACTIONS[name] in {Action.NOTE, Action.KEEP_AND_NOTE, Action.ONCE}
+    kept = [line for line in lines if line != OK]
+    assert kept == ([(name, b"v")] if is_kept and name != b"Connection" else [])
+    assert notes == ({name.lower(): b"v"} if is_noted else {})
+
+
+@pytest.mark.parametrize("name", [b"a_b", b"a.b", b"X_User_Id"])
+def test_ambiguous_names_can_be_refused(name: bytes) -> None:
+    with pytest.raises(RefusedError) as raised:
+        scan([OK, (name, b"v")], HeaderPolicy(rejects_underscores=True))
+    assert raised.value.refusal.reason is Reason.BAD_REQUEST
+
+
+def test_repeats_keep_their_order_and_are_joined_only_in_notes() -> None:
+    sent = [(b"Cookie", b"a"), (b"Accept", b"x"), (b"cookie", b"b"), (b"ACCEPT", b"y")]
+    lines, notes = scan(sent, HeaderPolicy())
+    assert lines == sent
+    assert notes == {b"accept": b"x, y"}
+
+
+@pytest.mark.parametrize("note_only", [[], ["authorization"]], ids=["forwarded", "kept"])
+def test_two_tokens_are_one_too_many(note_only: list[str]) -> None:
+    with pytest.raises(RefusedError) as raised:
+        scan([(b"Authorization", b"a"), (b"authorization", b"b")], HeaderPolicy(note_only=note_only))
+    assert raised.value.refusal.detail == "more than one authorization field"
+
+
+def test_authorization_can_be_kept_to_ourselves() -> None:
+    lines, notes = scan([(b"Authorization", b"t")], HeaderPolicy(note_only=["authorization"]))
+    assert (lines, notes) == ([], {b"authorization": b"t"})
+
+
+# what Connection names (RFC 9110 section 7.6.1)
+
+
+def test_what_connection_names_goes_whatever_its_case_and_in_every_line() -> None:
+    sent = [(b"Connection", b"close, X-A"), (b"x-a", b"1"), (b"X-B", b"2"), (b"connection", b" x-b ,keep-alive"), OK]
+    assert scan(sent, HeaderPolicy())[0] == [OK]
+
+
+def test_what_connection_names_is_not_decided_on_either() -> None:
+    lines, notes = scan([(b"Connection", b"authorization"), (b"Authorization", b"t")], HeaderPolicy())
+    assert (lines, notes) == ([], {b"connection": b"authorization"})
+
+
+@pytest.mark.parametrize("name", [b"host", b"content-length", b"transfer-encoding", b"upgrade", b"expect"])
+def test_connection_cannot_take_away_what_the_message_itself_needs(name: bytes) -> None:
+    notes = scan([(b"Connection", name), (name, b"v")], HeaderPolicy())[1]
+    assert notes[name] == b"v"
+
+
+def test_tokens_of_a_list() -> None:
+    assert connection_tokens(b"Close,  X-A ,,\tb") == {b"close", b"x-a", b"", b"\tb".strip()}
+
+
+# the memo
+
+
+def test_the_memo_of_spellings_is_bounded_and_forgets_nothing_that_matters() -> None:
+    policy = HeaderPolicy(["X-Mine"])
+    for number in range(10_000):
+        scan([(b"X-%d" % number, b"v")], policy)
+        assert scan([(b"X-Mine", b"v"), (b"x-user-id", b"v")], policy) == ([], {})
+    assert len(policy) <= 2048
+
+
+NAMES = st.text("XxUusSeErR-_.iIdD", min_size=1, max_size=10).map(str.encode)
+
+
+@given(st.lists(st.tuples(NAMES, st.just(b"v")), max_size=6))
+def test_what_passes_cannot_be_read_as_an_identity_of_ours(lines: list[HeaderLine]) -> None:
+    """CGI and WSGI spell a name in capitals and every other sign as an underscore; so read, none may be ours."""
+    kept, _ = scan(lines, HeaderPolicy(["X-User-ID"]))
+    read = [name.upper().replace(b"-", b"_").replace(b".", b"_") for name, _ in kept]
+    assert not [name for name in read if name.startswith((b"X_USER_", b"X_AUTH_", b"X_FORWARDED_"))]
+    assert [line for line in lines if line in kept] == kept
