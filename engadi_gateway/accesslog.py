@@ -122,30 +122,23 @@ _FORMATS: dict[str, Callable[[LogRow, Extra], str]] = {"combined": combined, "js
 
 
 class AccessLog:
-    """Collects beside the batch of rows, writes with it. `kind` off does nothing."""
+    """Writes with each batch of rows. `kind` off does nothing."""
 
     def __init__(self, kind: str, write: Callable[[str], object] | None = None) -> None:
         self._format = _FORMATS.get(kind)
         self._write = write or _to_stdout
-        self._extras: list[Extra] = []
         self._queue: queue.Queue[list[str] | None] = queue.Queue(_QUEUE_BATCHES)
         self._thread: threading.Thread | None = None
         self.lines_lost = 0
 
-    def note(self, exchange: Exchange) -> None:
-        """Called for each settled exchange, in the order of the rows."""
-        if self._format is not None:
-            self._extras.append(extra_of(exchange))
-
-    def write(self, rows: list[LogRow]) -> None:
-        """Write the lines of these rows, soon."""
+    def write(self, ended: list[Exchange], rows: list[LogRow]) -> None:
+        """Write the lines of these exchanges and their rows, soon."""
         if self._format is None:
             return
-        extras, self._extras = self._extras, []
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="engadi-access", daemon=True)
             self._thread.start()
-        lines = [self._format(row, extra) for row, extra in zip(rows, extras, strict=True)]
+        lines = [self._format(row, extra_of(exchange)) for exchange, row in zip(ended, rows, strict=True)]
         try:
             self._queue.put_nowait(lines)
         except queue.Full:

@@ -135,9 +135,7 @@ def test_only_what_the_line_shows_is_kept_of_an_exchange() -> None:
 def test_lines_are_written_in_the_order_of_the_rows() -> None:
     written: list[str] = []
     log = AccessLog("combined", written.append)
-    for name in ("/a", "/b"):
-        log.note(exchange_of(head_of(path=name)))
-    log.write([ROW, ROW])
+    log.write([exchange_of(head_of(path=name)) for name in ("/a", "/b")], [ROW, ROW])
     log.close()
     assert [line.split('"')[1] for line in "".join(written).splitlines()] == ["GET /a HTTP/1.1", "GET /b HTTP/1.1"]
 
@@ -153,8 +151,7 @@ def test_what_cannot_be_written_is_counted_and_the_next_is_tried() -> None:
 
     log = AccessLog("json", write)
     for _ in range(2):
-        log.note(exchange_of())
-        log.write([ROW])
+        log.write([exchange_of()], [ROW])
     log.close()
     assert log.lines_lost == 1
     assert len(written) == 2
@@ -165,8 +162,7 @@ def test_a_pipe_that_nobody_reads_loses_lines_and_counts_them() -> None:
     log = AccessLog("combined", lambda text: blocked.wait(10))
     log._queue.maxsize = 2
     for _ in range(10):
-        log._extras.append(EXTRA)
-        log.write([ROW])
+        log.write([exchange_of()], [ROW])
     assert log.lines_lost >= 7
     blocked.set()
     log.close()
@@ -174,5 +170,5 @@ def test_a_pipe_that_nobody_reads_loses_lines_and_counts_them() -> None:
 
 def test_off_keeps_nothing() -> None:
     log = AccessLog("off")
-    log.write([ROW])
+    log.write([exchange_of()], [ROW])
     assert log._thread is None

@@ -15,8 +15,8 @@ class Pipeline:
     def __init__(self, stages: tuple[Stage, ...], revision: int) -> None:
         self.stages = stages
         self.revision = revision
-        self._steps = tuple((stage.decide, stage.sees_refused) for stage in stages)
-        self._settlers = tuple(stage.settle for stage in stages if not getattr(stage, "settles_nothing", False))
+        self._steps = tuple((stage.decide, stage.sees_refused) for stage in stages if not stage.decides_nothing)
+        self._settlers = tuple(stage.settle for stage in stages if not stage.settles_nothing)
 
     def decide(self, exchange: Exchange) -> Wait | None:
         """Walk the stages; the verdict is `exchange.refusal`. After a `Wait`, call again: it goes on where it stood."""

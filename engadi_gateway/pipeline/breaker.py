@@ -208,6 +208,8 @@ class BreakerStage:
     """
 
     sees_refused = False
+    decides_nothing = False
+    settles_nothing = False
 
     def __init__(
         self, registry: BreakerRegistry, pick_target: Callable[[Exchange], Target | None], is_enabled: bool = True

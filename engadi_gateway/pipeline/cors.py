@@ -67,6 +67,7 @@ class Cors:
         if faults:
             raise ConfigurationError(faults)
         self.is_enabled = self.strips_upstream = policy.enabled
+        self.decides_nothing = not policy.enabled
         self._rejects_denied = policy.reject_denied_origin
         self.allows_everybody = "*" in policy.allow_origins  # and so no credentials: the answer does not vary
         self._origins = frozenset(origin for origin in policy.allow_origins if "*" not in origin)

@@ -123,10 +123,12 @@ class Stage(Protocol):
 
     `sees_refused`: whether it also decides on an exchange that an earlier stage refused. Routing comes first because
     policies belong to routes, yet a 404 must carry the CORS lines, and a 401 or 404 must spend tokens, or guessing
-    would be free.
+    would be free. `decides_nothing`, `settles_nothing`: as it is configured, that call can be left out.
     """
 
     sees_refused: bool
+    decides_nothing: bool
+    settles_nothing: bool
 
     def decide(self, exchange: Exchange) -> Refusal | Wait | None:
         """Refuse, wait, or let pass."""

@@ -338,6 +338,7 @@ class IdentityStage:
     """
 
     sees_refused = False
+    decides_nothing = False
     settles_nothing = True
 
     def __init__(self, judge: TokenJudge, cache: TokenCache) -> None:

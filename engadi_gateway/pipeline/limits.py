@@ -283,6 +283,7 @@ class Limits:
         self._by_fit: dict[tuple[bool, ...], Plans] = {}
         self._by_path: dict[str, Plans] = {}
         self._everywhere = None if self._patterned else _plans(self._rules)
+        self.decides_nothing = not self._rules
 
     @property
     def is_active(self) -> bool:

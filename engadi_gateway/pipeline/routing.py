@@ -327,6 +327,7 @@ class Routing:
     """
 
     sees_refused = False
+    decides_nothing = False
     settles_nothing = True
 
     def __init__(
