@@ -1,8 +1,9 @@
-"""This gateway against its peers: `python -m tests.bench [--seconds 4] [--rounds 3] [--connections 64]`.
+"""This gateway against its peers: `python -m tests.bench`; `--help` says what can be chosen, `--list` from what.
 
-Every peer is one process pinned to one core; the load and the upstream run on the other. Rounds are interleaved, the
-median is shown. CPU per request comes from the process's own accounting (/proc/<pid>/stat, with its children). URLs and
-headers differ from request to request. A peer that is not installed is named, and the rest goes on.
+Every peer is one process with one worker, pinned to one core; the load and the upstream have another. CPU per request
+is read from the kernel's accounting of the peer's processes. No two requests are alike, and every answer is compared
+with what its request must get. Rounds go over all peers in turn, the median is shown, and how far the rounds lie apart.
+What is not installed is named, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -11,146 +12,149 @@ import argparse
 import json
 import os
 import platform
-import shutil
-import signal
-import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tests.bench import peers
+from tests.bench import picture
+from tests.bench.loads import GROUPS, LOADS, Load
 from tests.bench.peers import Peer
-
-HERE = Path(__file__).parent
-TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process and its living children (a worker is a child)."""
-    total = 0
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(entry.name) == pid or int(fields[1]) == pid:
-            total += int(fields[11]) + int(fields[12])
-    return total / TICKS
+from tests.bench.peers.registry import PEERS
+from tests.bench.report import markdown
+from tests.bench.rounds import Bench, Cell, Plan, cells_of, run
 
 
-def resident_mib(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-@contextmanager
-def process(command: list[str], core: int, folder: Path, environment: dict[str, str] | None = None) -> Iterator[int]:
-    """A pinned process; its pid."""
-    pinned = ["taskset", "-c", str(core), *command] if shutil.which("taskset") else command
-    log = (folder / "log").open("ab")
-    child = subprocess.Popen(pinned, cwd=folder, env={**os.environ, **(environment or {})}, stdout=log, stderr=log)
-    try:
-        yield child.pid
-    finally:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(10)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        log.close()
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    last = max(os.sched_getaffinity(0))
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peers", default="all", help="names, with commas between them (default: all)")
+    parser.add_argument("--loads", default="quick", help=f"names, or one of {', '.join(GROUPS)} (default: quick)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: 4)")
+    parser.add_argument("--warm", type=float, default=1.0, help="seconds before each (default: 1)")
+    parser.add_argument("--core", type=int, default=last, help=f"the peers' (default: {last})")
+    parser.add_argument("--load-core", type=int, default=min(os.sched_getaffinity(0)), help="the load's (default: 0)")
+    parser.add_argument("--json", type=Path, help="write every round here")
+    parser.add_argument("--picture", type=Path, help="draw it: .svg or .png")
+    parser.add_argument("--list", action="store_true", help="name the loads and the peers, and stop")
+    return parser.parse_args(argv)
 
 
-def load(port: int, arguments: argparse.Namespace, token: str, core: int, seconds: float) -> dict[str, Any]:
-    """One measurement by the load generator in a process of its own."""
-    command = [
-        sys.executable, "-m", "tests.bench.load", "--port", str(port), "--connections", str(arguments.connections),
-        "--seconds", str(seconds), "--token", token,
-    ]  # fmt: skip
-    pinned = ["taskset", "-c", str(core), *command] if shutil.which("taskset") else command
-    done = subprocess.run(pinned, capture_output=True, text=True, check=True, cwd=HERE.parent.parent)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+def chosen_loads(text: str) -> list[Load]:
+    """Raises SystemExit for a name that there is not."""
+    names = [name for word in text.split(",") for name in GROUPS.get(word, (word,))]
+    return [LOADS[name] for name in _known(names, LOADS)]
 
 
-def measure(peer: Peer, pid: int, arguments: argparse.Namespace) -> dict[str, float]:
-    load(peer.port, arguments, peer.token, 0, 0.5)  # warm
-    before = cpu_s(pid)
-    result = load(peer.port, arguments, peer.token, 0, arguments.seconds)
-    spent = cpu_s(pid) - before
-    if result["bad"]:
-        raise SystemExit(f"{peer.name}: {result['bad']} wrong answers, the first: {result['first_bad']}")
+def chosen_peers(text: str) -> list[Peer]:
+    return [PEERS[name] for name in _known(list(PEERS) if text == "all" else text.split(","), PEERS)]
+
+
+def _known(names: list[str], table: Iterable[str]) -> list[str]:
+    unknown = [name for name in names if name not in table]
+    if unknown:
+        raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(table)}")
+    return list(dict.fromkeys(names))
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "requests_per_s": result["requests"] / result["seconds"],
-        "p50_ms": result["p50_ms"],
-        "p99_ms": result["p99_ms"],
-        "cpu_us": spent / result["requests"] * 1e6,
-        "rss_mib": resident_mib(pid),
+        "cpu": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
     }
+
+
+def document_of(cells: list[Cell], peers: list[Peer], missing: dict[str, str], plan: Plan) -> dict[str, Any]:
+    """Everything that is known of the run, for JSON."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "plan": {"rounds": plan.rounds, "seconds": plan.seconds, "warm_s": plan.warm_s},
+        "missing": missing,
+        "peers": {
+            peer.name: {"version": peer.version(), "duties": list(peer.duties), "note": peer.note} for peer in peers
+        },
+        "cells": [
+            {
+                "load": cell.load.name,
+                "title": cell.load.title,
+                "peer": cell.peer.name,
+                "is_own": cell.load.is_own,
+                "connections": cell.load.connections,
+                "error": cell.error,
+                "rounds": cell.rounds,
+            }
+            for cell in cells
+        ],
+    }
+
+
+def line_of(number: int, cell: Cell) -> str:
+    if cell.error:
+        return f"round {number}  {cell.load.name:18} {cell.peer.name:15} {cell.error}"
+    last = cell.rounds[-1]
+    return (
+        f"round {number}  {cell.load.name:18} {cell.peer.name:15} {last['requests_per_s']:8.0f}/s"
+        f"  p50 {last['p50_ms']:8.2f}  p99 {last['p99_ms']:8.2f} ms  CPU {last['cpu_us']:7.1f} us"
+        f"  cores {last['core_share']:.2f} {last['load_core_share']:.2f}  {last['resident_mib']:.0f} MiB"
+    )
+
+
+def list_all() -> None:
+    print("loads:")
+    for load in LOADS.values():
+        print(f"  {load.name:18} {load.title}{' (this gateway only)' if load.is_own else ''}")
+    print("peers:")
+    for peer in PEERS.values():
+        print(f"  {peer.name:18} {peer.missing() or peer.version()}: {', '.join(peer.duties)}")
+        if peer.note:
+            print(f"  {'':18} {peer.note}")
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    plan = Plan(arguments.rounds, arguments.seconds, arguments.warm, arguments.core, arguments.load_core)
+    loads, peers = chosen_loads(arguments.loads), chosen_peers(arguments.peers)
+    missing = {peer.name: why for peer in peers if (why := peer.missing())}
+    for name, why in missing.items():
+        say(f"{name} is left out: {why}")
+    if plan.core == plan.load_core:
+        say("one core for everything: requests/s and latency say little here, CPU per request more")
+    there = [peer for peer in peers if peer.name not in missing]
+    cells = cells_of(loads, there)
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, Bench(Path(folder), plan) as bench:
+        for number, cell in run(bench, cells, plan.rounds):
+            say(line_of(number, cell))
+    return document_of(cells, there, missing, plan)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--only", help="comma-separated names")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
-    arguments = parser.parse_args()
-    core = 1 if (os.cpu_count() or 1) > 1 else 0
-    rows: dict[str, list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
-        upstream = [sys.executable, "-m", "tests.bench.upstream", str(peers.UPSTREAM)]
-        stack.enter_context(process(upstream, 0, folder, {"PYTHONPATH": str(HERE.parent.parent)}))
-        running: list[tuple[Peer, int]] = []
-        for peer in peers.every(folder):
-            if arguments.only and peer.name not in arguments.only.split(","):
-                continue
-            if peer.missing:
-                print(f"{peer.name}: {peer.missing}, left out", file=sys.stderr)
-                continue
-            own = folder / peer.name.replace(" ", "-")
-            own.mkdir(exist_ok=True)
-            running.append((peer, stack.enter_context(process(peer.command, core, own, peer.environment))))
-        for peer, _ in running:
-            peers.wait_for(peer)
-        for _ in range(arguments.rounds):
-            for peer, pid in running:
-                rows.setdefault(peer.name, []).append(measure(peer, pid, arguments))
-    report(rows, arguments)
-    return 0
-
-
-def report(rows: dict[str, list[dict[str, float]]], arguments: argparse.Namespace) -> None:
-    medians = {
-        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in rows.items()
-    }
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, CPython {platform.python_version()}"
-    print(f"{date}, {machine}, {arguments.connections} connections, 1 KiB, median of {arguments.rounds} rounds")
-    print("| | requests/s | p50 ms | p99 ms | CPU us/request | range | RSS MiB |\n|---|---|---|---|---|---|---|")
-    for name, row in medians.items():
-        cpu = sorted(run["cpu_us"] for run in rows[name])
-        print(
-            f"| {name} | {row['requests_per_s']:.0f} | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} |"
-            f" {row['cpu_us']:.0f} | {cpu[0]:.0f}-{cpu[-1]:.0f} | {row['rss_mib']:.0f} |"
-        )
+    arguments = parse()
+    if arguments.list:
+        list_all()
+        return 0
+    document = measure(arguments)
+    print(markdown(document), end="")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"date": date, "rows": rows}, indent=2))
+        arguments.json.write_text(json.dumps(document, indent=1))
+    if arguments.picture and (why := picture.missing()):
+        say(f"no picture: {why}")
+    elif arguments.picture:
+        picture.draw(document, arguments.picture)
+    return 1 if any(cell["error"] for cell in document["cells"]) else 0
 
 
 if __name__ == "__main__":
-    if find_spec("engadi_gateway") is None:
-        raise SystemExit("run it from the project's root")
     sys.exit(main())

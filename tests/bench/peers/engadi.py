@@ -1,0 +1,123 @@
+"""This gateway, as it is served: `run.py serve` with a gateway.ini and databases prepared by the catalog's own code."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+
+from engadi_gateway import __version__
+from engadi_gateway.model import LimitType, RateLimitRule, Route
+from engadi_gateway.seed import seed_of, timestamp
+from engadi_gateway.settings import Settings
+from engadi_gateway.store import catalog
+from engadi_gateway.store.database import Connection
+from tests.bench.peers import ALL_DUTIES, ROOT, Command, Peer, Place, Setup
+from tests.bench.requests import ORIGIN, SECRET
+
+_KINDS = (LimitType.PER_USER, LimitType.PER_IP, LimitType.PER_ENDPOINT, LimitType.GLOBAL)
+_MOST = 10_000_000  # the largest bucket there is
+
+_INI = """
+[server]
+host = 127.0.0.1
+port = {port}
+keep_alive_requests = 0
+trusted_proxies = {trusted}
+loop = {loop}
+[services]
+content = http://127.0.0.1:{upstream}
+[health]
+interval = {health_interval}
+[jwt]
+secret_key = {secret}
+cache_size = {cache_size}
+[limits]
+enabled = {switch}
+[breaker]
+enabled = {switch}
+[cors]
+enabled = {switch}
+allow_origins = {origin}
+[log]
+requests = {switch}
+"""
+
+
+def ini_text(place: Place, *, is_full: bool) -> str:
+    """Bare: every duty that can be switched off is; the route is made public beside it."""
+    return _INI.format(
+        port=place.port,
+        upstream=place.upstream,
+        secret=SECRET,
+        origin=ORIGIN,
+        trusted="127.0.0.1" if place.setup.trusts_addresses else "",
+        loop=place.setup.loop,
+        cache_size=place.setup.remembered_tokens,
+        switch="yes" if is_full else "no",
+        health_interval="60s" if is_full else "0",
+    )
+
+
+def command(place: Place, *, is_full: bool) -> Command:
+    path = place.folder / "gateway.ini"
+    path.write_text(ini_text(place, is_full=is_full))
+    settings = Settings.load(path.read_text(), {})
+    prepare(str(place.folder / settings.database_url), settings, place, is_full=is_full)
+    return Command([sys.executable, str(ROOT / "run.py"), "serve", "--config", str(path)])
+
+
+def prepare(database: str, settings: Settings, place: Place, *, is_full: bool) -> None:
+    """Routes and rules as the setup wants them, in one transaction: over the API ten thousand would take an hour."""
+    now = timestamp(time.time())
+    store = catalog._database(database)  # the catalog's own schema and its own way to write a row
+    own = catalog.Catalog(database)
+    own.open(seed_of(settings, now))
+    own.close()
+
+    def write(connection: Connection) -> None:
+        connection.execute("DELETE FROM rate_limit_rule")
+        connection.execute("DELETE FROM route_config")
+        for route in routes(place.setup, now, is_public=not is_full):
+            catalog._store(connection, "route", route)
+        for rule in rules(place, now):
+            catalog._store(connection, "rule", rule)
+
+    store.open()
+    store.submit(write).result()
+    store.close()
+
+
+def _id(number: int) -> str:
+    return f"00000000-0000-4000-8000-{number:012d}"
+
+
+def routes(setup: Setup, now: str, *, is_public: bool) -> Iterator[Route]:
+    """The one for everything, or one for each of the load's first segments."""
+    patterns = [f"/api/v1/content/r{number:05d}/*" for number in range(setup.routes)] or ["/api/v1/content/*"]
+    for number, pattern in enumerate(patterns):
+        yield Route(_id(number), pattern, "content", is_public=is_public, created_at=now, updated_at=now)
+
+
+def rules(place: Place, now: str) -> Iterator[RateLimitRule]:
+    """Rules that apply to every request, the four kinds in turn."""
+    window_s = place.setup.window_s
+    amount = min(_MOST, place.rate * window_s)
+    if place.rate < _MOST // window_s:  # where the limits are tried: so many, and no more for a while
+        amount = place.rate
+    for number in range(place.setup.rules):
+        kind = _KINDS[number % len(_KINDS)]
+        yield RateLimitRule(_id(number), f"rule {number}", kind, amount, window_s, created_at=now, updated_at=now)
+
+
+def _full(place: Place) -> Command:
+    return command(place, is_full=True)
+
+
+def _bare(place: Place) -> Command:
+    return command(place, is_full=False)
+
+
+PEERS = (
+    Peer("engadi", lambda: "", lambda: f"{__version__}, CPython {sys.version.split()[0]}", _bare, _full, ALL_DUTIES),
+)
