@@ -110,12 +110,12 @@ def extra_of(exchange: Exchange) -> Extra:
     """What of an exchange only the line shows."""
     head = exchange.head
 
-    def note(name: bytes) -> str:
-        return head.notes.get(name, b"").decode("latin-1")
+    def value(name: bytes) -> str:
+        return head.value(name).decode("latin-1")
 
     version = "1.0" if head.is_http10 else "1.1"
     target = redacted(head.target.decode("latin-1"))
-    return Extra(target, head.host, version, redacted(note(b"referer")), note(b"user-agent"))
+    return Extra(target, head.host, version, redacted(value(b"referer")), value(b"user-agent"))
 
 
 _FORMATS: dict[str, Callable[[LogRow, Extra], str]] = {"combined": combined, "json": as_json}

@@ -6,6 +6,7 @@ metric label and, through `proxy_error`, in Proxy-Status (RFC 9209). Nothing els
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -100,6 +101,11 @@ class Reason(Enum):
 FAILURE_STATUSES = frozenset((502, 503, 504))
 
 HeaderLine = tuple[bytes, bytes]
+
+
+def rendered(lines: Iterable[HeaderLine]) -> list[bytes]:
+    """Header lines as they are sent, without line ends."""
+    return [b"%b: %b" % line for line in lines]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import time
 from typing import Any, Protocol
 
-from engadi_gateway.errors import HeaderLine, Reason, Refusal, RefusedError
+from engadi_gateway.errors import Reason, Refusal, RefusedError, rendered
 from engadi_gateway.model import Listener
 from engadi_gateway.net.forward import upstream_request
 from engadi_gateway.options import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Wait
 from engadi_gateway.pipeline.routing import RoutingTable
-from engadi_gateway.wire.forwarded import Client, is_last_hop, is_loop, plain_address, resolve_client
+from engadi_gateway.wire.forwarded import (
+    Client,
+    given_request_id,
+    is_last_hop,
+    is_loop,
+    plain_address,
+    resolve_client,
+)
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits, parse_head, take_head
 
@@ -70,7 +77,7 @@ def explain(  # noqa: PLR0913 - a request has so many parts
         "verdict": "wait" if wait is not None else "refuse" if refusal is not None else "serve",
         "reason": refusal.code if refusal is not None else Reason.OK.code,
         "status": refusal.reason.status if refusal is not None else None,
-        "reply_headers": _lines(exchange.reply_lines + list(refusal.headers if refusal is not None else ())),
+        "reply_headers": _lines(exchange.reply_lines + rendered(refusal.headers if refusal is not None else ())),
         "upstream": None,
     }
     if wait is None and refusal is None and exchange.target is not None:
@@ -96,7 +103,7 @@ def _rehearsal(console: Explained, raw: bytes, peer: str) -> tuple[Exchange, Cli
     exchange.listener = console.listener
     who = resolve_client(peer, exchange.listener.scheme.encode("ascii"), head, console.trusted)
     exchange.peer_ip, exchange.client_ip = peer, who.address
-    exchange.request_id = who.request_id.decode("ascii") or _REQUEST_ID
+    exchange.request_id = given_request_id(peer, head, console.trusted) or _REQUEST_ID
     return exchange, who
 
 
@@ -152,5 +159,6 @@ def _masked(line: str) -> str:
     return f"{name}: ***" if name.lower() in {"authorization", "cookie"} else line
 
 
-def _lines(lines: list[HeaderLine]) -> list[list[str]]:
-    return [[name.decode("latin-1"), value.decode("latin-1")] for name, value in lines if name != b"X-Request-ID"]
+def _lines(lines: list[bytes]) -> list[list[str]]:
+    whole = b"\r\n".join(lines).decode("latin-1").split("\r\n") if lines else []
+    return [line.split(": ", 1) for line in whole]

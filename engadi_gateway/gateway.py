@@ -195,13 +195,13 @@ class Gateway:
         except Exception:
             self.fault("settle")
         self._ended.append(exchange)
-        if self._flush_timer is None:
-            self._flush_timer = self._context.loop.call_later(self.settings.log_flush_interval, self.flush)
-        elif len(self._ended) >= self._flush_rows:
+        if len(self._ended) >= self._flush_rows:
             self.flush()
+        elif self._flush_timer is None:
+            self._flush_timer = self._context.loop.call_later(self.settings.log_flush_interval, self.flush)
 
     def flush(self) -> None:
-        """Hand what has been settled to the metrics, the journal and the access log: a loop a batch keeps caches warm."""
+        """Make rows of what has been settled; hand them to the metrics, the journal and the access log."""
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None

@@ -249,3 +249,7 @@ class RequestHead:
     is_http10: bool
     keep_alive: bool
     upgrade: bytes
+
+    def value(self, name: bytes) -> bytes:
+        """A forwarded field by its lower-case name, repeats joined with ", "; a search, so not for every request."""
+        return b", ".join(value for spelt, value in self.lines if spelt.lower() == name)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from engadi_gateway.model import Framing
 from engadi_gateway.wire.forwarded import (
     Client,
+    client_lines,
+    given_request_id,
     is_last_hop,
     is_loop,
     is_trusted,
@@ -65,17 +67,17 @@ FORGED = {
 @pytest.mark.parametrize("trusted", [(), TRUSTED], ids=["nobody is trusted", "others are"])
 def test_a_strangers_word_is_nothing(trusted: tuple[ipaddress.IPv4Network, ...]) -> None:
     who = resolve_client("192.0.2.1", b"http", head_of(notes=FORGED), trusted)
-    assert who == Client("192.0.2.1", b"192.0.2.1", b"http", b"api.example", b"")
+    assert who == Client("192.0.2.1", b"192.0.2.1", b"http", b"api.example")
 
 
 def test_a_trusted_peers_word() -> None:
     who = resolve_client("10.0.0.1", b"http", head_of(notes=FORGED), TRUSTED)
-    assert who == Client("203.0.113.9", b"203.0.113.9, 10.0.0.1", b"https", b"evil", b"mine")
+    assert who == Client("203.0.113.9", b"203.0.113.9, 10.0.0.1", b"https", b"evil")
 
 
 def test_a_trusted_peer_that_says_nothing() -> None:
     who = resolve_client("10.0.0.1", b"https", head_of(), TRUSTED)
-    assert who == Client("10.0.0.1", b"10.0.0.1", b"https", b"api.example", b"")
+    assert who == Client("10.0.0.1", b"10.0.0.1", b"https", b"api.example")
 
 
 WALKS: dict[str, tuple[bytes, str]] = {
@@ -142,8 +144,20 @@ def test_the_case_of_a_scheme_does_not_matter() -> None:
     ],
 )
 def test_a_request_id_is_kept_if_it_is_one(sent: bytes, kept: bool) -> None:
-    found = resolve_client("10.0.0.1", b"http", head_of(notes={b"x-request-id": sent}), TRUSTED).request_id
-    assert found == (sent if kept else b"")
+    head = head_of(notes={b"x-request-id": sent})
+    assert given_request_id("10.0.0.1", head, TRUSTED) == (sent.decode() if kept else "")
+    assert given_request_id("192.0.2.1", head, TRUSTED) == given_request_id("10.0.0.1", head, ()) == ""
+    assert given_request_id("10.0.0.1", head_of(), TRUSTED) == ""
+
+
+def test_what_an_upstream_is_told_of_a_client() -> None:
+    who = Client("203.0.113.9", b"203.0.113.9, 10.0.0.1", b"https", b"api.example")
+    lines = (
+        b"X-Forwarded-For: 203.0.113.9, 10.0.0.1\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: api.example\r\n"
+        b"X-Real-IP: 203.0.113.9\r\n"
+    )
+    assert client_lines(who, 0) == lines
+    assert client_lines(who, 8000) == lines + b"X-Forwarded-Port: 8000\r\n"
 
 
 # loops and hops
@@ -172,7 +186,7 @@ def test_the_upstreams_head_whole() -> None:
     head = head_of("POST")
     head.lines = [(b"Cookie", b"a"), (b"X", b"\xe4"), (b"Cookie", b"b")]
     head.content_length = 5
-    raw = upstream_head(head, b"/b?c", b"origin:1", [(b"Via", b"1.1 e")], Framing.LENGTH)
+    raw = upstream_head(head, b"/b?c", b"origin:1", b"Via: 1.1 e\r\n", Framing.LENGTH)
     assert raw == (
         b"POST /b?c HTTP/1.1\r\nHost: origin:1\r\nCookie: a\r\nX: \xe4\r\nCookie: b\r\nVia: 1.1 e\r\nContent-Length: 5\r\n\r\n"
     )
@@ -191,5 +205,5 @@ def test_the_upstreams_head_whole() -> None:
     ],
 )
 def test_one_framing_line_or_none(method: str, framing: Framing, line: bytes) -> None:
-    raw = upstream_head(head_of(method), b"/a", b"h", [], framing)
+    raw = upstream_head(head_of(method), b"/a", b"h", b"", framing)
     assert raw == method.encode() + b" /a HTTP/1.1\r\nHost: h\r\n" + line + b"\r\n"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal
+from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal, rendered
 from engadi_gateway.model import LimitMode, LimitType, RateLimitRule, Route
 from engadi_gateway.pipeline.exchange import Exchange, Identity
 from engadi_gateway.pipeline.limits import Buckets, BucketStore, Limits, network_of, rule_faults
@@ -37,8 +37,9 @@ def ask(limits: Limits, now: float = 0.0, **facts: Any) -> tuple[bool, dict[str,
     exchange = exchange_of(now=now, **{"route": ROUTE} | facts)
     refusal = limits.decide(exchange)
     limits.settle(exchange)
-    lines = exchange.reply_lines + list(refusal.headers if refusal is not None else ())
-    fields = {name.decode(): value.decode() for name, value in lines}
+    block = b"\r\n".join(exchange.reply_lines + rendered(refusal.headers if refusal is not None else ()))
+    lines = block.decode().split("\r\n") if block else []
+    fields = dict(line.split(": ", 1) for line in lines)
     assert len(fields) == len(lines), "a field sent twice"
     return refusal is None, fields
 

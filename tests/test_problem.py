@@ -8,7 +8,7 @@ from typing import Any
 import h11
 import pytest
 
-from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal
+from engadi_gateway.errors import Fault, Reason, Refusal
 from engadi_gateway.wire.problem import own_head, own_reply, problem_body, refusal_lines, refusal_reply
 
 DATE = b"Tue, 24 Nov 2026 16:55:10 GMT"
@@ -70,9 +70,8 @@ def test_half_a_surrogate_pair_is_said_and_breaks_nothing() -> None:
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("reason", [reason for reason in Reason if reason is not Reason.OK], ids=lambda r: r.code)
 def test_every_row_gives_a_reply_that_h11_reads(reason: Reason, method: str, is_closing: bool) -> None:
-    added: list[HeaderLine] = [(b"Vary", b"Origin")]
     refusal = Refusal(reason, headers=((b"Allow", b"GET"),))
-    raw = refusal_reply(refusal, "i", added, DATE, is_head=method == "HEAD", is_closing=is_closing)
+    raw = refusal_reply(refusal, "i", [b"Vary: Origin"], DATE, is_head=method == "HEAD", is_closing=is_closing)
     head, body, rest = _read(raw, method)
     assert (head.status_code, rest) == (reason.status, b"")
     names = [name for name, _ in head.headers]
@@ -96,7 +95,7 @@ def test_every_row_gives_a_reply_that_h11_reads(reason: Reason, method: str, is_
 
 
 def test_own_heads_and_replies_whole() -> None:
-    assert own_head(200, [(b"A", b"b")], DATE, is_closing=True) == (
+    assert own_head(200, [b"A: b"], DATE, is_closing=True) == (
         b"HTTP/1.1 200 OK\r\nServer: engadi\r\nDate: " + DATE + b"\r\nA: b\r\nConnection: close\r\n\r\n"
     )
     assert own_reply(200, [], b"xy", DATE, is_head=False, is_closing=False) == (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from engadi_gateway.errors import HeaderLine
 from engadi_gateway.model import Framing
 from engadi_gateway.wire.response import (
     MalformedReplyError,
@@ -175,7 +174,7 @@ def test_the_memo_of_names_is_bounded_and_forgets_nothing_that_matters() -> None
 
 # heads for the client
 
-ADDED: list[HeaderLine] = [(b"X-Request-ID", b"i")]
+ADDED = [b"X-Request-ID: i"]
 
 
 def test_a_head_for_the_client_whole() -> None:

@@ -246,7 +246,7 @@ def test_reply_heads_against_h11_both_agree_or_ours_refuses(start: bytes, lines:
 
 def test_a_reply_head_for_the_client() -> None:
     reply = ReplyParser().parse(REPLY, "GET")
-    raw = client_head(reply, [(b"X-Request-ID", b"i")], Framing.LENGTH, b"now", is_closing=True)
+    raw = client_head(reply, [b"X-Request-ID: i"], Framing.LENGTH, b"now", is_closing=True)
     assert raw == (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nX-Request-ID: i\r\nDate: now\r\nContent-Length: 3\r\n"
         b"Connection: close\r\n\r\n"
@@ -274,7 +274,7 @@ def test_a_problem_says_what_it_may() -> None:
 def test_every_row_gives_a_reply_that_h11_reads(reason: Reason) -> None:
     if reason.status in {200, 499, 504} and not reason.title:
         return
-    raw = refusal_reply(Refusal(reason), "i", [(b"Vary", b"Origin")], b"now", is_head=False, is_closing=False)
+    raw = refusal_reply(Refusal(reason), "i", [b"Vary: Origin"], b"now", is_head=False, is_closing=False)
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method="GET", target="/", headers=[("host", "h")]))
     connection.send(h11.EndOfMessage())

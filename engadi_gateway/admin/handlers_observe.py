@@ -182,7 +182,7 @@ def _text(call: Call, media: str) -> LocalReply:
 
 
 def _preferred(call: Call, *offered: str) -> str:
-    return preferred(call.exchange.head.notes.get(b"accept", b""), offered)
+    return preferred(call.exchange.head.value(b"accept"), offered)
 
 
 async def metrics(call: Call) -> LocalReply:

@@ -11,17 +11,23 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
 from enum import Enum, auto
 from typing import cast
 
-from engadi_gateway.errors import Reason, Refusal, RefusedError
+from engadi_gateway.errors import Reason, Refusal, RefusedError, rendered
 from engadi_gateway.model import Framing, Listener
 from engadi_gateway.net.context import Context, LocalReply
 from engadi_gateway.net.forward import Forward
 from engadi_gateway.net.local import LocalCall
 from engadi_gateway.pipeline.exchange import Exchange, Wait
-from engadi_gateway.wire.forwarded import Client, is_last_hop, is_loop, plain_address, resolve_client
+from engadi_gateway.wire.forwarded import (
+    Client,
+    given_request_id,
+    is_last_hop,
+    is_loop,
+    plain_address,
+    resolve_client,
+)
 from engadi_gateway.wire.problem import own_reply, refusal_reply
 from engadi_gateway.wire.request import ChunkedBody, parse_head, skip_blank_lines, take_head
 
@@ -30,6 +36,7 @@ _READ_BYTES = 65536
 _MAX_PIPELINED_BYTES = 65536
 _LINGER_BYTES = 65536
 _MAX_WAITS = 3
+_NO_BODY = Framing.NONE
 _STALL_S = 0.05
 
 
@@ -64,17 +71,22 @@ class Batch:
             return
         ready, self._ready = self._ready, []
         now, wall = time.monotonic(), time.time()
-        acting = [connection for connection in ready if self._guard(connection, connection.read_head, now, wall)]
+        acting = []
+        for connection in ready:
+            try:
+                if connection.read_head(now, wall):
+                    acting.append(connection)
+            except Exception:
+                self._crash(connection)
         for connection in acting:
-            self._guard(connection, connection.act)
+            try:
+                connection.act()
+            except Exception:
+                self._crash(connection)
 
-    def _guard(self, connection: ClientConnection, step: Callable[..., bool], *args: float) -> bool:
-        try:
-            return step(*args)
-        except Exception:
-            self._context.upcalls.fault("request")
-            connection.crash()
-            return False
+    def _crash(self, connection: ClientConnection) -> None:
+        self._context.upcalls.fault("request")
+        connection.crash()
 
 
 class ClientConnection(asyncio.Protocol):
@@ -84,6 +96,7 @@ class ClientConnection(asyncio.Protocol):
         self._context = context
         self._batch = batch
         self._listener = listener
+        self._scheme = listener.scheme.encode("ascii")
         self._connections = connections
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.state = State.HEAD
@@ -234,16 +247,17 @@ class ClientConnection(asyncio.Protocol):
             self._refused_head = error.refusal
             return True
         context.idle.discard(self)
-        context.heads.discard(self)
+        if context.heads:
+            context.heads.discard(self)
         self._requests += 1
-        who = self._who = resolve_client(self._peer, self._listener.scheme.encode("ascii"), head, context.trusted)
+        who = self._who = resolve_client(self._peer, self._scheme, head, context.trusted)
         pipeline = context.admin_pipeline if self._listener.is_admin else context.pipeline
-        request_id = who.request_id.decode("ascii") if who.request_id else context.ids.next()
+        request_id = given_request_id(self._peer, head, context.trusted) or context.ids.next()
         exchange = self._exchange = Exchange(head, request_id, now, wall, pipeline)
         exchange.listener = self._listener
         exchange.peer_ip = self._peer
         exchange.client_ip = who.address
-        exchange.reply_lines.append((b"X-Request-ID", request_id.encode("ascii")))
+        exchange.reply_lines.append(b"X-Request-ID: " + request_id.encode("ascii"))
         self._left = head.content_length
         self.state = State.DECIDING
         if is_loop(head, context.instance):
@@ -285,44 +299,43 @@ class ClientConnection(asyncio.Protocol):
             self._context.upcalls.fault("identity")
             self.crash()
 
-    def act(self) -> bool:
+    def act(self) -> None:
         """Refuse, or hand on to who serves it."""
         if self._refused_head is not None:
             refusal, self._refused_head = self._refused_head, None
             self._context.upcalls.unreadable(refusal.reason)
             self._answer_unread(refusal)
-            return False
-        exchange, context = self._exchange, self._context
+            return
+        exchange = self._exchange
         if exchange is None or self.state is not State.DECIDING:
-            return False
+            return
         if exchange.refusal is not None:
             self.refuse(exchange, exchange.refusal)
-            return False
-        if is_last_hop(exchange.head):
+            return
+        head = exchange.head
+        if is_last_hop(head):
             self.refuse(exchange, Refusal(Reason.OPTIONS))
-            return False
-        try:
-            body, is_complete = self._first_body(exchange)
-        except RefusedError as error:
-            self.refuse(exchange, error.refusal)
-            return False
+            return
+        body, is_complete = b"", True
+        if head.framing is not _NO_BODY:
+            try:
+                body, is_complete = self._first_body()
+            except RefusedError as error:
+                self.refuse(exchange, error.refusal)
+                return
         self.state = State.REPLY if is_complete else State.BODY
-        if not is_complete and not body and b"expect" in exchange.head.notes and not exchange.head.is_http10:
+        if not is_complete and not body and b"expect" in head.notes and not head.is_http10:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        handler = LocalCall if exchange.is_local else Forward
-        self._handler = handler(context, self, exchange)
+        handler = self._handler = (LocalCall if exchange.is_local else Forward)(self._context, self, exchange)
         if self._is_write_paused:
-            self._handler.client_paused()
+            handler.client_paused()
         assert self._who is not None
-        self._handler.start(self._who, body, is_complete=is_complete)
-        return False
+        handler.start(self._who, body, is_complete=is_complete)
 
     # the body
 
-    def _first_body(self, exchange: Exchange) -> tuple[bytes, bool]:
+    def _first_body(self) -> tuple[bytes, bool]:
         """What of the body is there already, and whether that is all."""
-        if exchange.head.framing is Framing.NONE:
-            return b"", True
         buffer = self._buffer
         if self._chunked is not None:
             body, rest = self._chunked.feed(bytes(buffer))
@@ -423,7 +436,7 @@ class ClientConnection(asyncio.Protocol):
         exchange.status = reply.status
         is_closing = self.closes_after(exchange, is_last=False)
         is_head = exchange.head.method == "HEAD"
-        lines = [*exchange.reply_lines, *reply.lines]
+        lines = exchange.reply_lines + rendered(reply.lines)
         date = self._context.date_now()
         self._transport.write(own_reply(reply.status, lines, reply.body, date, is_head=is_head, is_closing=is_closing))
         self.exchange_done(exchange, is_clean=True)
@@ -434,7 +447,7 @@ class ClientConnection(asyncio.Protocol):
             return True
         if self.state is State.DECIDING:
             try:
-                return self._first_body(exchange)[1]
+                return exchange.head.framing is _NO_BODY or self._first_body()[1]
             except RefusedError:
                 return False
         return False
@@ -451,11 +464,14 @@ class ClientConnection(asyncio.Protocol):
         self.state = State.HEAD
         self._chunked = None
         self.is_upload_paused = False
-        self._set_reading(len(self._buffer) <= _MAX_PIPELINED_BYTES)
+        if not self._is_reading:
+            self._set_reading(len(self._buffer) <= _MAX_PIPELINED_BYTES)
         if self._is_write_paused:
             self._expire_in(self._context.timeouts.write_s)  # no further request until these replies were read
+        elif self._buffer:
+            self._queue()
         else:
-            self._next()
+            self._context.idle.add(self, exchange.ended)
 
     def _next(self) -> None:
         if self._buffer:
@@ -476,7 +492,7 @@ class ClientConnection(asyncio.Protocol):
     def _answer_unread(self, refusal: Refusal) -> None:
         """Answer what never became an exchange."""
         date, request_id = self._context.date_now(), self._context.ids.next()
-        lines = [(b"X-Request-ID", request_id.encode("ascii"))]
+        lines = [b"X-Request-ID: " + request_id.encode("ascii")]
         self._transport.write(refusal_reply(refusal, request_id, lines, date, is_head=False, is_closing=True))
         self._finish(is_clean=False)
 

@@ -11,14 +11,14 @@ import random
 import time
 from enum import Enum, auto
 
-from engadi_gateway.errors import FAILURE_STATUSES, HeaderLine, Reason, Refusal
+from engadi_gateway.errors import FAILURE_STATUSES, Reason, Refusal
 from engadi_gateway.model import Framing
 from engadi_gateway.net.context import Context, Downstream
 from engadi_gateway.net.pool import Origin, Pool, origin_of
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.wire.chunked import LAST_CHUNK, chunk
-from engadi_gateway.wire.forwarded import Client, upstream_head
+from engadi_gateway.wire.forwarded import Client, client_lines, upstream_head
 from engadi_gateway.wire.response import ReplyHead, client_head, informational_head, switching_head
 
 #: Methods that may be sent twice (RFC 9110 section 9.2.2).
@@ -37,6 +37,9 @@ _RETRYABLE = frozenset(
 )
 
 
+_NO_BODY, _CHUNKED, _TO_CLOSE = Framing.NONE, Framing.CHUNKED, Framing.CLOSE
+
+
 class Phase(Enum):
     WAITING = auto()
     RELAYING = auto()
@@ -47,36 +50,29 @@ class Phase(Enum):
 class Forward:
     """Made for one exchange that every stage let pass; tells `client` how it ended, once."""
 
-    __slots__ = (
-        "_attempt_reused", "_body", "_body_bytes", "_client", "_connection", "_context", "_framing", "_head_bytes",
-        "_interim", "_is_body_complete", "_is_client_paused", "_is_retrying", "_is_upload_paused", "_out_framing",
-        "_parser", "_phase", "_pool", "_retries_left", "_started", "_timeout_s", "deadline", "exchange",
-    )  # fmt: skip
+    # how each begins; on the class, because most end without having changed
+    _phase = Phase.WAITING
+    _pool: Pool | None = None
+    _connection: UpstreamConnection | None = None
+    _out_framing = Framing.NONE
+    _body_bytes = 0
+    _is_client_paused = False
+    _is_upload_paused = False
+    _is_retrying = False
+    _interim = 0
 
     def __init__(self, context: Context, client: Downstream, exchange: Exchange) -> None:
-        assert exchange.target is not None and exchange.route is not None
         route = exchange.route
+        assert route is not None
+        retry = context.retry
         self._context = context
         self._client = client
         self.exchange = exchange
-        self._phase = Phase.WAITING
-        self._pool: Pool | None = None
-        self._connection: UpstreamConnection | None = None
         self._parser = context.reply_parser
-        self._timeout_s = context.retry.timeout_s if route.timeout is None else route.timeout
-        self._retries_left = context.retry.retry_count if route.retry_count is None else route.retry_count
+        self._timeout_s = retry.timeout_s if route.timeout is None else route.timeout
+        self._retries_left = retry.retry_count if route.retry_count is None else route.retry_count
         self._framing = exchange.head.framing
-        self._out_framing = Framing.NONE
-        self._head_bytes = b""
         self._body: list[bytes] | None = []  # what was received so far, while it may have to be sent again
-        self._body_bytes = 0
-        self._is_body_complete = False
-        self._is_client_paused = False
-        self._is_upload_paused = False
-        self._is_retrying = False
-        self._attempt_reused = False
-        self._interim = 0
-        self._started = 0.0
         self.deadline = exchange.now + self._timeout_s
 
     # the client's side
@@ -88,7 +84,8 @@ class Forward:
         self._pool = self._context.pools.of(origin)
         self._is_body_complete = is_complete
         self._context.flights.add(self)
-        self._keep(body)
+        if body:
+            self._keep(body)
         if not is_complete:
             self.deadline = exchange.now + self._context.timeouts.body_s
         self._attempt()
@@ -162,12 +159,11 @@ class Forward:
     def _attempt(self) -> None:
         """Take a connection; `connected` goes on, now or later."""
         assert self._pool is not None
-        now = time.monotonic()
-        taken = self._pool.take(self, now)
-        if isinstance(taken, Reason):
-            self._failed(taken, "too many wait for a connection", was_sent=False)
-        elif taken is not None:
+        taken = self._pool.take(self)
+        if type(taken) is UpstreamConnection:
             self.connected(taken)
+        elif type(taken) is Reason:
+            self._failed(taken, "too many wait for a connection", was_sent=False)
 
     def connected(self, connection: UpstreamConnection) -> None:
         """Head and body so far in one write: two writes cost 8 %."""
@@ -175,6 +171,15 @@ class Forward:
         self._attempt_reused = connection.served > 0
         self.exchange.attempts += 1
         self._started = time.monotonic()
+        data = self._head_bytes if self._framing is _NO_BODY else self._with_body()
+        connection.begin(self, self._parser, self.exchange.head.method, data, is_complete=self._is_body_complete)
+        if self._is_client_paused:
+            connection.transport.pause_reading()
+        if self._is_upload_paused:
+            self._is_upload_paused = False
+            self._client.resume_upload()
+
+    def _with_body(self) -> bytes:
         parts = [self._head_bytes]
         assert self._body is not None
         parts += [self._framed(data) for data in self._body]
@@ -182,14 +187,7 @@ class Forward:
             parts.append(LAST_CHUNK)
         if self._body_bytes > self._context.retry.buffer_bytes:
             self._body = None
-        connection.begin(
-            self, self._parser, self.exchange.head.method, b"".join(parts), is_complete=self._is_body_complete
-        )
-        if self._is_client_paused:
-            connection.transport.pause_reading()
-        if self._is_upload_paused:
-            self._is_upload_paused = False
-            self._client.resume_upload()
+        return b"".join(parts)
 
     def connect_failed(self, reason: Reason, detail: str) -> None:
         self.exchange.attempts += 1
@@ -264,7 +262,8 @@ class Forward:
     def reply_head(self, head: ReplyHead, body: bytes, is_end: bool) -> None:
         exchange, context = self.exchange, self._context
         now = time.monotonic()
-        self._stop_retrying()
+        if self._is_retrying:
+            self._stop_retrying()
         self._phase = Phase.RELAYING
         self.deadline = now + self._timeout_s
         exchange.upstream_s = now - self._started
@@ -273,14 +272,16 @@ class Forward:
         if head.status in FAILURE_STATUSES:
             exchange.reason = Reason.UPSTREAM_5XX
         framing = head.framing
-        if framing is Framing.CLOSE or framing is Framing.CHUNKED:
-            framing = Framing.CLOSE if exchange.head.is_http10 else Framing.CHUNKED
+        if framing is _TO_CLOSE or framing is _CHUNKED:
+            framing = _TO_CLOSE if exchange.head.is_http10 else _CHUNKED
         self._out_framing = framing
-        is_closing = self._client.closes_after(exchange, is_last=framing is Framing.CLOSE or not self._is_body_complete)
-        out = client_head(head, exchange.reply_lines, framing, context.date_now(), is_closing=is_closing)
-        exchange.bytes_out += len(body)
-        if body or is_end:
-            out += self._relayed(body, is_end)
+        is_last = framing is _TO_CLOSE or not self._is_body_complete
+        is_closing = self._client.closes_after(exchange, is_last=is_last)
+        date = b"" if head.has_date else context.date_now()
+        out = client_head(head, exchange.reply_lines, framing, date, is_closing=is_closing)
+        if body:
+            exchange.bytes_out += len(body)
+        out += self._relayed(body, is_end) if framing is _CHUNKED else body
         if is_end:
             self._connection = None
         self._client.write(out)
@@ -300,7 +301,7 @@ class Forward:
             self._complete()
 
     def _relayed(self, body: bytes, is_end: bool) -> bytes:
-        if self._out_framing is not Framing.CHUNKED:
+        if self._out_framing is not _CHUNKED:
             return body
         framed = chunk(body) if body else b""
         return framed + LAST_CHUNK if is_end else framed
@@ -388,8 +389,10 @@ class Forward:
         """Leave nothing behind; the client settles the exchange."""
         if self._phase is Phase.DONE:
             return
-        self._give_up_connection()
-        self._stop_retrying()
+        if self._connection is not None or self._phase is Phase.WAITING:
+            self._give_up_connection()
+        if self._is_retrying:
+            self._stop_retrying()
         self._phase = Phase.DONE
         self._context.flights.discard(self)
         self.exchange.reason = reason
@@ -401,32 +404,30 @@ def upstream_request(exchange: Exchange, who: Client, framing: Framing, instance
     head = exchange.head
     origin = origin_of(exchange.target.url)
     host = head.authority if exchange.route.preserve_host and head.authority else origin.authority
-    rest = head.target[exchange.strip_prefix_length :]
-    target = origin.base_path + (rest if rest[:1] == b"/" else b"/" + rest)
+    target = head.target
+    if exchange.strip_prefix_length:
+        rest = target[exchange.strip_prefix_length :]
+        target = rest if rest[:1] == b"/" else b"/" + rest
+    if origin.base_path or target[:1] != b"/":
+        target = origin.base_path + (target if target[:1] == b"/" else b"/" + target)
     return origin, upstream_head(head, target, host, own_lines(exchange, who, instance), framing)
 
 
-def own_lines(exchange: Exchange, who: Client, instance: bytes) -> list[HeaderLine]:
-    """What the gateway says of a request: whom it is from, by which way it came, who asks."""
-    head = exchange.head
-    lines: list[HeaderLine] = [
-        (b"X-Forwarded-For", who.forwarded_for),
-        (b"X-Forwarded-Proto", who.proto),
-        (b"X-Forwarded-Host", who.forwarded_host),
-        (b"X-Real-IP", who.address.encode("ascii")),
-        (b"X-Request-ID", exchange.request_id.encode("ascii")),
-        (b"Via", _via(head.notes.get(b"via"), head.is_http10, instance)),
-    ]
-    if exchange.listener is not None and exchange.listener.port:
-        lines.append((b"X-Forwarded-Port", b"%d" % exchange.listener.port))
+def own_lines(exchange: Exchange, who: Client, instance: bytes) -> bytes:
+    """What the gateway says of a request: whom it is from, by which way it came, who asks; lines with their ends."""
+    head, identity = exchange.head, exchange.identity
+    notes = head.notes
+    lines = client_lines(who, 0 if exchange.listener is None else exchange.listener.port)
+    via = _via(notes.get(b"via"), head.is_http10, instance)
+    lines += b"X-Request-ID: %b\r\nVia: %b\r\n" % (exchange.request_id.encode("ascii"), via)
     if exchange.strip_prefix_length:
-        lines.append((b"X-Forwarded-Prefix", head.target[: exchange.strip_prefix_length]))
-    if exchange.identity is not None:
-        lines += exchange.identity.headers
+        lines += b"X-Forwarded-Prefix: %b\r\n" % head.target[: exchange.strip_prefix_length]
+    if identity is not None:
+        lines += identity.block
     if head.upgrade:
-        lines += ((b"Connection", b"Upgrade"), (b"Upgrade", head.upgrade))
-    if b"max-forwards" in head.notes and head.method == "OPTIONS":
-        lines.append((b"Max-Forwards", _one_less(head.notes[b"max-forwards"])))
+        lines += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade
+    if b"max-forwards" in notes and head.method == "OPTIONS":
+        lines += b"Max-Forwards: %b\r\n" % _one_less(notes[b"max-forwards"])
     return lines
 
 

@@ -33,10 +33,7 @@ class Origin:
     port: int
     authority: bytes
     base_path: bytes
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        return self.scheme, self.host, self.port
+    key: tuple[str, str, int]
 
 
 @lru_cache(maxsize=4096)
@@ -49,7 +46,8 @@ def origin_of(url: str) -> Origin:
     port = parts.port or default
     name = f"[{host}]" if ":" in host else host
     authority = name if port == default else f"{name}:{port}"
-    return Origin(scheme, host, port, authority.encode("ascii"), parts.path.rstrip("/").encode("ascii"))
+    path = parts.path.rstrip("/").encode("ascii")
+    return Origin(scheme, host, port, authority.encode("ascii"), path, (scheme, host, port))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,7 @@ class Pool:
             "waiting": len(self._waiters),
         }
 
-    def take(self, waiter: Waiter, now: float) -> UpstreamConnection | Reason | None:
+    def take(self, waiter: Waiter) -> UpstreamConnection | Reason | None:
         """1. the idle connection used last; 2. a new one is dialled, or 3. the waiter queues (None); 4. a refusal."""
         while self._idle:
             connection = self._idle.pop()
@@ -143,12 +141,12 @@ class Pool:
                 return connection
             connection.drop()
         if len(self._all) + len(self._dials) < self._limits.max_connections:
-            self._waiters.append((now, waiter))
+            self._waiters.append((time.monotonic(), waiter))
             self._dial()
             return None
         if len(self._waiters) - len(self._dials) >= self._limits.queue_size:
             return Reason.OVERLOADED
-        self._waiters.append((now, waiter))
+        self._waiters.append((time.monotonic(), waiter))
         return None
 
     def leave(self, waiter: Waiter) -> None:

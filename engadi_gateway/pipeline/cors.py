@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from engadi_gateway.errors import ConfigurationError, Fault, HeaderLine, Reason, Refusal
+from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal
 from engadi_gateway.model import CorsPolicy
 from engadi_gateway.pipeline.exchange import Exchange
 
@@ -21,7 +21,7 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 #: Methods that browsers send without asking; always allowed (Fetch, "CORS-safelisted method").
 _SAFE_METHODS = frozenset(("GET", "HEAD", "POST"))
 _MAX_AGE_S = 86400 * 7
-_PREFLIGHT_VARY = (b"Vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers")
+_PREFLIGHT_VARY = b"Vary: Origin, Access-Control-Request-Method, Access-Control-Request-Headers"
 
 
 def cors_faults(policy: CorsPolicy) -> list[Fault]:
@@ -74,11 +74,11 @@ class Cors:
         self._patterns = tuple(_pattern_of(origin) for origin in policy.allow_origins if "*." in origin)
         self._methods = frozenset(policy.allow_methods) | _SAFE_METHODS
         self._headers = frozenset(name.lower() for name in policy.allow_headers)
-        self._vary: tuple[HeaderLine, ...] = () if self.allows_everybody else ((b"Vary", b"Origin"),)
-        credentials = ((b"Access-Control-Allow-Credentials", b"true"),) if policy.allow_credentials else ()
+        self._vary = () if self.allows_everybody else (b"Vary: Origin",)
+        credentials = (b"Access-Control-Allow-Credentials: true",) if policy.allow_credentials else ()
         exposed = _line(b"Access-Control-Expose-Headers", policy.expose_headers)
-        self._actual: tuple[HeaderLine, ...] = credentials + exposed
-        self._preflight = (*credentials, (b"Access-Control-Max-Age", b"%d" % policy.max_age))
+        self._actual = credentials + exposed
+        self._preflight = (*credentials, b"Access-Control-Max-Age: %d" % policy.max_age)
         self._method_lines = _line(b"Access-Control-Allow-Methods", policy.allow_methods)
         self._header_lines = _line(b"Access-Control-Allow-Headers", policy.allow_headers)
 
@@ -114,8 +114,8 @@ class Cors:
             return None
         return None if _is_same_origin(origin, head.authority) else _denied("origin not allowed")
 
-    def _allow_line(self, received: bytes) -> HeaderLine:
-        return b"Access-Control-Allow-Origin", b"*" if self.allows_everybody else received
+    def _allow_line(self, received: bytes) -> bytes:
+        return b"Access-Control-Allow-Origin: " + (b"*" if self.allows_everybody else received)
 
     def _decide_preflight(self, exchange: Exchange, received: bytes, is_allowed: bool, asked: bytes) -> Refusal | None:
         exchange.reply_lines.append(_PREFLIGHT_VARY)
@@ -132,11 +132,11 @@ class Cors:
         exchange.reply_lines += self._preflight
         # what `*` stands for is named: beside credentials a `*` would mean nothing (Fetch, "CORS-preflight fetch")
         exchange.reply_lines += (
-            ((b"Access-Control-Allow-Methods", asked),) if "*" in self._methods else self._method_lines
+            (b"Access-Control-Allow-Methods: " + asked,) if "*" in self._methods else self._method_lines
         )
         if headers:
             exchange.reply_lines += (
-                ((b"Access-Control-Allow-Headers", headers),) if "*" in self._headers else self._header_lines
+                (b"Access-Control-Allow-Headers: " + headers,) if "*" in self._headers else self._header_lines
             )
         return Refusal(Reason.PREFLIGHT)
 
@@ -160,8 +160,8 @@ def _denied(detail: str) -> Refusal:
     return Refusal(Reason.PREFLIGHT_DENIED, detail)
 
 
-def _line(name: bytes, values: tuple[str, ...]) -> tuple[HeaderLine, ...]:
-    return ((name, ", ".join(values).encode("ascii")),) if values else ()
+def _line(name: bytes, values: tuple[str, ...]) -> tuple[bytes, ...]:
+    return (b"%b: %b" % (name, ", ".join(values).encode("ascii")),) if values else ()
 
 
 def _is_same_origin(origin: str, authority: bytes) -> bool:

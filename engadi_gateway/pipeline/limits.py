@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from engadi_gateway.errors import ConfigurationError, Fault, HeaderLine, Reason, Refusal
+from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal
 from engadi_gateway.model import LimitMode, LimitType, RateLimitRule
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.routing import parse_pattern, pattern_matches
@@ -181,8 +181,8 @@ class Rule:
     """A rule with what a request needs of it, computed once."""
 
     __slots__ = (
-        "buckets", "capacity", "cost", "is_enforced", "kind", "limit_line", "most_missing", "name", "rule", "segments",
-        "token_s", "window_s",
+        "buckets", "capacity", "cost", "is_enforced", "kind", "most_missing", "name", "rule", "segments", "token_s",
+        "window_s",
     )  # fmt: skip
 
     def __init__(self, rule: RateLimitRule, buckets: Buckets) -> None:
@@ -196,7 +196,6 @@ class Rule:
         self.kind = _KINDS.index(rule.limit_type)
         self.is_enforced = rule.mode is LimitMode.ENFORCE
         self.name = b'"%b"' % rule.name.encode("ascii").replace(b"\\", b"\\\\").replace(b'"', b'\\"')
-        self.limit_line: HeaderLine = (b"X-RateLimit-Limit", b"%d" % self.capacity)
         self.segments = parse_pattern(rule.path_pattern) if rule.path_pattern else None
 
 
@@ -220,15 +219,21 @@ class Check(NamedTuple):
 class Plan:
     """The rules that apply to one kind of request, and the reply lines that follow from that alone."""
 
-    __slots__ = ("enforced", "policy_line", "rules", "template")
+    __slots__ = ("enforced", "rules", "template")
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         self.rules = rules
         self.enforced = tuple(rule for rule in rules if rule.is_enforced)
-        policies = [b"%b;q=%d;w=%d" % (rule.name, rule.capacity, rule.window_s) for rule in self.enforced]
-        self.policy_line: HeaderLine = (b"RateLimit-Policy", b",".join(policies))
         names = [rule.name.replace(b"%", b"%%") for rule in self.enforced]
-        self.template = b",".join(b"%b;r=%%d;t=%%d" % name for name in names)
+        policies = [
+            b"%b;q=%d;w=%d" % (name, rule.capacity, rule.window_s)
+            for name, rule in zip(names, self.enforced, strict=True)
+        ]
+        #: All five lines; its numbers are limit, remaining and reset of the tightest rule, then r and t of each.
+        self.template = (
+            b"X-RateLimit-Limit: %%d\r\nX-RateLimit-Remaining: %%d\r\nX-RateLimit-Reset: %%d\r\n"
+            b"RateLimit-Policy: %b\r\nRateLimit: %b"
+        ) % (b",".join(policies), b",".join(b"%b;r=%%d;t=%%d" % name for name in names))
 
 
 #: The plans of one path, by what is known: with or without a user to count, with or without a route.
@@ -319,7 +324,7 @@ class Limits:
         if not exchange.is_rehearsal:
             self._spend(found, subjects)
         if plan.enforced:
-            exchange.reply_lines += _lines(plan, found, exchange.wall)
+            exchange.reply_lines.append(_lines(plan, found, exchange.wall))
         return None
 
     def _spend(self, found: list[tuple[Rule, float, float]], subjects: tuple[str, ...]) -> None:
@@ -397,9 +402,9 @@ def _plans(rules: tuple[Rule, ...]) -> Plans:
     )
 
 
-def _lines(plan: Plan, found: list[tuple[Rule, float, float]], wall: float) -> tuple[HeaderLine, ...]:
+def _lines(plan: Plan, found: list[tuple[Rule, float, float]], wall: float) -> bytes:
     """X-RateLimit-* of the tightest rule, and the fields of the draft for all that are enforced."""
-    numbers: list[int] = []
+    numbers = [0, 0, 0]
     tightest = 2.0
     for rule, _, missing in found:
         if rule.is_enforced:
@@ -408,14 +413,9 @@ def _lines(plan: Plan, found: list[tuple[Rule, float, float]], wall: float) -> t
             numbers += (whole, int((whole + 1 - tokens) * rule.token_s + _CEILING))
             share = whole * rule.cost
             if share < tightest:
-                tightest, limit_line, remaining, full_s = share, rule.limit_line, whole, missing * rule.window_s
-    return (
-        limit_line,
-        (b"X-RateLimit-Remaining", b"%d" % remaining),
-        (b"X-RateLimit-Reset", b"%d" % int(wall + full_s + _CEILING)),
-        plan.policy_line,
-        (b"RateLimit", plan.template % tuple(numbers)),
-    )
+                tightest, limit, remaining, full_s = share, rule.capacity, whole, missing * rule.window_s
+    numbers[:3] = limit, remaining, int(wall + full_s + _CEILING)
+    return plan.template % tuple(numbers)
 
 
 def _refusal(violated: list[Check], wall: float) -> Refusal:
@@ -426,7 +426,9 @@ def _refusal(violated: list[Check], wall: float) -> Refusal:
     wait_s = max((check.missing - 1.0) * check.rule.window_s for check in violated)
     retry_after = (b"Retry-After", b"%d" % max(1, int(wait_s + _CEILING)))
     names = tuple(Fault(check.rule.rule.name, "") for check in violated)
-    return Refusal(Reason.RATE_LIMITED, headers=(retry_after, *_lines(plan, found, wall)), faults=names)
+    lines = [line.partition(b": ") for line in _lines(plan, found, wall).split(b"\r\n")]
+    headers = (retry_after, *((name, value) for name, _, value in lines))
+    return Refusal(Reason.RATE_LIMITED, headers=headers, faults=names)
 
 
 def _status(rule: Rule, now: float) -> dict[str, Any]:

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
-from engadi_gateway.errors import HeaderLine
 from engadi_gateway.model import Framing, RequestHead
 from engadi_gateway.options import IpNetwork
 
 PSEUDONYM = b"engadi"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=:-]{1,128}")
 _BODY_METHODS = frozenset(("POST", "PUT", "PATCH"))
+_CHUNKED, _NONE = Framing.CHUNKED, Framing.NONE
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
+class Client(NamedTuple):
     """Whom a request comes from: `address` decides limits and logs; the others are written upstream."""
 
     address: str
     forwarded_for: bytes
     proto: bytes
     forwarded_host: bytes
-    request_id: bytes
 
 
 def plain_address(text: str) -> str:
@@ -53,20 +51,31 @@ def is_trusted(address: str, trusted: tuple[IpNetwork, ...]) -> bool:
 def resolve_client(peer: str, scheme: bytes, head: RequestHead, trusted: tuple[IpNetwork, ...]) -> Client:
     """Who asks, given the peer's address and what a trusted peer may have said."""
     if not trusted or not is_trusted(peer, trusted):
-        return Client(peer, peer.encode("ascii"), scheme, head.authority, b"")
+        return _direct(peer, scheme, head.authority)
     notes = head.notes
     received = notes.get(b"x-forwarded-for", b"")
     address = _walk(peer, received, trusted)
     forwarded_for = received + b", " + peer.encode("ascii") if received else peer.encode("ascii")
     proto = notes.get(b"x-forwarded-proto", b"").lower()
-    request_id = notes.get(b"x-request-id", b"")
     return Client(
         address,
         forwarded_for,
         proto if proto in {b"http", b"https"} else scheme,
         notes.get(b"x-forwarded-host", head.authority),
-        request_id if _REQUEST_ID.fullmatch(request_id) else b"",
     )
+
+
+@lru_cache(maxsize=4096)
+def _direct(peer: str, scheme: bytes, authority: bytes) -> Client:
+    return Client(peer, peer.encode("ascii"), scheme, authority)
+
+
+def given_request_id(peer: str, head: RequestHead, trusted: tuple[IpNetwork, ...]) -> str:
+    """The id that a trusted peer gave the request; "" where there is none that can be kept."""
+    sent = head.notes.get(b"x-request-id")
+    if sent is None or not trusted or not is_trusted(peer, trusted) or not _REQUEST_ID.fullmatch(sent):
+        return ""
+    return sent.decode("ascii")
 
 
 def _walk(peer: str, received: bytes, trusted: tuple[IpNetwork, ...]) -> str:
@@ -97,22 +106,34 @@ def upstream_head(
     head: RequestHead,
     target: bytes,
     host: bytes,
-    own: list[HeaderLine],
+    own: bytes,
     framing: Framing,
 ) -> bytes:
     """The head as the upstream gets it: Host first, what came and may pass, the gateway's own, framing built anew.
 
     Args:
         target: path and query to ask for.
-        own: forwarding, identity and trace lines of the gateway.
+        own: forwarding, identity and trace lines of the gateway, each with its line end.
         framing: LENGTH, CHUNKED or NONE.
     """
-    parts = [b"%b %b HTTP/1.1\r\nHost: %b" % (head.method.encode("ascii"), target, host)]
-    parts += [b"%b: %b" % line for line in head.lines]
-    parts += [b"%b: %b" % line for line in own]
-    if framing is Framing.CHUNKED:
-        parts.append(b"Transfer-Encoding: chunked")
-    elif framing is Framing.LENGTH or head.method in _BODY_METHODS:
-        parts.append(b"Content-Length: %d" % head.content_length)
-    parts.append(b"\r\n")
-    return b"\r\n".join(parts)
+    lines = b"".join([b"%b: %b\r\n" % line for line in head.lines])
+    last = b""
+    if framing is _CHUNKED:
+        last = b"Transfer-Encoding: chunked\r\n"
+    elif framing is not _NONE or head.method in _BODY_METHODS:
+        last = b"Content-Length: %d\r\n" % head.content_length
+    method = head.method.encode("ascii")
+    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%b%b\r\n" % (method, target, host, lines, own, last)
+
+
+@lru_cache(maxsize=4096)
+def client_lines(who: Client, port: int) -> bytes:
+    """What an upstream is told of a client, with line ends: the same for all its requests, so made once.
+
+    Args:
+        port: of the door it came through; 0: none.
+    """
+    lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nX-Real-IP: %b\r\n" % (
+        who.forwarded_for, who.proto, who.forwarded_host, who.address.encode("ascii"),
+    )  # fmt: skip
+    return lines + b"X-Forwarded-Port: %d\r\n" % port if port else lines

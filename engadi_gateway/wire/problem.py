@@ -5,29 +5,26 @@ from __future__ import annotations
 import json
 from http import HTTPStatus
 
-from engadi_gateway.errors import HeaderLine, Reason, Refusal
+from engadi_gateway.errors import HeaderLine, Reason, Refusal, rendered
 
 PROXY_NAME = b"engadi"
 _PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 _QUOTA_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 
-def own_head(status: int, lines: list[HeaderLine], date: bytes, *, is_closing: bool) -> bytes:
+def own_head(status: int, lines: list[bytes], date: bytes, *, is_closing: bool) -> bytes:
     """The head of a reply that the gateway itself gives; `lines` hold its length, unless it has no body."""
-    parts = [b"HTTP/1.1 %d %b" % (status, _PHRASES.get(status, b"")), b"Server: engadi", b"Date: " + date]
-    parts += [b"%b: %b" % line for line in lines]
+    parts = [b"HTTP/1.1 %d %b" % (status, _PHRASES.get(status, b"")), b"Server: engadi", b"Date: " + date, *lines]
     if is_closing:
         parts.append(b"Connection: close")
     parts.append(b"\r\n")
     return b"\r\n".join(parts)
 
 
-def own_reply(
-    status: int, lines: list[HeaderLine], body: bytes, date: bytes, *, is_head: bool, is_closing: bool
-) -> bytes:
+def own_reply(status: int, lines: list[bytes], body: bytes, date: bytes, *, is_head: bool, is_closing: bool) -> bytes:
     """A whole reply. 204 has neither body nor length; HEAD has the length of what GET would have sent."""
     if status not in {204, 304}:
-        lines = [*lines, (b"Content-Length", b"%d" % len(body))]
+        lines = [*lines, b"Content-Length: %d" % len(body)]
     head = own_head(status, lines, date, is_closing=is_closing)
     return head if is_head or status in {204, 304} else head + body
 
@@ -62,12 +59,12 @@ def refusal_lines(refusal: Refusal) -> list[HeaderLine]:
 
 
 def refusal_reply(
-    refusal: Refusal, request_id: str, added: list[HeaderLine], date: bytes, *, is_head: bool, is_closing: bool
+    refusal: Refusal, request_id: str, added: list[bytes], date: bytes, *, is_head: bool, is_closing: bool
 ) -> bytes:
     """The whole reply to a refused request; `added` are the lines that the stages want on every reply."""
-    lines = [*added, *refusal_lines(refusal)]
+    lines = [*added, *rendered(refusal_lines(refusal))]
     if refusal.reason.status == 204:
         return own_reply(204, lines, b"", date, is_head=is_head, is_closing=is_closing)
-    lines.insert(0, (b"Content-Type", b"application/problem+json"))
+    lines.insert(0, b"Content-Type: application/problem+json")
     body = problem_body(refusal, request_id)
     return own_reply(refusal.reason.status, lines, body, date, is_head=is_head, is_closing=is_closing)

@@ -11,8 +11,8 @@ from typing import NamedTuple, NoReturn
 
 from engadi_gateway.errors import Reason, Refusal, RefusedError
 
-#: A path that is normal already: segments of plain characters that do not begin with a dot, no empty segment.
-_PLAIN = re.compile(rb"(?:/[A-Za-z0-9_~!$&'()*+,=:@;-][A-Za-z0-9._~!$&'()*+,=:@;-]*)*/?")
+#: A path that is normal already (segments of plain characters that do not begin with a dot, no empty one), and a query.
+_PLAIN = re.compile(rb"((?:/[A-Za-z0-9_~!$&'()*+,=:@;-][A-Za-z0-9._~!$&'()*+,=:@;-]*+)*+/?+)(?:\?[^#]*+)?", re.DOTALL)
 _FORBIDDEN = re.compile(rb'["<>\\^`#\x00-\x20\x7f-\xff]')
 _BAD_TRIPLET = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _TRIPLET = re.compile(rb"%([0-9A-Fa-f]{2})")
@@ -40,8 +40,9 @@ def normalise(target: bytes, method: bytes) -> NormalTarget:
     Raises:
         RefusedError: BAD_REQUEST where the target is malformed or ambiguous.
     """
-    if _PLAIN.fullmatch(target) and target:
-        return NormalTarget(target, target.decode("ascii"), False, None)
+    plain = _PLAIN.fullmatch(target)
+    if plain is not None and plain[1]:
+        return NormalTarget(target, plain[1].decode("ascii"), False, None)
     if b"#" in target:
         _refuse("fragment in the request target")
     authority = None
@@ -52,7 +53,7 @@ def normalise(target: bytes, method: bytes) -> NormalTarget:
             return NormalTarget(target, "*", False, None)
         authority, target = _absolute_form(target)
     raw_path, mark, query = target.partition(b"?")
-    path, has_encoded_slash = (raw_path, False) if _PLAIN.fullmatch(raw_path) else _normalise_path(raw_path)
+    path, has_encoded_slash = _normalise_path(raw_path)
     return NormalTarget(path + mark + query, path.decode("ascii"), has_encoded_slash, authority)
 
 
