@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +174,8 @@ class Bench:
         else:
             cell.rounds.append(figures(result))
 
-    def load(self, load: Load, running: Running, *, is_first: bool = True, requests: int = 0) -> dict[str, Any]:
-        """One run of the load generator on the load's core."""
+    def load(self, load: Load, running: Running, *, is_first: bool = True, **changes: Any) -> dict[str, Any]:
+        """One run of the load generator on the load's core; `changes` are to the job."""
         plan = self._plan
         job = Job(
             port=running.port,
@@ -183,12 +183,11 @@ class Bench:
             seconds=plan.seconds,
             warm_s=plan.warm_s,
             warm_requests=load.warm_requests if is_first else 0,
-            requests=requests,
             group=running.process.group,
             upstream_group=self._upstream.group,
             shape=load.shape,
         )
-        return run_load(job, plan.load_core)
+        return run_load(replace(job, **changes), plan.load_core)
 
 
 def run_load(job: Job, core: int) -> dict[str, Any]:
