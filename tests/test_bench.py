@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from tests.bench.__main__ import chosen_loads, chosen_peers, parse
 from tests.bench.accounting import Process, cpu_s, members, readings, resident_mib, spent_s
 from tests.bench.load import Job, Load, parsed, percentile
 from tests.bench.loads import GROUPS, LOADS
-from tests.bench.peers import ROOT, Duty, Place, Setup
+from tests.bench.peers import ROOT, Duty, Place, Setup, free_port
 from tests.bench.peers.debian import PEERS as DEBIAN
 from tests.bench.peers.registry import PEERS
+from tests.bench.proof import ask, breaker_fault, failing_upstream, faults_of, limit_fault
 from tests.bench.report import markdown, spread_percent, with_table
 from tests.bench.requests import SECRET, Requests, Shape, token
-from tests.bench.rounds import Bench, Plan, cells_of, figures, run
+from tests.bench.rounds import Bench, NotReadyError, Plan, cells_of, figures, run, wait_until
 from tests.bench.targets import TARGETS, Median
 
 CORE = min(os.sched_getaffinity(0))
@@ -115,7 +117,8 @@ def test_a_paused_process_spends_nothing(tmp_path: Path) -> None:
 
 def test_last_words_are_the_error_or_else_the_last_line(tmp_path: Path) -> None:
     process = Process([sys.executable, "-c", "print('a'); print('an ERROR here'); print('b')"], tmp_path, CORE, {})
-    _until(lambda: not process.is_running)
+    with pytest.raises(NotReadyError, match="ended at once: an ERROR here"):
+        wait_until(lambda: False, process, 20.0)
     assert process.last_words() == "an ERROR here"
     process.stop()
 
@@ -231,6 +234,27 @@ def test_wrong_answers_are_told(change: Any, said: str) -> None:
         result = Load(Job(port, 1, 30.0, requests=1)).run()
     assert result.bad >= 1
     assert result.first_bad.startswith(said)
+
+
+# what a peer claims
+
+
+def test_a_duty_that_is_claimed_but_not_done_is_found(tmp_path: Path) -> None:
+    """The upstream itself, as a gateway that has no duties at all."""
+    with failing_upstream() as failing:
+        assert "60 of 60 requests still went" in breaker_fault(failing.server_port, failing)
+    upstream_command = [sys.executable, "-m", "tests.bench.upstream"]
+    port = free_port()
+    process = Process([*upstream_command, str(port)], tmp_path, CORE, {"PYTHONPATH": str(ROOT)})
+    try:
+        wait_until(lambda: ask(port).is_good, process, 20.0)
+        assert limit_fault(port) == "limits: 60 requests passed where one a second may"
+        assert faults_of(replace(PEERS["engadi"], duties=(Duty.JWT, Duty.CORS)), Place(tmp_path, port, 0)) == [
+            "JWT: no token gives 200 and not 401",
+            "CORS: the allowed origin gets None",
+        ]
+    finally:
+        process.stop()
 
 
 # tables

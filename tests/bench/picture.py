@@ -33,7 +33,7 @@ def draw(document: Document, path: Path) -> None:
         found = bars(document, load)
         names = [name for name, _ in found]
         values = [value for _, value in found]
-        drawn = axes.barh(names, values, color=[_OWN if name == "engadi" else _OTHER for name in names])
+        drawn = axes.barh(names, values, color=[_OWN if name.startswith("engadi") else _OTHER for name in names])
         axes.bar_label(drawn, [f"{value:.0f}" for value in values], padding=3)
         axes.set_xscale("log")
         axes.set_xlim(5, max(values, default=10) * 3)

@@ -6,12 +6,15 @@ A benchmark of duties that are configured but not carried out would flatter some
 from __future__ import annotations
 
 import http.client
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from tests.bench.peers import Duty, Peer, Place
+from tests.bench.peers import Duty, Peer, Place, free_port
 from tests.bench.requests import ORIGIN, token
 from tests.bench.upstream import REPLY_BYTES, body_of
 
@@ -81,7 +84,7 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-#: The limits take a process of their own (`limit_fault`), the breaker an upstream that fails: neither is seen from here.
+#: Limits and breaker take a process of their own: `limit_fault`, `breaker_fault`.
 _PROOFS: dict[Duty, Callable[[Place], str]] = {Duty.JWT: _jwt, Duty.CORS: _cors, Duty.LOG: _log}
 
 
@@ -101,3 +104,51 @@ def limit_fault(port: int) -> str:
         if ask(port).status == 429:
             return ""
     return f"{Duty.LIMITS}: {_TRIES} requests passed where one a second may"
+
+
+class Failing(ThreadingHTTPServer):
+    """An upstream that answers 503 to everything, and counts."""
+
+    daemon_threads = True
+    asked = 0
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Failing)
+        self.server.asked += 1
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        """Say nothing."""
+
+
+@contextmanager
+def failing_upstream() -> Iterator[Failing]:
+    server = Failing(("127.0.0.1", free_port()), _Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def breaker_fault(port: int, upstream: Failing) -> str:
+    """Of a peer before an upstream that fails: whether it stops asking it."""
+    for _ in range(_TRIES):
+        ask(port)
+    before = upstream.asked
+    for _ in range(_TRIES):
+        ask(port)
+    went = upstream.asked - before
+    return (
+        f"{Duty.BREAKER}: {went} of {_TRIES} requests still went to an upstream that fails"
+        if went > _TRIES // 4
+        else ""
+    )

@@ -22,7 +22,7 @@ from tests.bench.accounting import Process
 from tests.bench.load import Job, failed
 from tests.bench.loads import Load
 from tests.bench.peers import PLENTY, ROOT, Command, Duty, Peer, Place, Setup, free_port
-from tests.bench.proof import ask, faults_of, limit_fault
+from tests.bench.proof import ask, breaker_fault, failing_upstream, faults_of, limit_fault
 
 _START_S = 60.0
 _SETTLE_S = 0.2
@@ -127,31 +127,41 @@ class Bench:
         return found
 
     def _first_start(self, peer: Peer, setup: Setup, *, is_full: bool) -> Running:
-        name = f"{len(self._running):02d}-{peer.name}-{'full' if is_full else 'bare'}"
+        name = f"{len(self._running):02d}-{peer.name.replace(' ', '-')}-{'full' if is_full else 'bare'}"
         place = self.place(name, setup)
         command = peer.full(place) if is_full else peer.bare(place)
         process = self.start(command, name, self._plan.core)
         wait_until(lambda: ask(place.port).is_good, process, _START_S)
         if is_full:
-            faults = [*faults_of(peer, place), *self._limit_faults(peer)]
+            faults = [*faults_of(peer, place), *self._faults_apart(peer)]
             if faults:
                 raise NotReadyError("claimed, but not seen: " + "; ".join(faults))
         process.pause()
         return Running(process, place.port)
 
-    def _limit_faults(self, peer: Peer) -> list[str]:
-        """Whether its limits end anything: tried once, in a process of its own where they are small."""
-        if Duty.LIMITS not in peer.duties or peer.name in self._tried:
+    def _faults_apart(self, peer: Peer) -> list[str]:
+        """Of the duties that take a process of their own to be seen: where limits are small, where all fails."""
+        if peer.name in self._tried:
             return []
         self._tried.add(peer.name)
-        place = self.place(f"limits-{peer.name}", Setup(), rate=1)
+        faults = []
+        if Duty.LIMITS in peer.duties:
+            place = self.place(f"limits-{peer.name.replace(' ', '-')}", Setup(), rate=1)
+            faults.append(self._apart(peer, place, limit_fault))
+        if Duty.BREAKER in peer.duties:
+            with failing_upstream() as failing:
+                place = self.place(f"breaker-{peer.name.replace(' ', '-')}", Setup())
+                place = replace(place, upstream=failing.server_port)
+                faults.append(self._apart(peer, place, lambda port: breaker_fault(port, failing)))
+        return [fault for fault in faults if fault]
+
+    def _apart(self, peer: Peer, place: Place, fault_of: Callable[[int], str]) -> str:
         process = self.start(peer.full(place), place.folder.name, self._plan.core)
         try:
-            wait_until(lambda: ask(place.port).status in {200, 429}, process, _START_S)
-            fault = limit_fault(place.port)
+            wait_until(lambda: ask(place.port).status > 0, process, _START_S)
+            return fault_of(place.port)
         finally:
             process.stop()
-        return [fault] if fault else []
 
     def measure(self, cell: Cell) -> None:
         """One round of a cell. A wrong answer, or none, ends the cell and nothing else."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 
 from engadi_gateway import __version__
 from engadi_gateway.model import LimitType, RateLimitRule, Route
@@ -110,14 +112,22 @@ def rules(place: Place, now: str) -> Iterator[RateLimitRule]:
         yield RateLimitRule(_id(number), f"rule {number}", kind, amount, window_s, created_at=now, updated_at=now)
 
 
-def _full(place: Place) -> Command:
-    return command(place, is_full=True)
+def _peer(name: str, loop: str, missing: Callable[[], str]) -> Peer:
+    def start(place: Place, *, is_full: bool) -> Command:
+        return command(replace(place, setup=replace(place.setup, loop=loop)), is_full=is_full)
 
-
-def _bare(place: Place) -> Command:
-    return command(place, is_full=False)
+    return Peer(
+        name,
+        missing,
+        lambda: f"{__version__}, CPython {sys.version.split()[0]}",
+        lambda place: start(place, is_full=False),
+        lambda place: start(place, is_full=True),
+        ALL_DUTIES,
+        f"on {loop}",
+    )
 
 
 PEERS = (
-    Peer("engadi", lambda: "", lambda: f"{__version__}, CPython {sys.version.split()[0]}", _bare, _full, ALL_DUTIES),
+    _peer("engadi", "asyncio", lambda: ""),
+    _peer("engadi+uvloop", "uvloop", lambda: "" if find_spec("uvloop") else "uvloop is not installed"),
 )

