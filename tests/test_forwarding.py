@@ -168,7 +168,7 @@ BAD_REPLIES = {
     "length no number": (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nok", "upstream_invalid", 502),
     "space before colon": (b"HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok", "upstream_invalid", 502),
     "folded": (b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 2\r\n\r\nok", "upstream_invalid", 502),
-    "bare LF": (b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok", "upstream_closed", 502),
+    "bare LF": (b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok", "upstream_invalid", 502),
     "NUL": (b"HTTP/1.1 200 OK\r\nX: a\0b\r\nContent-Length: 2\r\n\r\nok", "upstream_invalid", 502),
     "unknown coding": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nok", "upstream_invalid", 502),
     "status 999": (b"HTTP/1.1 999 X\r\nContent-Length: 0\r\n\r\n", "upstream_invalid", 502),

@@ -15,7 +15,7 @@ from enum import Enum, auto
 from typing import cast
 
 from engadi_gateway.errors import Reason, Refusal, RefusedError, rendered
-from engadi_gateway.model import Framing, Listener
+from engadi_gateway.model import Framing, Listener, RequestHead
 from engadi_gateway.net.context import Context, LocalReply
 from engadi_gateway.net.forward import Forward
 from engadi_gateway.net.local import LocalCall
@@ -324,8 +324,8 @@ class ClientConnection(asyncio.Protocol):
                 self.refuse(exchange, error.refusal)
                 return
         self.state = State.REPLY if is_complete else State.BODY
-        if not is_complete and not body and b"expect" in head.notes and not head.is_http10:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if not is_complete:
+            self._await_body(head, has_begun=bool(body))
         handler = self._handler = (LocalCall if exchange.is_local else Forward)(self._context, self, exchange)
         if self._is_write_paused:
             handler.client_paused()
@@ -333,6 +333,11 @@ class ClientConnection(asyncio.Protocol):
         handler.start(self._who, body, is_complete=is_complete)
 
     # the body
+
+    def _await_body(self, head: RequestHead, *, has_begun: bool) -> None:
+        self._set_reading(True)  # what came before the decision may have filled the buffer
+        if not has_begun and b"expect" in head.notes and not head.is_http10:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _first_body(self) -> tuple[bytes, bool]:
         """What of the body is there already, and whether that is all."""
@@ -547,6 +552,7 @@ class ClientConnection(asyncio.Protocol):
 
     def switched(self) -> None:
         self.state = State.SPLICED
+        self._set_reading(True)  # what came before the 101 may have filled the buffer
         if self._buffer and self._handler is not None:
             data, self._buffer = bytes(self._buffer), bytearray()
             self._handler.body(data)

@@ -19,12 +19,15 @@ from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.wire.chunked import LAST_CHUNK, chunk
 from engadi_gateway.wire.forwarded import Client, client_lines, upstream_head
-from engadi_gateway.wire.response import ReplyHead, client_head, informational_head, switching_head
+from engadi_gateway.wire.response import ReplyHead, client_head, informational_head, is_among, switching_head
 
 #: Methods that may be sent twice (RFC 9110 section 9.2.2).
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 #: A stranger behind us must not keep a client busy with 1xx for ever.
 _MAX_INTERIM = 32
+#: "The recipient's maximum supported value" (RFC 9110 section 7.6.2).
+_MAX_FORWARDS = b"999"
+_MAX_FORWARDS_DIGITS = 4
 #: Failures after which another attempt can go better. A time-out of the whole is none: no time is left.
 _RETRYABLE = frozenset(
     (
@@ -209,7 +212,7 @@ class Forward:
         self._stop_retrying()
         exchange.error_message = detail
         if self._can_retry(reason, was_sent):
-            self._retry(is_free=was_sent and self._attempt_reused)
+            self._retry(is_free=was_sent and self._is_stale())
             return
         self._end(reason)
         self._client.refuse(exchange, Refusal(reason))
@@ -220,11 +223,18 @@ class Forward:
             return False
         if was_sent and exchange.head.method not in IDEMPOTENT:
             return False
-        if was_sent and self._attempt_reused:
-            return True  # the connection died idle, before it saw the request: once more on another is free
+        if was_sent and self._is_stale():
+            return True
         if self._retries_left <= 0 or time.monotonic() >= self.deadline:
             return False
         return not self._context.budget.is_spent(len(self._context.flights))
+
+    def _is_stale(self) -> bool:
+        """Whether the connection died idle, before it saw the request: once more on another is free, and only once.
+
+        A 1xx shows that it did see it.
+        """
+        return self._attempt_reused and self.exchange.attempts == 1 and self._interim == 0
 
     def _retry(self, *, is_free: bool) -> None:
         if is_free:
@@ -251,11 +261,13 @@ class Forward:
 
     def reply_interim(self, head: ReplyHead) -> None:
         self._interim += 1
-        if head.status == 101 and self.exchange.head.upgrade and head.upgrade:
+        asked = self.exchange.head.upgrade
+        if head.status == 101 and asked and is_among(head.upgrade, asked):
             self._switch(head)
         elif head.status == 101 or self._interim > _MAX_INTERIM:
             self._give_up_connection()
-            self._failed(Reason.UPSTREAM_INVALID, "101 without being asked, or too many 1xx", was_sent=True)
+            reason = Reason.UPGRADE_FAILED if asked and head.status == 101 else Reason.UPSTREAM_INVALID
+            self._failed(reason, "101 to what was not asked for, or too many 1xx", was_sent=True)
         elif head.status != 100 and not self.exchange.head.is_http10:
             self._client.write(informational_head(head))
 
@@ -437,4 +449,8 @@ def _via(received: bytes | None, is_http10: bool, instance: bytes) -> bytes:
 
 
 def _one_less(value: bytes) -> bytes:
-    return b"%d" % (int(value) - 1) if value.isdigit() and int(value) > 0 else b"0"
+    """RFC 9110 section 7.6.2; what is no number counts as the last hop but one."""
+    digits = value.lstrip(b"0")
+    if not digits.isdigit():
+        return b"0"
+    return b"%d" % (int(digits) - 1) if len(digits) < _MAX_FORWARDS_DIGITS else _MAX_FORWARDS

@@ -154,9 +154,16 @@ class Pool:
         self._waiters = deque(entry for entry in self._waiters if entry[1] is not waiter)
 
     def give_back(self, connection: UpstreamConnection) -> None:
-        if self._waiters:
+        """To who waits, or to the idle; what an upstream sent behind its reply must be nobody's answer."""
+        if not self._waiters:
+            self._keep(connection)
+        elif connection.served == 0 or connection.is_fresh():
             self._waiters.popleft()[1].connected(connection)
-        elif len(self._idle) < self._limits.max_idle:
+        else:
+            connection.drop()  # once it is gone, another is dialled for who waits
+
+    def _keep(self, connection: UpstreamConnection) -> None:
+        if len(self._idle) < self._limits.max_idle:
             connection.idle_since = time.monotonic()
             self._idle.append(connection)
         else:

@@ -16,6 +16,7 @@ from engadi_gateway.model import Framing
 from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
 from engadi_gateway.wire.response import MalformedReplyError, ReplyHead, ReplyParser
 
+_START = b"HTTP/1."
 _READ_BYTES = 65536  # asyncio's 256 KiB reads make the allocator trim and fault: large replies cost 2.5 times as much
 
 
@@ -162,8 +163,9 @@ class UpstreamConnection(asyncio.Protocol):
         end = buffer.find(b"\r\n\r\n") + 4
         if end < 4 or end > self._max_head_bytes:
             self._buffer = buffer
-            if len(buffer) > self._max_head_bytes:
-                self._fail(Reason.UPSTREAM_INVALID, "reply head too large")
+            fault = self._head_fault(buffer)
+            if fault:
+                self._fail(Reason.UPSTREAM_INVALID, fault)
             return
         self._buffer = b""
         assert self._parser is not None
@@ -176,6 +178,14 @@ class UpstreamConnection(asyncio.Protocol):
             self._interim(reply, buffer[end:])
         else:
             self._begin_body(reply, buffer[end:])
+
+    def _head_fault(self, buffer: bytes) -> str:
+        """Why an unfinished head can never become a good one, or "": nobody should wait for its end."""
+        if len(buffer) > self._max_head_bytes:
+            return "reply head too large"
+        if buffer.count(b"\n") != buffer.count(b"\r\n"):
+            return "line end without CR"
+        return "" if buffer[:7] == _START[: len(buffer)] else "no status line"
 
     def _interim(self, reply: ReplyHead, rest: bytes) -> None:
         assert self.user is not None
@@ -239,10 +249,14 @@ class UpstreamConnection(asyncio.Protocol):
         return data, False
 
     def _ended(self) -> None:
-        """Back to the pool, or closed. Before the user hears of the end: it may ask for a connection at once."""
+        """Back to the pool, or closed. Before the user hears of the end: it may ask for a connection at once.
+
+        Not to the pool while the request is still on its way: who answers early may not read the rest as its body.
+        """
         assert self._reply is not None
         self.user = None
-        if self._reply.is_reusable and self._is_request_complete:
+        is_sent = self._is_request_complete and not self.transport.get_write_buffer_size()
+        if self._reply.is_reusable and is_sent:
             self.state = State.IDLE
             self.served += 1
             self.owner.give_back(self)

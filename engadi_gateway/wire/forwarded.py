@@ -99,7 +99,8 @@ def is_loop(head: RequestHead, instance: bytes) -> bool:
 
 def is_last_hop(head: RequestHead) -> bool:
     """Whether the gateway must answer this OPTIONS itself (RFC 9110 section 7.6.2)."""
-    return head.method == "OPTIONS" and head.notes.get(b"max-forwards") == b"0"
+    value = head.notes.get(b"max-forwards")
+    return head.method == "OPTIONS" and value is not None and value.isdigit() and not value.strip(b"0")
 
 
 def upstream_head(

@@ -175,6 +175,12 @@ def _framing(special: dict[int, bytes], status: int, method: str) -> tuple[Frami
     return (Framing.LENGTH, length) if length else (Framing.NONE, 0)
 
 
+def is_among(chosen: bytes, asked: bytes) -> bool:
+    """Whether an upstream switched to what was asked for, and to nothing else (RFC 9110 section 7.8)."""
+    offers = {name.strip() for name in asked.lower().split(b",")} - {b""}
+    return all(name.strip() in offers for name in chosen.lower().split(b","))
+
+
 def client_head(reply: ReplyHead, added: list[bytes], framing: Framing, date: bytes, *, is_closing: bool) -> bytes:
     """The head as the client gets it: the upstream's lines, the gateway's, framing and connection built anew.
 
