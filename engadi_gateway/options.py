@@ -173,7 +173,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("server", "max_target_bytes", parse_size_bytes, "8KiB", "longest request target", low=64),
     Option("server", "max_body_bytes", parse_size_bytes, "10MiB", "longest request body; 0: no limit"),
     Option("server", "underscore_headers", one_of("drop", "reject"), "drop",
-           "header names with _ or . (WSGI and CGI read X_User_Id as X-User-Id)"),
+           "header names with other than letters, digits and - (WSGI and CGI read X_User_Id as X-User-Id)"),
 
     Option("upstream", "timeout", parse_duration_s, "30s",
            "to the reply's head over all attempts, and the longest silence in its body", "GATEWAY_TIMEOUT", low=0.01),

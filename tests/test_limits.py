@@ -132,7 +132,20 @@ def test_an_address_counts_as_its_network(address: str, prefix: int, network: st
 
 @pytest.mark.parametrize(
     ("pattern", "path", "applies"),
-    [("", "/a/b", True), ("/a/*", "/a", True), ("/a/*", "/ab", False), ("/a/{x}", "/a/b", True), ("/b", "/a", False)],
+    [
+        ("", "/a/b", True),
+        ("/a/*", "/a", True),
+        ("/a/*", "/ab", False),
+        ("/a/{x}", "/a/b", True),
+        ("/b", "/a", False),
+        ("/login", "/Login", True),
+        ("/login", "/login/", True),
+        ("/login", "/login;x", True),
+        ("/login", "/log%2569n", True),
+        ("/Login/", "/login", True),
+        ("/login", "/login/x", False),
+        ("/login", "/logins", False),
+    ],
 )
 def test_a_pattern_narrows_a_rule(pattern: str, path: str, applies: bool) -> None:
     limits = limits_of(a_rule(capacity=1, path_pattern=pattern))

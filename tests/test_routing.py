@@ -14,16 +14,15 @@ from hypothesis import strategies as st
 from engadi_gateway.errors import ConfigurationError, Reason, Refusal, RefusedError
 from engadi_gateway.model import Route, Service, SplitTarget
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Target
+from engadi_gateway.pipeline.patterns import parameter_names, parse_pattern, pattern_matches
 from engadi_gateway.pipeline.routing import (
     LOCAL_SERVICE,
+    Clash,
     Match,
     Miss,
     Routing,
     RoutingTable,
     TargetPicker,
-    parameter_names,
-    parse_pattern,
-    pattern_matches,
     route_faults,
 )
 from tests.exchanges import exchange_of, head_of
@@ -40,7 +39,7 @@ def table(*routes: Route) -> RoutingTable:
     return RoutingTable(routes, SERVICES)
 
 
-def winner(found: Match | Miss) -> str | None:
+def winner(found: Match | Miss | Clash) -> str | None:
     return found.route.id if isinstance(found, Match) else None
 
 

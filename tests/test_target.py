@@ -22,7 +22,10 @@ GOOD = {
     b"/a?b=/../c#"[:-1]: ("/a", b"/a?b=/../c"),
     b"/a?": ("/a", b"/a?"),
     b"//": ("/", b"/"),
-    b"/%252e%252e/": ("/%252e%252e/", b"/%252e%252e/"),
+    b"/%252e%252ea/%2541": ("/%252e%252ea/%2541", b"/%252e%252ea/%2541"),
+    b"/a;b=c/d;/;e": ("/a;b=c/d;/;e", b"/a;b=c/d;/;e"),
+    b"/a/...": ("/a/...", b"/a/..."),
+    b"/%C3%A4%E0%A4%85%F0%9F%98%80": ("/%C3%A4%E0%A4%85%F0%9F%98%80", b"/%C3%A4%E0%A4%85%F0%9F%98%80"),
 }
 
 
@@ -33,6 +36,10 @@ def test_good_targets(raw: bytes) -> None:
 
 
 BAD = (b"", b"a", b"/%", b"/%0", b"/%g0", b"/%00", b"/%1f", b"/%7F", b"/..", b"/a/../..", b"/..;/", b"/.;x", b"/a#", b"/\xe4",
+       b"/..%3b/", b"/%2e%2e%3Bx/", b"/a/..%2f", b"/a%2f..%2fb", b"/a%5c..%5cb", b"/a%2f.", b"/..%20/", b"/%20./",
+       b"/%252e%252e/", b"/%25252e%25252e/x", b"/a%252f..%252fb", b"/a%255c%252e%252e", b"/%252e%253bx", b"/;/a",
+       b"/a/;b=c/d", b"/%3b/a", b"/.../a", b"/%20/a", b"/a%2f%20%2fb", b"/a;b%2fc", b"/a%252f;", b"/a%253b%5cb",
+       b"/%c0%ae%c0%ae/", b"/%C0%AF", b"/%c1%9c", b"/%e0%80%af", b"/%e0%9f%bf", b"/%f0%80%80%af",
        b'/"', b"/<", b"/>", b"/\\", b"/^", b"/`", b"ftp://h/", b"http://", b"http:///a", b"*")  # fmt: skip
 
 
@@ -58,7 +65,10 @@ def test_star_is_for_options() -> None:
 
 def test_encoded_slashes_are_told() -> None:
     assert normalise(b"/a%2fb", b"GET") == NormalTarget(b"/a%2Fb", "/a%2Fb", True, None)
-    assert normalise(b"/a%5cb", b"GET").has_encoded_slash
+    for spelt in (b"/a%5cb", b"/a%252fb", b"/a%25255Cb", b"/a%2F"):
+        assert normalise(spelt, b"GET").has_encoded_slash
+    for plain in (b"/a/b", b"/a%2541", b"/a%25", b"/%3b", b"/a/"):
+        assert not normalise(plain, b"GET").has_encoded_slash
 
 
 SEGMENTS = st.sampled_from(["a", "b", ".", "..", "", "%2e", "%2E%2e", "%41", "c;d", "%e4", "x.y", "..a", "%2f"])

@@ -20,7 +20,8 @@ from engadi_gateway.net.context import LocalReply
 from engadi_gateway.pipeline.breaker import BreakerRegistry
 from engadi_gateway.pipeline.cors import Cors
 from engadi_gateway.pipeline.exchange import Exchange
-from engadi_gateway.pipeline.routing import LOCAL_SERVICE, RoutingTable, parameter_names
+from engadi_gateway.pipeline.patterns import parameter_names
+from engadi_gateway.pipeline.routing import LOCAL_SERVICE, RoutingTable
 from engadi_gateway.settings import Settings
 from engadi_gateway.store.catalog import Catalog, Change
 from engadi_gateway.store.database import StoreError

@@ -8,7 +8,7 @@ from typing import Any
 from engadi_gateway import __version__
 from engadi_gateway.admin.api import Endpoint
 from engadi_gateway.admin.schemas import Json
-from engadi_gateway.pipeline.routing import parameter_names
+from engadi_gateway.pipeline.patterns import parameter_names
 
 _PROBLEM: Json = {
     "type": "object",

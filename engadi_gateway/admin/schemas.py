@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from engadi_gateway.errors import Fault
 from engadi_gateway.model import LimitMode, LimitType
 from engadi_gateway.options import SERVICE_NAME, parse_url
-from engadi_gateway.pipeline.routing import parse_pattern
+from engadi_gateway.pipeline.patterns import parse_pattern
 
 Json = dict[str, Any]
 

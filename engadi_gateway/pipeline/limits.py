@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal
 from engadi_gateway.model import LimitMode, LimitType, RateLimitRule
 from engadi_gateway.pipeline.exchange import Exchange
-from engadi_gateway.pipeline.routing import parse_pattern, pattern_matches
+from engadi_gateway.pipeline.patterns import parse_pattern, pattern_matches, pattern_readings, readings
 
 #: A thousandth of a token is forgiven: rounding after months must not cost a whole one.
 _ROUNDING = 0.001
@@ -181,8 +181,8 @@ class Rule:
     """A rule with what a request needs of it, computed once."""
 
     __slots__ = (
-        "buckets", "capacity", "cost", "is_enforced", "kind", "most_missing", "name", "rule", "segments", "token_s",
-        "window_s",
+        "buckets", "capacity", "cost", "is_enforced", "kind", "most_missing", "name", "readings", "rule", "segments",
+        "token_s", "window_s",
     )  # fmt: skip
 
     def __init__(self, rule: RateLimitRule, buckets: Buckets) -> None:
@@ -197,6 +197,14 @@ class Rule:
         self.is_enforced = rule.mode is LimitMode.ENFORCE
         self.name = b'"%b"' % rule.name.encode("ascii").replace(b"\\", b"\\\\").replace(b'"', b'\\"')
         self.segments = parse_pattern(rule.path_pattern) if rule.path_pattern else None
+        self.readings = pattern_readings(self.segments) if self.segments else []
+
+    def fits(self, path: str) -> bool:
+        """Whether the rule's pattern does. Who spells a path otherwise, for a lenient upstream, is counted as well."""
+        if self.segments is None or pattern_matches(self.segments, path):
+            return True
+        read = ["/" + "/".join(segments) for segments in readings(path)]
+        return any(pattern_matches(segments, one) for segments in self.readings for one in read)
 
 
 class Check(NamedTuple):
@@ -372,7 +380,7 @@ class Limits:
     def _plans_for(self, path: str) -> Plans:
         plans = self._by_path.get(path)
         if plans is None:
-            fit = tuple(pattern_matches(rule.segments or (), path) for rule in self._patterned)
+            fit = tuple(rule.fits(path) for rule in self._patterned)
             plans = self._by_fit.get(fit)
             if plans is None:
                 misfits = {rule for rule, fits in zip(self._patterned, fit, strict=True) if not fits}

@@ -16,52 +16,16 @@ from typing import NamedTuple
 from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal, RefusedError
 from engadi_gateway.model import Route, Service
 from engadi_gateway.pipeline.exchange import Exchange, Target
+from engadi_gateway.pipeline.patterns import is_plain, parse_pattern, pattern_matches, pattern_readings, readings
 
 LOCAL_SERVICE = "gateway"
 _MEMO_SIZE = 4096
 #: What is longer is matched each time, so that the memo stays small whatever is sent.
 _MEMO_KEY_LENGTH = 256
-_PARAMETER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
-#: What a normalised segment can look like: no unreserved character (RFC 3986 section 2.3) is percent-encoded in it.
-_LITERAL = re.compile(
-    r"(?:[A-Za-z0-9._~!$&'()*+,;=:@\[\]|-]|%(?!2[DE]|3[0-9]|4[1-9A-F]|5[0-9AF]|6[1-9A-F]|7[0-9AEF])[2-9A-F][0-9A-F])+"
-)
 _HOST = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]{2,45}\]")
 _METHOD = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 #: Places of a pattern in the order in which they win; END is before `*`, so `/a` wins over `/a/*` for `/a`.
 _LITERAL_PLACE, _PARAMETER_PLACE, _END, _REST = range(4)
-
-
-def parse_pattern(pattern: str) -> tuple[str, ...]:
-    """The segments of a pattern: literals, "{}" for a parameter, a last "*".
-
-    Raises:
-        ValueError: with a sentence.
-    """
-    if not pattern.startswith("/"):
-        raise ValueError("a pattern begins with /")
-    names = parameter_names(pattern)
-    if len(set(names)) != len(names):
-        raise ValueError("a parameter's name stands for one segment only")
-    *inner, last = pattern[1:].split("/")
-    return (*(_parse_segment(segment, is_last=False) for segment in inner), _parse_segment(last, is_last=True))
-
-
-def _parse_segment(segment: str, *, is_last: bool) -> str:
-    if _PARAMETER.fullmatch(segment):
-        return "{}"
-    if is_last and segment in {"", "*"}:
-        return segment
-    if "*" in segment or "{" in segment or "}" in segment:
-        raise ValueError("* only as the last segment, {name} only as a whole segment")
-    if segment.split(";", 1)[0] in {".", ".."} or not _LITERAL.fullmatch(segment):
-        raise ValueError(f"segment {segment!r} can never match a normalised path")
-    return segment
-
-
-def parameter_names(pattern: str) -> tuple[str, ...]:
-    """The names of a pattern's parameters, in order."""
-    return tuple(part[1:-1] for part in pattern.split("/") if _PARAMETER.fullmatch(part))
 
 
 class Match(NamedTuple):
@@ -76,6 +40,13 @@ class Miss(NamedTuple):
     """No route: `allow` are the methods that the path does have, () where there is no such path."""
 
     allow: tuple[str, ...]
+
+
+class Clash(NamedTuple):
+    """The route that matched asks for less than one that a lenient upstream would find: see `patterns`."""
+
+    route: Route
+    stricter: Route
 
 
 class Verdict(NamedTuple):
@@ -142,6 +113,34 @@ def route_faults(route: Route) -> list[Fault]:
     return faults
 
 
+def _insert(roots: dict[str, _Node], rank: int, host: str, segments: tuple[str, ...]) -> None:
+    node = roots.setdefault(host, _Node())
+    for segment in segments:
+        if segment == "*":
+            node.below.append(rank)
+            return
+        if segment == "{}":
+            node.parameter = node.parameter or _Node()
+            node = node.parameter
+        else:
+            node = node.literals.setdefault(segment, _Node())
+    node.exact.append(rank)
+
+
+def _asks_more(route: Route, other: Route) -> bool:
+    """Whether a route wants a token, or a role, of which the other does not want as much."""
+    if other.is_public and not other.required_roles:
+        return bool(route.required_roles) or not route.is_public
+    wanted, enough = frozenset(route.required_roles), frozenset(other.required_roles)
+    return bool(wanted) and not (enough and enough <= wanted)
+
+
+def _outdone(routes: list[Route]) -> frozenset[str]:
+    """Ids of the routes that ask for less than some other one."""
+    kinds = {(route.is_public, frozenset(route.required_roles)): route for route in routes}.values()
+    return frozenset(route.id for route in routes if any(_asks_more(kind, route) for kind in kinds))
+
+
 class RoutingTable:
     """Immutable but for its memo.
 
@@ -163,10 +162,13 @@ class RoutingTable:
         self._compiled = tuple(sorted((_compile(route) for route in every), key=_rank))
         self._refuse_twins()
         self._roots: dict[str, _Node] = {}
+        self._readings: dict[str, _Node] = {}
+        self._has_plain_patterns = True
+        self._outdone = _outdone([one.route for one in self._compiled if one.route.is_active])
         for rank, compiled in enumerate(self._compiled):
             if compiled.route.is_active:
                 self._insert(rank, compiled)
-        self._memo: dict[tuple[str, str, str], Match | Miss] = {}
+        self._memo: dict[tuple[str, str, str], Match | Miss | Clash] = {}
         self.visits = 0  # nodes looked at, for the test that matching does not depend on the number of routes
 
     def _refuse_twins(self) -> None:
@@ -183,17 +185,13 @@ class RoutingTable:
             twins.append(one)
 
     def _insert(self, rank: int, compiled: _Compiled) -> None:
-        node = self._roots.setdefault(compiled.route.host, _Node())
-        for segment in compiled.segments:
-            if segment == "*":
-                node.below.append(rank)
-                return
-            if segment == "{}":
-                node.parameter = node.parameter or _Node()
-                node = node.parameter
-            else:
-                node = node.literals.setdefault(segment, _Node())
-        node.exact.append(rank)
+        segments, host = compiled.segments, compiled.route.host
+        _insert(self._roots, rank, host, segments)
+        if self._outdone:
+            read = pattern_readings(segments)
+            self._has_plain_patterns &= read == [segments]
+            for one in read:
+                _insert(self._readings, rank, host, one)
 
     def ordered(self) -> tuple[Route, ...]:
         """All routes, inactive ones too, in the order in which they are tried."""
@@ -206,8 +204,8 @@ class RoutingTable:
         found = self._services.get(service)
         return found.url if found is not None else ""
 
-    def match(self, method: str, host: str, path: str) -> Match | Miss:
-        """The route for a request, or what the path allows."""
+    def match(self, method: str, host: str, path: str) -> Match | Miss | Clash:
+        """The route for a request, or what the path allows, or why its path is refused."""
         key = (host, method, path)
         found = self._memo.get(key)
         if found is None:
@@ -218,28 +216,49 @@ class RoutingTable:
                 self._memo[key] = found
         return found
 
-    def _match(self, method: str, host: str, path: str) -> Match | Miss:
-        ranks = self._candidates(host, path)
-        allow: dict[str, None] = {}
+    def _match(self, method: str, host: str, path: str) -> Match | Miss | Clash:
+        if not path.startswith("/"):
+            return Miss(())
+        ranks = self._candidates(self._roots, host, path[1:].split("/"))
+        found = self._first(method, ranks)
+        if found is None:
+            return Miss(self._allowed(ranks))
+        if found.route.id in self._outdone and not (self._has_plain_patterns and is_plain(path)):
+            stricter = self._stricter(method, host, path, found.route)
+            if stricter is not None:
+                return Clash(found.route, stricter)
+        return _matched(found, path)
+
+    def _stricter(self, method: str, host: str, path: str, found: Route) -> Route | None:
+        for segments in readings(path):
+            read = self._first(method, self._candidates(self._readings, host, segments))
+            if read is not None and _asks_more(read.route, found):
+                return read.route
+        return None
+
+    def _first(self, method: str, ranks: list[int]) -> _Compiled | None:
         for rank in ranks:
             compiled = self._compiled[rank]
             if not compiled.methods or method in compiled.methods:
-                return _matched(compiled, path)
-            for name in compiled.route.methods:
+                return compiled
+        return None
+
+    def _allowed(self, ranks: list[int]) -> tuple[str, ...]:
+        allow: dict[str, None] = {}
+        for rank in ranks:
+            for name in self._compiled[rank].route.methods:
                 allow[name] = None
                 if name == "GET":
                     allow["HEAD"] = None
-        return Miss(tuple(allow))
+        return tuple(allow)
 
-    def _candidates(self, host: str, path: str) -> list[int]:
-        """Ranks of all active routes whose host and path match, best first."""
+    def _candidates(self, roots: dict[str, _Node], host: str, segments: list[str]) -> list[int]:
+        """Ranks of all active routes whose host and segments match, best first."""
         ranks: list[int] = []
-        if path.startswith("/"):
-            segments = path[1:].split("/")
-            for name in _host_names(host):
-                root = self._roots.get(name)
-                if root is not None:
-                    self._collect(root, segments, ranks)
+        for name in _host_names(host):
+            root = roots.get(name)
+            if root is not None:
+                self._collect(root, segments, ranks)
         ranks.sort()
         return ranks
 
@@ -280,10 +299,12 @@ def _host_names(host: str) -> list[str]:
     return [host, *(f"*.{'.'.join(labels[index:])}" for index in range(1, len(labels))), ""]
 
 
-def _why(compiled: _Compiled, method: str, host: str, winner: Match | Miss) -> str:
+def _why(compiled: _Compiled, method: str, host: str, winner: Match | Miss | Clash) -> str:
     route = compiled.route
     if isinstance(winner, Match) and winner.route is route:
         return "won"
+    if isinstance(winner, Clash) and winner.route is route:
+        return f"the path can be read as one of route {winner.stricter.id}, which asks for more"
     if not route.is_active:
         return "not active"
     if route.host not in _host_names(host):
@@ -291,21 +312,6 @@ def _why(compiled: _Compiled, method: str, host: str, winner: Match | Miss) -> s
     if compiled.methods and method not in compiled.methods:
         return f"method is not one of {', '.join(route.methods)}"
     return "another comes first in the order"
-
-
-def pattern_matches(segments: tuple[str, ...], path: str) -> bool:
-    """Whether a parsed pattern matches a normalised path: the slow way, for traces and for rules of one pattern."""
-    if not path.startswith("/"):
-        return False
-    given = path[1:].split("/")
-    if segments[-1] == "*":
-        segments = segments[:-1]
-        if len(given) < len(segments):
-            return False
-        given = given[: len(segments)]
-    return len(segments) == len(given) and all(
-        want == have or (want == "{}" and bool(have)) for want, have in zip(segments, given, strict=True)
-    )
 
 
 def _matched(compiled: _Compiled, path: str) -> Match:
@@ -346,6 +352,8 @@ class Routing:
         found = self._find(exchange, asked or method)
         if isinstance(found, Miss):
             return _missed(found, is_options=method == "OPTIONS" and asked is None)
+        if isinstance(found, Clash):
+            return Refusal(Reason.BAD_REQUEST, "the path can be read as another's, which asks for more")
         route = exchange.route = found.route
         exchange.params = found.params
         if route.strip_prefix:
@@ -360,11 +368,11 @@ class Routing:
             return None
         return asked.decode("latin-1") or None
 
-    def _find(self, exchange: Exchange, method: str) -> Match | Miss:
+    def _find(self, exchange: Exchange, method: str) -> Match | Miss | Clash:
         head = exchange.head
         if self._local is not None:
             found = self._local.match(method, head.host, head.path)
-            if isinstance(found, Match) or found.allow:
+            if not isinstance(found, Miss) or found.allow:
                 exchange.is_local = True
                 return found
         return self._table.match(method, head.host, head.path)

@@ -2,11 +2,12 @@
 
 The received fields are never copied and then cleaned: each name has an action, and what has none is forwarded as it
 came. Names that are spelt to be read as another one (`X_User_Id`) have an action too (RFC 9110 section 7.6.1; the
-underscore rule is that of nginx and Caddy).
+rule that names are letters, digits and hyphens is that of nginx).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from enum import IntEnum
 
@@ -55,9 +56,23 @@ _TABLE: dict[bytes, Action] = {
     b"x-real-ip": Action.DROP,
     b"x-client-ip": Action.DROP,
     b"true-client-ip": Action.DROP,
+    b"x-cluster-client-ip": Action.DROP,
+    b"x-remote-addr": Action.DROP,
+    b"x-remote-ip": Action.DROP,
+    b"x-originating-ip": Action.DROP,
+    b"cf-connecting-ip": Action.DROP,
+    b"forwarded-for": Action.DROP,
+    b"x-forwarded": Action.DROP,
+    b"x-user": Action.DROP,
+    b"x-auth": Action.DROP,
+    b"remote-user": Action.DROP,
+    b"x-remote-user": Action.DROP,
     b"proxy": Action.DROP,  # CGI reads it as HTTP_PROXY
-    b"x-original-url": Action.DROP,  # some frameworks route by these two instead of the target
+    b"x-original-url": Action.DROP,  # some frameworks go by these instead of the request line
     b"x-rewrite-url": Action.DROP,
+    b"x-http-method": Action.DROP,
+    b"x-http-method-override": Action.DROP,
+    b"x-method-override": Action.DROP,
     # decided on, and forwarded
     b"authorization": Action.ONCE,
     b"content-type": Action.KEEP_AND_NOTE,
@@ -67,6 +82,8 @@ _TABLE: dict[bytes, Action] = {
     b"if-match": Action.KEEP_AND_NOTE,
 }
 _DROPPED_PREFIXES = (b"x-user-", b"x-auth-", b"x-forwarded-")
+#: CGI and its kin write every other sign of a name as `_`, and `-` too: what has one could be read as another name.
+_PLAIN_NAME = re.compile(rb"[a-z0-9-]+")
 #: Bounds the memo of spellings: a stranger who invents names must not fill memory.
 _MEMO_SIZE = 2048
 
@@ -76,7 +93,7 @@ class HeaderPolicy(dict[bytes, Action]):
 
     Args:
         claim_headers: names that the gateway itself sets from claims; never taken from a client.
-        rejects_underscores: names with `_` or `.` are refused instead of dropped.
+        rejects_underscores: names with `_`, `.` or another odd sign are refused instead of dropped.
         note_only: names that are decided on but not forwarded.
     """
 
@@ -95,7 +112,7 @@ class HeaderPolicy(dict[bytes, Action]):
         return action
 
     def _classify(self, name: bytes) -> Action:
-        if b"_" in name or b"." in name:
+        if not _PLAIN_NAME.fullmatch(name):
             return self._ambiguous
         if name in self._own:
             return Action.DROP
@@ -134,7 +151,7 @@ def scan(lines: list[HeaderLine], policy: HeaderPolicy) -> tuple[list[HeaderLine
 
 def _note_again(name: bytes, line: HeaderLine, action: Action, notes: dict[bytes, bytes]) -> None:
     if action == Action.REJECT:
-        raise RefusedError(Refusal(Reason.BAD_REQUEST, "header name with _ or ."))
+        raise RefusedError(Refusal(Reason.BAD_REQUEST, "header name with other than letters, digits and -"))
     if action in {Action.ONCE, Action.NOTE_ONCE}:
         raise RefusedError(Refusal(Reason.BAD_REQUEST, f"more than one {name.decode('ascii')} field"))
     notes[name] += b", " + line[1]
@@ -142,7 +159,10 @@ def _note_again(name: bytes, line: HeaderLine, action: Action, notes: dict[bytes
 
 _HARMLESS = frozenset((b"close", b"keep-alive", b"upgrade", b""))
 #: Naming these in Connection changes nothing: they are not forwarded as received anyway, and the connection needs them.
-_NEEDED = frozenset((b"connection", b"host", b"content-length", b"transfer-encoding", b"upgrade", b"expect"))
+_NEEDED = frozenset(
+    (b"connection", b"host", b"content-length", b"transfer-encoding", b"upgrade", b"expect", b"via", b"max-forwards",
+     b"x-request-id", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port")
+)  # fmt: skip
 
 
 def connection_tokens(value: bytes) -> frozenset[bytes]:

@@ -19,6 +19,10 @@ from engadi_gateway.wire.target import normalise
 
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
 _END = b"\r\n\r\n"
+#: h11 takes most of them in values (RFC 9110 section 5.5: only where it is safe; nobody knows what reads them next).
+_CONTROLS = bytes(code for code in (*range(0x20), 0x7F) if code not in b"\t\r\n")
+#: RFC 9112 section 5.2 has folded lines refused or joined; joined, somebody before us may have read two lines.
+_FOLD = re.compile(rb"\n[ \t]")
 _BLANK_LINES = re.compile(rb"(?:\r\n)+")
 #: Bytes of framing that a chunk may cost before they count as body: sixteen digits and two line ends.
 _CHUNK_ALLOWANCE_BYTES = 20
@@ -62,6 +66,8 @@ def take_head(buffer: bytearray, limits: HeadLimits) -> bytes | None:
     del buffer[: end + 4]
     if head.count(b"\n") != head.count(b"\r\n"):
         raise _refused(Reason.BAD_REQUEST, "line end without CR")
+    if head.translate(None, _CONTROLS) != head:
+        raise _refused(Reason.BAD_REQUEST, "control character in the head")
     return head
 
 
@@ -100,6 +106,8 @@ def parse_head(
         raise _of_h11(error) from None
     if type(request) is not h11.Request:
         raise _refused(Reason.BAD_REQUEST, "not a request")
+    if raw.count(b"\n") != len(request.headers) + 2 and _FOLD.search(raw):  # the count alone costs less
+        raise _refused(Reason.BAD_REQUEST, "folded header line")
     head = _head_of(request, limits, policy)
     if head.content_length > max_body_bytes > 0:
         raise _refused(Reason.BODY_TOO_LARGE, f"longer than {max_body_bytes} bytes")

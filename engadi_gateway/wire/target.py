@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple, NoReturn
+from urllib.parse import unquote_to_bytes
 
 from engadi_gateway.errors import Reason, Refusal, RefusedError
 
-#: A path that is normal already (segments of plain characters that do not begin with a dot, no empty one), and a query.
-_PLAIN = re.compile(rb"((?:/[A-Za-z0-9_~!$&'()*+,=:@;-][A-Za-z0-9._~!$&'()*+,=:@;-]*+)*+/?+)(?:\?[^#]*+)?", re.DOTALL)
+#: A path that is normal already (segments of plain characters, none empty, none begins with a dot or `;`), and a query.
+_PLAIN = re.compile(rb"((?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@;-]*+)*+/?+)(?:\?[^#]*+)?", re.DOTALL)
 _FORBIDDEN = re.compile(rb'["<>\\^`#\x00-\x20\x7f-\xff]')
 _BAD_TRIPLET = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _TRIPLET = re.compile(rb"%([0-9A-Fa-f]{2})")
 _SLASHES = re.compile(rb"//+")
+#: ASCII in more bytes than UTF-8 has for it; decoders that take it find dots and slashes nobody else sees.
+_OVERLONG = re.compile(rb"%C[01]%[89AB]|%E0%[89]|%F0%8")
+#: An escape of an escape, as deep as it goes.
+_NESTED = re.compile(rb"%(?:25)+(?=[0-9A-Fa-f]{2})")
+_SEPARATORS = re.compile(rb"[/\\]")
+_DOTS = (b".", b"..")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#]*)(.*)", re.DOTALL)
 
@@ -71,8 +78,27 @@ def _normalise_path(raw: bytes) -> tuple[bytes, bool]:
     if _BAD_TRIPLET.search(raw):
         _refuse("bad percent-encoding in the path")
     path = _TRIPLET.sub(_normal_triplet, raw)
+    if _OVERLONG.search(path):
+        _refuse("overlong UTF-8 in the path")
     path = _remove_dot_segments(_SLASHES.sub(b"/", path))
-    return path, b"%2F" in path or b"%5C" in path
+    return path, _has_hidden_slash(path)
+
+
+def _has_hidden_slash(path: bytes) -> bool:
+    """Whether a slash or a backslash is encoded, however often; what servers cannot agree on behind that is refused.
+
+    None should decode this far, or cut parameters off where they do not mean it, but several do.
+    """
+    parts = _SEPARATORS.split(unquote_to_bytes(_NESTED.sub(b"%", path)))
+    bare = [part.split(b";", 1)[0].strip() for part in parts]
+    if any(part in _DOTS for part in bare):
+        _refuse("hidden dot segment in the path")
+    if any(part and not rest.strip(b" .") for part, rest in zip(parts[:-1], bare, strict=False)):
+        _refuse("empty segment with parameters in the path")
+    has_slash = len(parts) > path.count(b"/") + 1
+    if has_slash and any(b";" in part for part in parts):
+        _refuse("encoded slash beside parameters in the path")
+    return has_slash
 
 
 def _normal_triplet(match: re.Match[bytes]) -> bytes:
@@ -83,18 +109,16 @@ def _normal_triplet(match: re.Match[bytes]) -> bytes:
 
 
 def _remove_dot_segments(path: bytes) -> bytes:
-    """RFC 3986 section 5.2.4, but what leaves the root, or hides dots behind `;`, is refused."""
+    """RFC 3986 section 5.2.4, but what leaves the root is refused."""
     kept: list[bytes] = []
     segments = path.split(b"/")[1:]
     for segment in segments:
-        if segment not in {b".", b".."}:
-            if segment.split(b";", 1)[0] in {b".", b".."}:
-                _refuse("dot segment with parameters in the path")
+        if segment not in _DOTS:
             kept.append(segment)
         elif segment == b"..":
             if not kept:
                 _refuse("the path leaves the root")
             kept.pop()
-    if segments[-1] in {b".", b".."}:
+    if segments[-1] in _DOTS:
         kept.append(b"")
     return b"/" + b"/".join(kept)

@@ -108,7 +108,7 @@ FIELDS = [
     _bad("no colon", "9112 5", "MUST", _get("Xa")),
     _bad("empty name", "9110 5.1", "MUST", _get(": a")),
     _bad("8-bit in a name", "9110 5.1", "MUST", _get("X\xff: a")),
-    _ok("folded value", "9112 5.2", "MUST", _get("X: a\r\n b")),
+    _bad("folded value", "9112 5.2", "MUST", _get("X: a\r\n b")),
     _ok("8-bit in a value", "9110 5.5", "SHOULD", _get("X: \xe4\xff")),
     _ok("no white space after the colon", "9110 5.5", "MUST", _get("X:a")),
     _ok("empty value", "9110 5.5", "MUST", _get("X:")),
