@@ -49,6 +49,7 @@ STAGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("stages: the walk", "engadi_gateway/pipeline/__init__.py", ()),
     ("stages: the walk", "engadi_gateway/pipeline/exchange.py", ()),
     ("stages: routing", "engadi_gateway/pipeline/routing.py", ()),
+    ("stages: routing", "engadi_gateway/pipeline/patterns.py", ()),
     ("stages: CORS", "engadi_gateway/pipeline/cors.py", ()),
     ("stages: JWT", "engadi_gateway/pipeline/identity.py", ()),
     ("stages: limits", "engadi_gateway/pipeline/limits.py", ()),
