@@ -119,7 +119,7 @@ def refresh(context: Context, settings: Settings) -> None:
     """Apply re-read settings to connections that exist; pools and sockets keep theirs until a restart."""
     retry = retry_policy(settings)
     context.retry = retry
-    context.budget = RetryBudget(retry)
+    context.budget.take(retry)
     context.timeouts = timeouts(settings)
     context.heads.timeout_s = context.timeouts.head_s
     context.idle.timeout_s = context.timeouts.keep_alive_s

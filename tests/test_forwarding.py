@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,42 @@ def test_a_cut_off_body_never_looks_whole(tmp_path: Path, name: str, is_reset: b
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("name", ["chunked", "until close"])
+def test_a_cut_off_body_does_not_look_whole_to_http10_either(tmp_path: Path, name: str) -> None:
+    """There the end of the connection is the end of the body: only a reset says that it is not."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(head if name == "chunked" else b"HTTP/1.1 200 OK\r\n\r\nhello")
+        await asyncio.sleep(0.05)
+        wire.reset()
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            await client.send(b"GET /api/v1/auth/x HTTP/1.0\r\nHost: h\r\n\r\n")
+            assert (await client.reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 OK")
+            with pytest.raises(ConnectionResetError):
+                await client.reader.read()
+
+    asyncio.run(run())
+
+
+def test_a_client_that_hung_up_before_its_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Our answer meets a closed socket and is answered by a reset, which our half-close then runs into."""
+
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth, auth) as gateway:
+            for _ in range(5):
+                with socket.create_connection(("127.0.0.1", gateway.port)) as sock:
+                    sock.sendall(b"POST /api/v1/content/x HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n")
+            assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+            assert gateway.state()["connections"] <= 1
+            rows = await _rows(gateway.port)
+            assert [row["reason"] for row in rows] == ["ok"] + ["auth_missing"] * 5
+
+    asyncio.run(run())
+
+
 STRAYS = {
     "bytes after the length": OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
     "a body on 204": b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
@@ -270,6 +307,20 @@ def test_bytes_on_an_idle_connection_reach_nobody(tmp_path: Path) -> None:
             await asyncio.sleep(0.05)
             assert (await ask_on(client, "GET", "/api/v1/auth/2")).body == b"ok"
             assert auth.seen[-1].connection == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("status", "times"), [(100, 2), (103, 1)])
+def test_nothing_is_sent_again_once_a_byte_of_the_answer_went_out(tmp_path: Path, status: int, times: int) -> None:
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 %d X\r\n\r\n" % status)
+        wire.close()
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth, upstream_retry_count=1) as gateway:
+            assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 502
+            assert len(auth.seen) == times
 
     asyncio.run(run())
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import shutil
+import socket
 import ssl
 import subprocess
 from pathlib import Path
@@ -14,7 +16,11 @@ from typing import Any
 import pytest
 
 from engadi_gateway import Gateway
-from tests.fakes import OK, Seen, Wire, raw_client, upstream
+from engadi_gateway.errors import Reason
+from engadi_gateway.net.pool import Pool, PoolLimits, Resolver, origin_of
+from engadi_gateway.net.upstream import UpstreamConnection
+from engadi_gateway.wire.response import ReplyHead, ReplyParser
+from tests.fakes import OK, RawClient, Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, running, settings_for, token
 
 GET = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -243,5 +249,213 @@ def test_two_processes_can_share_a_port_when_asked_to(tmp_path: Path) -> None:
                     assert first.port == second.port
                     for _ in range(8):
                         assert (await ask(first.port, "GET", "/api/v1/auth/x")).status == 200
+
+    asyncio.run(run())
+
+
+def test_what_was_sent_beyond_a_reply_never_answers_who_waits_for_the_connection(tmp_path: Path) -> None:
+    """The reply ends where a read of the gateway ends, so that the bytes behind it are still in the socket."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Filler: "
+    first = head + b"x" * (65536 - len(head) - 6) + b"\r\n\r\nok"
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(first + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil" if seen.connection == 0 else OK)
+
+    async def run() -> None:
+        values = {"upstream_max_connections": 1, "upstream_max_head_bytes": 1 << 20}
+        async with upstream(script) as auth, running(tmp_path, auth, **values) as gateway:
+            replies = await asyncio.gather(*(ask(gateway.port, "GET", "/api/v1/auth/x") for _ in range(4)))
+            assert [reply.body for reply in replies] == [b"ok"] * 4
+            assert [seen.connection for seen in auth.seen] == [0, 1, 1, 1]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("answer", "times"), [(b"", 2), (b"HTTP/1.1 200 OK\r\nContent-Le", 1)])
+def test_a_request_that_kills_its_upstream_does_not_kill_all_that_is_pooled(
+    tmp_path: Path, answer: bytes, times: int
+) -> None:
+    """Where a pooled connection ends without a word the request may never have been seen: once more is free, once."""
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        if seen.target.endswith("poison"):
+            await wire.send(answer)
+            wire.close()
+        else:
+            await asyncio.sleep(0.02)  # so that each has a connection of its own
+            await wire.send(OK)
+
+    async def run() -> None:
+        values = {"upstream_retry_count": 0, "breaker_enabled": False}
+        async with upstream(script) as auth, running(tmp_path, auth, **values) as gateway:
+            await asyncio.gather(*(ask(gateway.port, "GET", "/api/v1/auth/x") for _ in range(6)))
+            assert auth.open_connections == 6
+            reply = await ask(gateway.port, "GET", "/api/v1/auth/poison")
+            assert (reply.status, json_of(reply)["code"]) == (502, "upstream_closed")
+            assert [seen.target[-6:] for seen in auth.seen].count("poison") == times
+
+    asyncio.run(run())
+
+
+class _Late(Pool):
+    """Sees a new connection only after the other side had its say."""
+
+    async def _open(self) -> UpstreamConnection:
+        connection = await super()._open()
+        await asyncio.sleep(0.05)
+        return connection
+
+
+class _Waits:
+    def __init__(self) -> None:
+        self.told: asyncio.Future[Reason] = asyncio.get_running_loop().create_future()
+
+    def connected(self, connection: UpstreamConnection) -> None:
+        raise AssertionError("this connection can answer nobody")
+
+    def connect_failed(self, reason: Reason, detail: str) -> None:
+        self.told.set_result(reason)
+
+
+@pytest.mark.parametrize("banner", [OK, b""], ids=["speaks unasked", "closes unasked"])
+def test_a_new_connection_that_has_spoken_or_ended_is_none(banner: bytes) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(banner)
+        writer.close()
+
+    async def run() -> None:
+        async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+            origin = origin_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            pool, waiter = _Late(origin, PoolLimits(), Resolver(30), None), _Waits()
+            assert pool.take(waiter) is None
+            assert await asyncio.wait_for(waiter.told, 5) is Reason.UPSTREAM_CLOSED
+            assert set(pool.counts().values()) == {0}
+            await pool.close()
+
+    asyncio.run(run())
+
+
+def test_retries_under_way_stay_counted_over_a_reload(tmp_path: Path) -> None:
+    async def run() -> None:
+        settings = settings_for(tmp_path, {"auth": "http://127.0.0.1:1"}, upstream_retry_backoff=0.2)
+        async with Gateway(settings) as gateway:
+            asking = asyncio.create_task(ask(gateway.port, "GET", "/api/v1/auth/x"))
+            while not gateway._context.budget.retrying:
+                await asyncio.sleep(0.001)
+            await gateway.reload(settings)
+            assert gateway._context.budget.retrying == 1
+            assert (await asking).status == 502
+            assert gateway._context.budget.retrying == 0
+
+    asyncio.run(run())
+
+
+class _Taker:
+    """Owner and user in one, who notes what it is told; it reads slowly from the first interim reply on."""
+
+    def __init__(self) -> None:
+        self.given_back: list[UpstreamConnection] = []
+        self.ended = asyncio.Event()
+        self.forgotten = asyncio.Event()
+        self.connection: UpstreamConnection | None = None
+
+    def give_back(self, connection: UpstreamConnection) -> None:
+        self.given_back.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        self.forgotten.set()
+
+    def reply_interim(self, head: ReplyHead) -> None:
+        assert self.connection is not None
+        self.connection.transport.pause_reading()
+
+    def reply_head(self, head: ReplyHead, body: bytes, is_end: bool) -> None:
+        assert is_end
+        self.ended.set()
+
+    def reply_body(self, body: bytes, is_end: bool) -> None: ...
+    def reply_failed(self, reason: Reason, detail: str) -> None: ...
+    def spliced(self, data: bytes) -> None: ...
+    def upstream_paused(self) -> None: ...
+    def upstream_resumed(self) -> None: ...
+
+
+@pytest.mark.parametrize(("request_bytes", "is_reused"), [(100, True), (1 << 20, False)])
+def test_a_connection_goes_back_reading_and_with_nothing_unsent(request_bytes: int, is_reused: bool) -> None:
+    """An early answer to what is not all sent: what waits would stand before the next request."""
+
+    async def run() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            taker = _Taker()
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_connection(lambda: UpstreamConnection(taker, 1 << 16), sock=ours)
+            taker.connection = connection
+            connection.begin(taker, ReplyParser(), "PUT", b"x" * request_bytes, is_complete=True)
+            theirs.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK)
+            await asyncio.wait_for(taker.ended.wait(), 5)
+            assert taker.given_back == ([connection] if is_reused else [])
+            assert connection.transport.is_reading() is is_reused
+            connection.drop()
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+async def _fill(client: RawClient, *, is_reading: bool) -> None:
+    """Send until it is cut off, or else read nothing."""
+    if not is_reading:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # typed as a mere WriteTransport
+    with contextlib.suppress(ConnectionError):
+        while is_reading:
+            await asyncio.wait_for(client.send(bytes(1 << 20)), 10)
+
+
+@pytest.mark.parametrize("side", ["client", "upstream"])
+def test_a_side_of_a_splice_that_never_reads_does_not_keep_it(tmp_path: Path, side: str) -> None:
+    """What is on its way stays where it is, and whoever has left is not heard of while his side is paused."""
+    block = bytes(1 << 20)
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
+        if side == "upstream":
+            wire.writer.transport.pause_reading()  # type: ignore[attr-defined]  # typed as a mere WriteTransport
+            await asyncio.Event().wait()
+        while side == "client":
+            await wire.send(block)
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth, server_write_timeout=0.3) as gateway:
+            async with raw_client(gateway.port) as client:
+                await client.send(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: x\r\n\r\n")
+                await client.reader.readuntil(b"\r\n\r\n")
+                try:
+                    await _fill(client, is_reading=side == "upstream")
+                    for _ in range(500):
+                        if gateway.state()["connections"] == 0:
+                            break
+                        await asyncio.sleep(0.01)
+                    (pool,) = gateway.state()["pools"].values()
+                    assert (gateway.state()["connections"], pool["active"]) == (0, 0)
+                finally:
+                    client.writer.transport.abort()
+            (row,) = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs", bearer=ADMIN))["items"]
+            told = {"client": ("client_stalled", None), "upstream": ("ok", "the upstream does not read")}
+            assert (row["reason"], row["error_message"]) == told[side]
+
+    asyncio.run(run())
+
+
+def test_the_end_of_a_splice_is_not_waited_for_without_end() -> None:
+    async def run() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            taker = _Taker()
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_connection(lambda: UpstreamConnection(taker, 1 << 16), sock=ours)
+            connection.begin(taker, ReplyParser(), "GET", b"x" * (1 << 20), is_complete=True)
+            connection.splice()
+            connection.close_gracefully(0.05)
+            await asyncio.wait_for(taker.forgotten.wait(), 5)
 
     asyncio.run(run())

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
+import struct
 import time
 from enum import Enum, auto
 from typing import cast
@@ -38,6 +40,7 @@ _LINGER_BYTES = 65536
 _MAX_WAITS = 3
 _NO_BODY = Framing.NONE
 _STALL_S = 0.05
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class State(Enum):
@@ -113,6 +116,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_queued = False
         self._is_reading = True
         self.is_upload_paused = False
+        self.ends_by_closing = False
         self._is_write_paused = False
         self._deciding: asyncio.Task[None] | None = None
         self._lingered = 0
@@ -516,15 +520,18 @@ class ClientConnection(asyncio.Protocol):
         self._buffer.clear()
         self.is_upload_paused = False
         self._set_reading(True)
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
+        try:
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+        except OSError:  # the client has reset it, which the loop has not told us yet
+            self._transport.abort()
         timeouts = self._context.timeouts
         self._expire_in(timeouts.write_s if self._transport.get_write_buffer_size() else timeouts.linger_s)
 
     def expired(self, now: float) -> None:
         """Lingered long enough, or did not read what was written."""
         self._context.flights.discard(self)
-        self._transport.abort()
+        self._break_off(is_partial=self._transport.get_write_buffer_size() > 0)
 
     def abort(self) -> None:
         """Cut: the client must see that it is not whole."""
@@ -532,10 +539,24 @@ class ClientConnection(asyncio.Protocol):
         self._settle()
         if self.state is not State.CLOSED:
             self.state = State.LINGER
-            self._transport.abort()
+            self._break_off(is_partial=True)
+
+    def _break_off(self, *, is_partial: bool) -> None:
+        """Close at once; by a reset where an orderly close would look like the end of the reply (HTTP/1.0)."""
+        sock = self._transport.get_extra_info("socket")
+        if is_partial and self.ends_by_closing and sock.fileno() >= 0:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._transport.abort()
 
     def crash(self) -> None:
         """An exception of ours: one 500 for this request, and nobody else notices."""
+        try:
+            self._answer_crash()
+        except Exception:
+            self._context.upcalls.fault("the answer to a fault")
+            self.abort()
+
+    def _answer_crash(self) -> None:
         exchange, handler = self._exchange, self._handler
         if exchange is None:
             self._answer_unread(Refusal(Reason.INTERNAL))
@@ -583,4 +604,5 @@ class ClientConnection(asyncio.Protocol):
 
     def cut(self) -> None:
         """The end of the drain's patience."""
-        self._transport.abort()
+        is_partial = self._exchange is not None or self._transport.get_write_buffer_size() > 0
+        self._break_off(is_partial=is_partial)

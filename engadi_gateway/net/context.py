@@ -63,6 +63,7 @@ class Downstream(Protocol):
     """The client's connection as those see it who answer an exchange on it."""
 
     is_upload_paused: bool
+    ends_by_closing: bool  # the reply under way has no other end than the connection's
 
     def write(self, data: bytes) -> None: ...
     def abort(self) -> None:
@@ -109,9 +110,13 @@ class RetryBudget:
     """Retries under way are at most a share of the requests in flight, and a few are always allowed."""
 
     def __init__(self, policy: RetryPolicy) -> None:
+        self.retrying = 0
+        self.take(policy)
+
+    def take(self, policy: RetryPolicy) -> None:
+        """Another policy; the retries under way stay counted."""
         self._share = policy.budget_percent / 100
         self._least = policy.budget_min
-        self.retrying = 0
 
     def is_spent(self, in_flight: int) -> bool:
         return self.retrying >= max(self._least, self._share * in_flight)

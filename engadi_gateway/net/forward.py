@@ -62,6 +62,8 @@ class Forward:
     _is_client_paused = False
     _is_upload_paused = False
     _is_retrying = False
+    _is_upstream_paused = False
+    _attempt_reused = False
     _interim = 0
 
     def __init__(self, context: Context, client: Downstream, exchange: Exchange) -> None:
@@ -128,14 +130,15 @@ class Forward:
         self._is_client_paused = True
         if self._connection is not None:
             self._connection.transport.pause_reading()
-        if self._phase is not Phase.SPLICED:
-            self.deadline = time.monotonic() + self._context.timeouts.write_s
+        self.deadline = time.monotonic() + self._context.timeouts.write_s
 
     def client_resumed(self) -> None:
         self._is_client_paused = False
         if self._connection is not None:
             self._connection.transport.resume_reading()
-        if self._phase is not Phase.SPLICED:
+        if self._phase is Phase.SPLICED:
+            self._note_splice()
+        else:
             self.deadline = time.monotonic() + self._timeout_s
 
     def _keep(self, data: bytes) -> None:
@@ -198,13 +201,14 @@ class Forward:
 
     def reply_failed(self, reason: Reason, detail: str) -> None:
         """The connection told: it is gone, or what came was no reply."""
-        self._connection = None
+        connection, self._connection = self._connection, None
         if self._phase is Phase.SPLICED:
             self._end(Reason.OK)
             self._client.finish_splice()
         elif self._phase is Phase.RELAYING:
             self._cut(reason, detail)
         else:
+            self._attempt_reused = self._attempt_reused and connection is not None and not connection.has_spoken
             self._failed(reason, detail, was_sent=True)
 
     def _failed(self, reason: Reason, detail: str, *, was_sent: bool) -> None:
@@ -232,9 +236,9 @@ class Forward:
     def _is_stale(self) -> bool:
         """Whether the connection died idle, before it saw the request: once more on another is free, and only once.
 
-        A 1xx shows that it did see it.
+        A byte of an answer shows that it did see it.
         """
-        return self._attempt_reused and self.exchange.attempts == 1 and self._interim == 0
+        return self._attempt_reused and self.exchange.attempts == 1
 
     def _retry(self, *, is_free: bool) -> None:
         if is_free:
@@ -269,6 +273,7 @@ class Forward:
             reason = Reason.UPGRADE_FAILED if asked and head.status == 101 else Reason.UPSTREAM_INVALID
             self._failed(reason, "101 to what was not asked for, or too many 1xx", was_sent=True)
         elif head.status != 100 and not self.exchange.head.is_http10:
+            self._body = None  # the client has a byte of the answer: nothing is sent again
             self._client.write(informational_head(head))
 
     def reply_head(self, head: ReplyHead, body: bytes, is_end: bool) -> None:
@@ -287,6 +292,7 @@ class Forward:
         if framing is _TO_CLOSE or framing is _CHUNKED:
             framing = _TO_CLOSE if exchange.head.is_http10 else _CHUNKED
         self._out_framing = framing
+        self._client.ends_by_closing = framing is _TO_CLOSE
         is_last = framing is _TO_CLOSE or not self._is_body_complete
         is_closing = self._client.closes_after(exchange, is_last=is_last)
         date = b"" if head.has_date else context.date_now()
@@ -323,10 +329,18 @@ class Forward:
         self._client.exchange_done(self.exchange, is_clean=self._is_body_complete)
 
     def upstream_paused(self) -> None:
+        self._is_upstream_paused = True
         self._client.pause_upload()
+        if self._phase is Phase.SPLICED:
+            self.deadline = time.monotonic() + self._context.timeouts.write_s
 
     def upstream_resumed(self) -> None:
+        self._is_upstream_paused = False
         self._client.resume_upload()
+        if self._phase is Phase.SPLICED:
+            self._note_splice()
+        elif not self._is_body_complete:
+            self.deadline = time.monotonic() + self._context.timeouts.body_s  # the client's time was not running
 
     # splice
 
@@ -336,26 +350,31 @@ class Forward:
         self._phase = Phase.SPLICED
         self.exchange.upstream_status = self.exchange.status = 101
         self.exchange.upstream_s = time.monotonic() - self._started
-        self.deadline = time.monotonic() + self._context.timeouts.upgrade_idle_s
+        self._note_splice()
         self._connection.splice()
         self._client.write(switching_head(head, self.exchange.reply_lines))
         self._client.switched()
 
+    def _note_splice(self) -> None:
+        """Something moves. It does not help a side that does not read: that may be gone, and we would not hear it."""
+        if not (self._is_client_paused or self._is_upstream_paused):
+            self.deadline = time.monotonic() + self._context.timeouts.upgrade_idle_s
+
     def _spliced_up(self, data: bytes) -> None:
         self.exchange.bytes_in += len(data)
-        self.deadline = time.monotonic() + self._context.timeouts.upgrade_idle_s
+        self._note_splice()
         if self._connection is not None:
             self._connection.send(data)
 
     def spliced(self, data: bytes) -> None:
         self.exchange.bytes_out += len(data)
-        self.deadline = time.monotonic() + self._context.timeouts.upgrade_idle_s
+        self._note_splice()
         self._client.write(data)
 
     def splice_ended_by_client(self) -> None:
         """Flush what is on its way to the upstream, then close it."""
         if self._connection is not None:
-            self._connection.close_gracefully()
+            self._connection.close_gracefully(self._context.timeouts.write_s)
             self._connection = None
         self._end(Reason.OK)
 
@@ -364,7 +383,9 @@ class Forward:
     def expired(self, now: float) -> None:
         """The sweep found the deadline passed; whose silence it was decides the reason."""
         if self._phase is Phase.SPLICED:
-            self._end(Reason.OK)
+            if self._is_upstream_paused:
+                self.exchange.error_message = "the upstream does not read"
+            self._end(Reason.CLIENT_STALLED if self._is_client_paused else Reason.OK)
             self._client.abort()
         elif self._is_client_paused:
             self._cut(Reason.CLIENT_STALLED, "the client does not read")

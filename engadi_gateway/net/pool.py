@@ -218,7 +218,10 @@ class Pool:
         finally:
             assert task is not None
             self._dials.discard(task)
-        if connection is not None:
+        if connection is not None and not connection.is_fresh():
+            connection.drop()
+            failure = Reason.UPSTREAM_CLOSED, "closed, or spoke, before it was asked anything"
+        if connection is not None and failure is None:
             self._all.add(connection)
             self.give_back(connection)
         elif failure is not None and self._waiters:

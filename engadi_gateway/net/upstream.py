@@ -66,12 +66,18 @@ class UpstreamConnection(asyncio.Protocol):
         self._left = 0
         self._decoder: ChunkedDecoder | None = None
         self._is_request_complete = False
+        self._has_spoken = False
 
     # what the pool asks
 
     def is_fresh(self) -> bool:
         """Neither stray bytes nor an end in the socket: asked right before each reuse (one poll, 0.6 us)."""
         return not self._poll.poll(0) and self.state is State.IDLE and not self.transport.is_closing()
+
+    @property
+    def has_spoken(self) -> bool:
+        """Whether anything came in answer to the present request."""
+        return self._has_spoken or bool(self._buffer)
 
     # what the user does
 
@@ -83,6 +89,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._method = method
         self._reply = None
         self._decoder = None
+        self._has_spoken = False
         self._is_request_complete = is_complete
         self.transport.write(data)
 
@@ -101,11 +108,12 @@ class UpstreamConnection(asyncio.Protocol):
         self.user = None
         self._close()
 
-    def close_gracefully(self) -> None:
-        """Flush, then close; for the end of a splice."""
+    def close_gracefully(self, within_s: float) -> None:
+        """Flush, then close; for the end of a splice. An upstream that does not read is waited for so long."""
         self.user = None
         self.state = State.CLOSED
         self.transport.close()
+        asyncio.get_running_loop().call_later(within_s, self.transport.abort)
 
     def _close(self) -> None:
         if self.state is not State.CLOSED:
@@ -189,6 +197,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _interim(self, reply: ReplyHead, rest: bytes) -> None:
         assert self.user is not None
+        self._has_spoken = True
         self.user.reply_interim(reply)
         if rest and self.state is not State.CLOSED:
             self.data_received(rest)
@@ -257,6 +266,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.user = None
         is_sent = self._is_request_complete and not self.transport.get_write_buffer_size()
         if self._reply.is_reusable and is_sent:
+            if self._has_spoken:
+                self.transport.resume_reading()  # a client too slow for 1xx is nothing to the next one
             self.state = State.IDLE
             self.served += 1
             self.owner.give_back(self)
