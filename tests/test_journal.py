@@ -18,7 +18,7 @@ import pytest
 from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
 from engadi_gateway.store import segments
 from engadi_gateway.store.database import Connection, StoreError
-from engadi_gateway.store.journal import Journal, JournalStats, LogFilter
+from engadi_gateway.store.journal import Journal, JournalStats, LogFilter, _query_of
 from tests.logrows import a_row, random_rows
 
 NOW = 1_790_000_000_000
@@ -186,6 +186,34 @@ def test_each_filter_selects_what_it_says_newest_first(history: Journal, wanted:
     page = asyncio.run(history.logs(replace(wanted, limit=1_000)))
     assert [row["request_id"] for row in page.items] == [row.request_id for row in reversed(ROWS) if fits(row)]
     assert page.next_cursor is None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "plan"),
+    [
+        (LogFilter(method="PUT"), "SEARCH gateway_log_1 USING INDEX gateway_log_1_method (method=?)"),
+        (LogFilter(method="GET"), "SCAN gateway_log_1"),  # most rows: a hundred are found soon
+        (LogFilter(status_code=201), "SEARCH gateway_log_1 USING INDEX gateway_log_1_status_code (status_code=?)"),
+        (LogFilter(status_code=404), "SEARCH gateway_log_1 USING INDEX gateway_log_1_status_code (status_code=?)"),
+        (LogFilter(status_code=200), "SCAN gateway_log_1"),
+        (LogFilter(reason="loop"), "SEARCH gateway_log_1 USING INDEX gateway_log_1_reason (reason=?)"),
+        (LogFilter(reason="ok"), "SCAN gateway_log_1"),
+        (
+            LogFilter(user_id="alice", method="PUT", status_code=404, reason="loop"),
+            "SEARCH gateway_log_1 USING INDEX gateway_log_1_user_id (user_id=?)",
+        ),
+        (LogFilter(path="/x", method="PUT"), "SEARCH gateway_log_1 USING INDEX gateway_log_1_path (path=?)"),
+    ],
+    ids=str,
+)
+def test_each_filter_is_answered_by_the_index_that_selects_most(history: Journal, wanted: LogFilter, plan: str) -> None:
+    query = _query_of(wanted)
+
+    def work(connection: Connection) -> list[str]:
+        statement, values = segments.select(segments.segments(connection)[-1], query)
+        return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
+
+    assert run(history, work) == [plan]
 
 
 @pytest.mark.parametrize("limit", [1, 7, 149, 150, 151, 500])

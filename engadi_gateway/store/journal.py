@@ -32,7 +32,8 @@ _SPANS = 240  # forgotten at once
 _MINUTES_KEPT_MS = 8 * _DAY_MS  # questions reach a week back
 _VACUUM_PAGES = 256
 _FREE_SHARE = 0.25
-_IS_NOT_OK, _IS_ERROR = (condition for _, condition in segments.INDEXES if condition)
+_IS_ERROR = dict(segments.INDEXES)["id"]
+_IS_UNCOMMON = {column: condition for column, condition in segments.INDEXES if column in segments.COMMON}
 
 MIGRATIONS: tuple[Migration, ...] = (
     (
@@ -309,18 +310,17 @@ def _take(connection: Connection, query: segments.Query, skip: int, count: int) 
     return list(itertools.islice(segments.find(connection, query), skip, skip + count))
 
 
-#: Filters that compare a column for equality. Each narrow one has an index.
+#: Filters that compare a column for equality. Each has an index; those of the narrow ones are the better choice.
 _EQUAL = ("method", "path", "target_service", "user_id", "client_ip", "request_id", "status_code", "reason")
+_NARROW = frozenset(("path", "user_id", "client_ip", "request_id"))
 
 
 def _query_of(wanted: LogFilter) -> segments.Query:
     asked = [(name, value) for name in _EQUAL if (value := getattr(wanted, name)) is not None]
     conditions = [f"{name} = ?" for name, _ in asked]
-    # these select nothing more: they let sqlite use the partial indexes
-    if wanted.status_code is not None and wanted.status_code >= 400:
-        conditions.append(_IS_ERROR)
-    if wanted.reason not in {None, "ok"}:
-        conditions.append(_IS_NOT_OK)
+    if not any(name in _NARROW for name, _ in asked):
+        # these select nothing more: they let sqlite use the partial indexes
+        conditions += [_IS_UNCOMMON[name] for name, value in asked if segments.COMMON.get(name, value) != value]
     return segments.Query(
         tuple(conditions),
         tuple(value for _, value in asked),
