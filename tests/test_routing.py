@@ -354,7 +354,6 @@ def test_the_winner_is_the_one_that_the_rules_name(routes: list[Route], path: st
         allow = {name for one in fitting for name in one.methods}
         assert set(found.allow) == (allow | {"HEAD"} if "GET" in allow else allow)
     assert [one.route for one in tried.trace(method, host, path) if one.why == "won"] == best
-    assert tried.match(method, host, path) == found, "the memo says the same"
 
 
 @settings(max_examples=200, deadline=None)
@@ -390,18 +389,11 @@ def test_matching_looks_at_as_many_nodes_among_ten_thousand_routes_as_among_ten(
     assert visits(10) == visits(10_000) <= 20
 
 
-def test_what_was_matched_is_remembered_and_bounded() -> None:
-    tried = table(route("/a/*"))
-    tried.match("GET", "", "/a/b")
-    before = tried.visits
-    assert tried.match("GET", "", "/a/b") is tried.match("GET", "", "/a/b")
-    assert tried.visits == before
-    for number in range(10_000):
-        tried.match("GET", "", f"/a/{number}")
-        tried.match("GET", "", f"/a/{number:0>300}")
-    remembered = tried._memo
-    assert len(remembered) <= 4096
-    assert max(len(path) for _, _, path in remembered) <= 256
+def test_a_pattern_without_parameters_makes_nothing_for_a_path() -> None:
+    tried = table(route("/a/*"), route("/b/{x}"))
+    assert tried.match("GET", "", "/a/b") is tried.match("GET", "", "/a/c/d")
+    assert tried.match("GET", "", "/none") is tried.match("GET", "", "/either")
+    assert tried.match("GET", "", "/b/1") != tried.match("GET", "", "/b/2")
 
 
 # the stage

@@ -19,13 +19,11 @@ from engadi_gateway.pipeline.exchange import Exchange, Target
 from engadi_gateway.pipeline.patterns import is_plain, parse_pattern, pattern_matches, pattern_readings, readings
 
 LOCAL_SERVICE = "gateway"
-_MEMO_SIZE = 4096
-#: What is longer is matched each time, so that the memo stays small whatever is sent.
-_MEMO_KEY_LENGTH = 256
 _HOST = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]{2,45}\]")
 _METHOD = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 #: Places of a pattern in the order in which they win; END is before `*`, so `/a` wins over `/a/*` for `/a`.
 _LITERAL_PLACE, _PARAMETER_PLACE, _END, _REST = range(4)
+_ANY_HOST = ("",)
 
 
 class Match(NamedTuple):
@@ -40,6 +38,9 @@ class Miss(NamedTuple):
     """No route: `allow` are the methods that the path does have, () where there is no such path."""
 
     allow: tuple[str, ...]
+
+
+_NOWHERE = Miss(())
 
 
 class Clash(NamedTuple):
@@ -57,11 +58,15 @@ class Verdict(NamedTuple):
 
 
 class _Compiled(NamedTuple):
-    """A route with what matching needs of it. `methods` is empty for all, and has HEAD where GET is."""
+    """A route with what matching needs of it. `methods` is empty for all, and has HEAD where GET is.
+
+    `match` is what every path of a pattern without parameters gives.
+    """
 
     route: Route
     segments: tuple[str, ...]
     methods: frozenset[str]
+    match: Match | None
 
 
 @dataclass(slots=True)
@@ -78,7 +83,9 @@ def _compile(route: Route) -> _Compiled:
     methods = frozenset(route.methods)
     if "GET" in methods:
         methods |= {"HEAD"}  # RFC 9110 section 9.3.2
-    return _Compiled(route, parse_pattern(route.path_pattern), methods)
+    segments = parse_pattern(route.path_pattern)
+    match = None if "{}" in segments else _match(route, segments, list(segments))
+    return _Compiled(route, segments, methods, match)
 
 
 def _places(segments: tuple[str, ...]) -> tuple[int, ...]:
@@ -142,7 +149,7 @@ def _outdone(routes: list[Route]) -> frozenset[str]:
 
 
 class RoutingTable:
-    """Immutable but for its memo.
+    """Immutable.
 
     Raises:
         ConfigurationError: malformed routes (pointers `/routes/<id>/<field>`).
@@ -164,11 +171,11 @@ class RoutingTable:
         self._roots: dict[str, _Node] = {}
         self._readings: dict[str, _Node] = {}
         self._has_plain_patterns = True
+        self._has_hosts = any(one.route.host for one in self._compiled)
         self._outdone = _outdone([one.route for one in self._compiled if one.route.is_active])
         for rank, compiled in enumerate(self._compiled):
             if compiled.route.is_active:
                 self._insert(rank, compiled)
-        self._memo: dict[tuple[str, str, str], Match | Miss | Clash] = {}
         self.visits = 0  # nodes looked at, for the test that matching does not depend on the number of routes
 
     def _refuse_twins(self) -> None:
@@ -206,28 +213,18 @@ class RoutingTable:
 
     def match(self, method: str, host: str, path: str) -> Match | Miss | Clash:
         """The route for a request, or what the path allows, or why its path is refused."""
-        key = (host, method, path)
-        found = self._memo.get(key)
-        if found is None:
-            found = self._match(method, host, path)
-            if len(path) + len(host) + len(method) <= _MEMO_KEY_LENGTH:
-                if len(self._memo) >= _MEMO_SIZE:
-                    self._memo.clear()
-                self._memo[key] = found
-        return found
-
-    def _match(self, method: str, host: str, path: str) -> Match | Miss | Clash:
-        if not path.startswith("/"):
-            return Miss(())
-        ranks = self._candidates(self._roots, host, path[1:].split("/"))
+        if path[:1] != "/":
+            return _NOWHERE
+        segments = path[1:].split("/")
+        ranks = self._candidates(self._roots, host, segments)
         found = self._first(method, ranks)
         if found is None:
-            return Miss(self._allowed(ranks))
+            return Miss(self._allowed(ranks)) if ranks else _NOWHERE
         if found.route.id in self._outdone and not (self._has_plain_patterns and is_plain(path)):
             stricter = self._stricter(method, host, path, found.route)
             if stricter is not None:
                 return Clash(found.route, stricter)
-        return _matched(found, path)
+        return found.match or _match(found.route, found.segments, segments)
 
     def _stricter(self, method: str, host: str, path: str, found: Route) -> Route | None:
         for segments in readings(path):
@@ -255,15 +252,32 @@ class RoutingTable:
     def _candidates(self, roots: dict[str, _Node], host: str, segments: list[str]) -> list[int]:
         """Ranks of all active routes whose host and segments match, best first."""
         ranks: list[int] = []
-        for name in _host_names(host):
+        for name in _host_names(host) if self._has_hosts else _ANY_HOST:
             root = roots.get(name)
             if root is not None:
                 self._collect(root, segments, ranks)
-        ranks.sort()
+        if len(ranks) > 1:
+            ranks.sort()
         return ranks
 
     def _collect(self, root: _Node, segments: list[str], ranks: list[int]) -> None:
-        nodes = [root]
+        """Long-hand while there is one way to go, as there mostly is."""
+        node = root
+        for depth, segment in enumerate(segments):
+            if node.parameter is not None:
+                self._collect_all([node], segments[depth:], ranks)
+                return
+            self.visits += 1
+            if node.below:
+                ranks += node.below
+            following = node.literals.get(segment)
+            if following is None:
+                return
+            node = following
+        ranks += node.exact
+        ranks += node.below  # /a/* matches /a as well
+
+    def _collect_all(self, nodes: list[_Node], segments: list[str], ranks: list[int]) -> None:
         for segment in segments:
             following = []
             for node in nodes:
@@ -279,7 +293,7 @@ class RoutingTable:
                 return
         for node in nodes:
             ranks += node.exact
-            ranks += node.below  # /a/* matches /a as well
+            ranks += node.below
 
     def trace(self, method: str, host: str, path: str) -> list[Verdict]:
         """Every route whose pattern fits the path, in order, and why it lost, or "won"."""
@@ -314,13 +328,11 @@ def _why(compiled: _Compiled, method: str, host: str, winner: Match | Miss | Cla
     return "another comes first in the order"
 
 
-def _matched(compiled: _Compiled, path: str) -> Match:
-    segments = compiled.segments
-    given = path[1:].split("/")
+def _match(route: Route, segments: tuple[str, ...], given: list[str]) -> Match:
     params = tuple(have for want, have in zip(segments, given, strict=False) if want == "{}")
     if segments[-1] != "*":
-        return Match(compiled.route, params, 0)
-    return Match(compiled.route, params, sum(len(part) + 1 for part in given[: len(segments) - 1]))
+        return Match(route, params, 0)
+    return Match(route, params, sum(len(part) + 1 for part in given[: len(segments) - 1]))
 
 
 class Routing:
