@@ -300,7 +300,7 @@ def _document() -> dict[str, Any]:
         "missing": {"Caddy": "not installed"},
         "peers": {
             "engadi": {"version": "1", "duties": ["JWT", "log"], "note": ""},
-            "nginx": {"version": "1", "duties": ["log"], "note": ""},
+            "nginx": {"version": "1.2", "duties": ["log"], "note": "limit_req"},
         },
         "cells": [
             cell("bare", "engadi", _round(cpu_us=40.0), _round(cpu_us=42.0), _round(cpu_us=50.0)),
@@ -324,6 +324,7 @@ def test_the_tables_say_what_was_measured() -> None:
     assert "| 20 rules that apply | 52 ±0 % | 1.00 / 2.0 |" in text
     assert "| bare: CPU beside nginx | 2.8 | 2.10 | yes |" in text
     assert "| CPU of full beside bare | 1.25 | 1.19 | yes |" in text
+    assert "- engadi: 1\n- nginx: 1.2; limit_req\n" in text
     assert "- Caddy: not installed\n- nginx, full: claimed, but not seen: JWT" in text
 
 

@@ -74,7 +74,7 @@ def caption(document: Document) -> str:
     return (
         f"{document['date']}, {machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']},"
         f" CPython {machine['python']}; medians of {plan['rounds']} rounds of {plan['seconds']:g} s,"
-        " CPU in us a request."
+        " CPU in us a request, ± half the range of the rounds. † the load's core was full: the figure is the load's."
     )
 
 
@@ -99,7 +99,7 @@ def main_table(document: Document) -> list[str]:
         "MiB",
         "duties",
     ]
-    return table(head, rows)
+    return table(head, rows) if rows else []
 
 
 _FULL = (("requests_per_s", 0), ("p50_ms", 2), ("p99_ms", 2), ("resident_mib", 0))
@@ -150,6 +150,14 @@ def target_table(document: Document) -> list[str]:
     return table(["target", "at most", "measured", "met"], rows) if rows else []
 
 
+def versions(document: Document) -> list[str]:
+    """Who was measured, and how it does its duties."""
+    return [
+        f"- {name}: {about['version']}{'; ' if about['note'] else ''}{about['note']}"
+        for name, about in document["peers"].items()
+    ]
+
+
 def absent(document: Document) -> list[str]:
     """Who was left out, and what went wrong."""
     lines = [f"- {name}: {why}" for name, why in document["missing"].items()]
@@ -162,7 +170,7 @@ def markdown(document: Document, *, has_targets: bool = True) -> str:
     parts = [[caption(document)], main_table(document), other_table(document), own_table(document)]
     if has_targets:
         parts.append(target_table(document))
-    parts.append(absent(document))
+    parts += [versions(document), absent(document)]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
