@@ -10,6 +10,8 @@ from tests.bench.requests import Shape
 KIB_100 = 102_400
 #: Each token takes ten minutes to come back, so that a bucket, once made, is there until the end.
 _LASTING = 31_536_000
+#: More users than requests, so that nobody who remembers verified tokens has an advantage.
+_EVERYBODY = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ LOADS: dict[str, Load] = {
         Load("full-1000", "all duties, 1,000 connections", 1000),
         Load("download", "all duties, replies of 100 KiB", shape=Shape(reply_bytes=KIB_100)),
         Load("upload", "all duties, uploads of 100 KiB", shape=Shape(upload_bytes=KIB_100)),
+        Load("strangers", "all duties, no token seen before", shape=Shape(users=_EVERYBODY)),
         *map(_routes, (10, 1_000, 10_000)),
         *map(_rules, (1, 4, 20)),
         *map(_addresses, (1_000, 1_000_000)),

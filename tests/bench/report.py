@@ -103,7 +103,7 @@ def main_table(document: Document) -> list[str]:
 
 
 _FULL = (("requests_per_s", 0), ("p50_ms", 2), ("p99_ms", 2), ("resident_mib", 0))
-_OTHERS = ("full-1", "full-256", "full-1000", "download", "upload")
+_OTHERS = ("full-1", "full-256", "full-1000", "download", "upload", "strangers")
 
 
 def other_table(document: Document) -> list[str]:
