@@ -21,7 +21,7 @@ from engadi_gateway.wire.forwarded import (
     resolve_client,
 )
 from engadi_gateway.wire.headers import HeaderPolicy
-from engadi_gateway.wire.request import HeadLimits, parse_head, take_head
+from engadi_gateway.wire.request import HeadLimits, RefusedHeadError, parse_head, take_head
 
 _REQUEST_ID = "00000000-0000-4000-8000-000000000000"
 
@@ -96,8 +96,13 @@ def _rehearsal(console: Explained, raw: bytes, peer: str) -> tuple[Exchange, Cli
         raise RefusedError(Refusal(Reason.BAD_REQUEST, "the client's address is none"))
     whole = take_head(bytearray(raw), console.head_limits)
     assert whole is not None
-    head, _ = parse_head(whole, console.head_limits, console.header_policy, console.max_body_bytes)
+    refusal = None
+    try:
+        head, _ = parse_head(whole, console.head_limits, console.header_policy, console.max_body_bytes)
+    except RefusedHeadError as error:
+        head, refusal = error.head, error.refusal
     exchange = Exchange(head, _REQUEST_ID, time.monotonic(), time.time(), console.pipeline)
+    exchange.refusal = refusal
     exchange.is_rehearsal = True
     exchange.trace = {}
     exchange.listener = console.listener
@@ -109,9 +114,8 @@ def _rehearsal(console: Explained, raw: bytes, peer: str) -> tuple[Exchange, Cli
 
 def _decide(exchange: Exchange, instance: bytes) -> Wait | None:
     """The walk, and what the connection itself answers before and after it."""
-    if is_loop(exchange.head, instance):
+    if exchange.refusal is None and is_loop(exchange.head, instance):
         exchange.refusal = Refusal(Reason.LOOP)
-        return None
     wait = exchange.pipeline.decide(exchange)
     if wait is None and exchange.refusal is None and is_last_hop(exchange.head):
         exchange.refusal = Refusal(Reason.OPTIONS)

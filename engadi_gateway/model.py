@@ -230,7 +230,8 @@ class RequestHead:
         lines: header lines to forward as they came, names as they were spelt; hop-by-hop, framing, identity and
             forwarding fields are gone.
         notes: values of the fields that somebody decides on, by lower-case name; repeats joined with ", ".
-        framing, content_length: of the body; NONE has length 0.
+        framing, content_length: of the body; NONE has length 0. CLOSE stands for a refused head, whose body's end
+            nobody knows.
         has_encoded_slash: %2F or %5C stands in the path; only a route can allow that.
         is_http10, keep_alive: what the connection may do afterwards.
         upgrade: the Upgrade value of a request that may switch protocols, else b"".

@@ -112,18 +112,6 @@ def test_credentials_are_not_shown(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_request_that_cannot_be_read_is_a_4xx(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with upstream() as auth, running(tmp_path, auth) as gateway:
-            for path in ("/..", "/%00", "/a b", "x"):
-                reply = await ask(
-                    gateway.port, "POST", f"{BASE}/explain", bearer=ADMIN, body={"method": "GET", "path": path}
-                )
-                assert 400 <= reply.status < 500
-
-    asyncio.run(run())
-
-
 BIG = "a" * 8000
 SPECIAL: dict[str, tuple[dict[str, Any], str, int | None]] = {
     "a loop": ({"method": "GET", "path": "/api/v1/auth/x", "headers": {"Via": "1.1 {instance}"}}, "loop", 502),
@@ -166,14 +154,9 @@ def test_special_requests_are_explained_as_they_are_served(tmp_path: Path) -> No
 
 
 UNREADABLE: dict[str, tuple[dict[str, Any], str]] = {
-    "a body beyond the limit": ({"headers": {"Content-Length": "99999999"}}, "body_too_large"),
     "a head beyond the limit": ({"headers": {"X": BIG, "Y": BIG, "Z": BIG}}, "headers_too_large"),
-    "too many lines": ({"headers": {f"X{n}": "y" for n in range(100)}}, "headers_too_large"),
+    "two words": ({"path": "/a b"}, "bad_request"),
     "two hosts": ({"headers": {"Host": "b"}}, "bad_request"),
-    "two tokens": ({"headers": {"Authorization": "Bearer x"}, "token": "y"}, "bad_request"),
-    "length and coding": ({"headers": {"Content-Length": "1", "Transfer-Encoding": "chunked"}}, "bad_request"),
-    "an expectation": ({"headers": {"Expect": "tea"}}, "expectation_failed"),
-    "TRACE": ({"method": "TRACE"}, "not_implemented"),
     "no header name": ({"headers": {"a b": "c"}}, "bad_request"),
 }
 
@@ -190,6 +173,57 @@ def test_what_could_not_be_read_is_said_with_the_reason_it_would_get(tmp_path: P
             assert json_of(reply)["errors"][0]["detail"].startswith(f"{reason}: ")
             served = await _serve(gateway.port, request)
             assert json_of(served)["code"] == reason
+
+    asyncio.run(run())
+
+
+#: Heads that can be read and are refused all the same: they are requests, logged and limited.
+REFUSED: dict[str, tuple[dict[str, Any], str, int]] = {
+    "out of the root": ({"path": "/.."}, "bad_request", 400),
+    "a NUL": ({"path": "/%00?key=secret"}, "bad_request", 400),
+    "no path": ({"path": "x"}, "bad_request", 400),
+    "no host": ({"host": ""}, "bad_request", 400),
+    "a long target": ({"path": f"/{BIG}{BIG[:300]}"}, "uri_too_long", 414),
+    "a body beyond the limit": ({"headers": {"Content-Length": "99999999"}}, "body_too_large", 413),
+    "too many lines": ({"headers": {f"X{n}": "y" for n in range(100)}}, "headers_too_large", 431),
+    "two tokens": ({"headers": {"Authorization": "Bearer x"}, "token": "y"}, "bad_request", 400),
+    "length and coding": ({"headers": {"Content-Length": "1", "Transfer-Encoding": "chunked"}}, "bad_request", 400),
+    "an expectation": ({"headers": {"Expect": "tea"}}, "expectation_failed", 417),
+    "chunks and an expectation": (
+        {"headers": {"Expect": "tea", "Transfer-Encoding": "chunked"}}, "expectation_failed", 417),
+    "TRACE": ({"method": "TRACE"}, "not_implemented", 501),
+    "HEAD": ({"method": "HEAD", "path": "/.."}, "bad_request", 400),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_head_that_is_refused_is_a_request_like_any(tmp_path: Path, name: str) -> None:
+    changes, reason, status = REFUSED[name]
+    request = {"method": "GET", "path": "/api/v1/auth/x", **changes}
+    request["headers"] = {**request.get("headers", {}), "Origin": "https://app.test"}
+    values: dict[str, Any] = {"cors_enabled": True, "cors_allow_origins": ("https://app.test",), "limits_per_ip": 7}
+
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth, **values) as gateway:
+            parts = {"host": request.get("host", "h"), "token": request.get("token"), "client_ip": "127.0.0.1"}
+            headers = list(request["headers"].items())
+            told = explain(gateway, method=request["method"], path=request["path"], headers=headers, **parts)
+            assert (told["verdict"], told["reason"], told["status"]) == ("refuse", reason, status)
+            served = await _serve(gateway.port, request)
+            assert served.status == status
+            assert served.is_whole
+            assert served.one("access-control-allow-origin") == "https://app.test"
+            assert served.one("x-ratelimit-remaining") == "6", "guessing is not free"
+            assert served.one("connection") == "close"
+            if request["method"] == "HEAD":
+                assert served.body == b""
+            else:
+                assert json_of(served)["code"] == reason
+            assert auth.raw == []
+            row = (await _rows(gateway.port))[served.one("x-request-id")]
+            assert (row["method"], row["reason"], row["status_code"]) == (request["method"], reason, status)
+            path = request["path"].partition("?")[0]
+            assert row["path"] == path[:1024]
 
     asyncio.run(run())
 

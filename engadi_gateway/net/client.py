@@ -31,7 +31,7 @@ from engadi_gateway.wire.forwarded import (
     resolve_client,
 )
 from engadi_gateway.wire.problem import own_reply, refusal_reply
-from engadi_gateway.wire.request import ChunkedBody, parse_head, skip_blank_lines, take_head
+from engadi_gateway.wire.request import ChunkedBody, RefusedHeadError, parse_head, skip_blank_lines, take_head
 
 _READ_BYTES = 65536
 #: Pipelined requests beyond this stay in the socket until those before them are answered.
@@ -247,6 +247,9 @@ class ClientConnection(asyncio.Protocol):
                 self._await_head(now)
                 return False
             head, self._chunked = parse_head(raw, context.head_limits, context.header_policy, context.max_body_bytes)
+            refusal = None
+        except RefusedHeadError as error:
+            head, refusal = error.head, error.refusal
         except RefusedError as error:
             self._refused_head = error.refusal
             return True
@@ -264,9 +267,8 @@ class ClientConnection(asyncio.Protocol):
         exchange.reply_lines.append(b"X-Request-ID: " + request_id.encode("ascii"))
         self._left = head.content_length
         self.state = State.DECIDING
-        if is_loop(head, context.instance):
-            exchange.refusal = Refusal(Reason.LOOP)
-            return True
+        if refusal is not None or is_loop(head, context.instance):
+            exchange.refusal = refusal or Refusal(Reason.LOOP)
         wait = pipeline.decide(exchange)
         if wait is not None:
             self._deciding = context.spawn(self._decide_later(wait), "identity")
@@ -455,8 +457,11 @@ class ClientConnection(asyncio.Protocol):
         if self.state is State.REPLY:
             return True
         if self.state is State.DECIDING:
+            framing = exchange.head.framing
+            if framing is not Framing.LENGTH and self._chunked is None:
+                return framing is _NO_BODY
             try:
-                return exchange.head.framing is _NO_BODY or self._first_body()[1]
+                return self._first_body()[1]
             except RefusedError:
                 return False
         return False

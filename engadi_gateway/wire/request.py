@@ -26,6 +26,8 @@ _FOLD = re.compile(rb"\n[ \t]")
 _BLANK_LINES = re.compile(rb"(?:\r\n)+")
 #: Bytes of framing that a chunk may cost before they count as body: sixteen digits and two line ends.
 _CHUNK_ALLOWANCE_BYTES = 20
+#: Of a target that is refused, so much stands in the log.
+_SHOWN_PATH_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,18 @@ class HeadLimits:
     max_head_bytes: int = 16 << 10
     max_header_lines: int = 100
     max_target_bytes: int = 8 << 10
+
+
+class RefusedHeadError(RefusedError):
+    """Raised for a head that could be read and is refused: it still is a request, which is logged and limited.
+
+    Of a head that is not even coherent, `head` has the method and what stood for a path; its framing is CLOSE, for
+    nobody knows where its body ends.
+    """
+
+    def __init__(self, refusal: Refusal, head: RequestHead) -> None:
+        super().__init__(refusal)
+        self.head = head
 
 
 def _refused(reason: Reason, detail: str) -> RefusedError:
@@ -62,7 +76,7 @@ def take_head(buffer: bytearray, limits: HeadLimits) -> bytes | None:
         return None
     if end + 4 > limits.max_head_bytes:
         raise _too_large(buffer, limits)
-    head = bytes(buffer[: end + 4])
+    head = bytes(buffer) if end + 4 == len(buffer) else bytes(buffer[: end + 4])
     del buffer[: end + 4]
     if head.count(b"\n") != head.count(b"\r\n"):
         raise _refused(Reason.BAD_REQUEST, "line end without CR")
@@ -96,7 +110,8 @@ def parse_head(
         max_body_bytes: refuse a longer body; 0: no limit.
 
     Raises:
-        RefusedError: a row of the table; whatever h11 refuses is a BAD_REQUEST, HEADERS_TOO_LARGE or NOT_IMPLEMENTED.
+        RefusedHeadError: a row of the table, for a head that h11 could read.
+        RefusedError: whatever h11 refuses is a BAD_REQUEST, HEADERS_TOO_LARGE or NOT_IMPLEMENTED.
     """
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.max_head_bytes)
     try:
@@ -108,9 +123,14 @@ def parse_head(
         raise _refused(Reason.BAD_REQUEST, "not a request")
     if raw.count(b"\n") != len(request.headers) + 2 and _FOLD.search(raw):  # the count alone costs less
         raise _refused(Reason.BAD_REQUEST, "folded header line")
-    head = _head_of(request, limits, policy)
+    try:
+        head = _head_of(request, limits, policy)
+    except RefusedError as error:
+        raise RefusedHeadError(error.refusal, _incoherent(request)) from None
+    if b"expect" in head.notes and head.notes[b"expect"].lower() != b"100-continue" and not head.is_http10:
+        raise RefusedHeadError(Refusal(Reason.EXPECTATION_FAILED, "only 100-continue is understood"), head)
     if head.content_length > max_body_bytes > 0:
-        raise _refused(Reason.BODY_TOO_LARGE, f"longer than {max_body_bytes} bytes")
+        raise RefusedHeadError(Refusal(Reason.BODY_TOO_LARGE, f"longer than {max_body_bytes} bytes"), head)
     return head, ChunkedBody(connection, max_body_bytes) if head.framing is Framing.CHUNKED else None
 
 
@@ -140,8 +160,6 @@ def _head_of(request: h11.Request, limits: HeadLimits, policy: HeaderPolicy) -> 
         host = _host_for_matching(authority, False)
     framing, length = _framing(notes, is_http10)
     keep_alive, upgrade = _connection(notes, is_http10, method, framing)
-    if b"expect" in notes and notes[b"expect"].lower() != b"100-continue" and not is_http10:
-        raise _refused(Reason.EXPECTATION_FAILED, "only 100-continue is understood")
     return RequestHead(
         method.decode("ascii"),
         target.target,
@@ -156,6 +174,27 @@ def _head_of(request: h11.Request, limits: HeadLimits, policy: HeaderPolicy) -> 
         is_http10,
         keep_alive,
         upgrade,
+    )
+
+
+def _incoherent(request: h11.Request) -> RequestHead:
+    """What can be said of a head that is refused: enough for the log, for CORS, and for the buckets of an address."""
+    path = request.target.partition(b"?")[0][:_SHOWN_PATH_BYTES].decode("latin-1")
+    origins = [value for name, value in request.headers if name == b"origin"]
+    return RequestHead(
+        method=request.method.decode("ascii"),
+        target=request.target,
+        path=path,
+        host="",
+        authority=b"",
+        lines=[],
+        notes={b"origin": origins[0]} if len(origins) == 1 else {},
+        framing=Framing.CLOSE,
+        content_length=0,
+        has_encoded_slash=False,
+        is_http10=request.http_version < b"1.1",
+        keep_alive=False,
+        upgrade=b"",
     )
 
 
