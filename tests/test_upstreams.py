@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import shutil
 import socket
@@ -457,5 +458,62 @@ def test_the_end_of_a_splice_is_not_waited_for_without_end() -> None:
             connection.splice()
             connection.close_gracefully(0.05)
             await asyncio.wait_for(taker.forgotten.wait(), 5)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("is_said", [True, False], ids=["said", "cut"])
+def test_over_tls_a_body_ends_with_the_connection_only_where_that_was_said(tmp_path: Path, is_said: bool) -> None:
+    context = _certificate(tmp_path)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nhalf of it?")
+        await writer.drain()
+        if not is_said:  # past TLS, as who stands in between would
+            with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as below:
+                below.shutdown(socket.SHUT_RDWR)
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+        port = server.sockets[0].getsockname()[1]
+        ca_file = str(tmp_path / "c.pem")
+        settings = settings_for(tmp_path, {"auth": f"https://localhost:{port}"}, upstream_tls_ca_file=ca_file)
+        async with server, Gateway(settings) as gateway:
+            reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
+            assert (reply.status, reply.body, reply.is_whole) == (200, b"half of it?", is_said)
+
+    asyncio.run(run())
+
+
+def test_an_upload_that_is_refused_early_is_nobodys_failure(tmp_path: Path) -> None:
+    """The answer is in the socket when the next write fails; a client with large bodies must not open a circuit."""
+    refusal = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(refusal)
+        wire.close()
+
+    async def run() -> None:
+        head = b"POST /api/v1/auth/x HTTP/1.1\r\nHost: a\r\nContent-Length: 5000000\r\n\r\n"
+        async with upstream(on_head=script) as auth, running(tmp_path, auth) as gateway:
+            for _ in range(6):
+                async with raw_client(gateway.port) as client:
+                    client.writer.write(head + b"x" * 5_000_000)
+                    reply = await client.reply("POST")
+                    assert (reply.status, reply.body) == (413, b"no")
+            assert gateway.breakers.status("auth", 0.0)["failure_count"] == 0
+
+    asyncio.run(run())
+
+
+def test_a_head_may_be_longer_than_what_pipelined_requests_may_fill(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth, server_max_head_bytes=1 << 20) as gateway:
+            for size in (450_000, 1_100_000):
+                async with raw_client(gateway.port) as client:
+                    client.writer.write(b"GET /api/v1/auth/x HTTP/1.1\r\nHost: a\r\nX: " + b"x" * size + b"\r\n\r\n")
+                    assert (await client.reply("GET")).status == (200 if size < 1 << 20 else 431)
 
     asyncio.run(run())

@@ -282,7 +282,9 @@ class ClientConnection(asyncio.Protocol):
             context.heads.discard(self)  # it was but half of an empty line
             if self not in context.idle:
                 context.idle.add(self, now)
-        elif self not in context.heads:
+            return
+        self._set_reading(True)  # a head may be longer than what pipelined requests may fill
+        if self not in context.heads:
             context.idle.discard(self)
             context.heads.add(self, now)
 

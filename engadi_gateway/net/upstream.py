@@ -7,7 +7,9 @@ upstream sends while IDLE is a fault of its own: the connection is closed and ne
 from __future__ import annotations
 
 import asyncio
+import os
 import select
+import ssl
 from enum import Enum, auto
 from typing import Protocol, cast
 
@@ -142,6 +144,8 @@ class UpstreamConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and self.state is State.HEAD:
+            self._hear_last_words()
         state, self.state = self.state, State.CLOSED
         user, self.user = self.user, None
         self.owner.forget(self)
@@ -149,12 +153,38 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if state is State.HEAD:
             user.reply_failed(Reason.UPSTREAM_CLOSED, "closed before the reply's head")
-        elif state is State.BODY and self._reply is not None and self._reply.framing is Framing.CLOSE and exc is None:
+        elif state is State.BODY and self._is_end_of_body(exc):
             user.reply_body(b"", True)
         elif state is State.BODY:
             user.reply_failed(Reason.UPSTREAM_TRUNCATED, "closed within the reply's body")
         elif state is State.SPLICED:
             user.reply_failed(Reason.UPSTREAM_CLOSED, "closed")
+
+    def _hear_last_words(self) -> None:
+        """Who refuses an upload answers and closes, and our next write fails before that answer was read."""
+        if self.transport.get_extra_info("ssl_object") is not None:
+            return  # a record may be cut in two
+        try:
+            data = os.read(self.transport.get_extra_info("socket").fileno(), _READ_BYTES)
+        except OSError:
+            return
+        if data:
+            self._head_bytes(data)
+
+    def _is_end_of_body(self, exc: Exception | None) -> bool:
+        """Whether the connection's end is the body's; over TLS only where it was said (RFC 9112 section 9.8)."""
+        if exc is not None or self._reply is None or self._reply.framing is not Framing.CLOSE:
+            return False
+        tls = self.transport.get_extra_info("ssl_object")
+        if tls is None:
+            return True
+        try:
+            tls.read(1)
+        except ssl.SSLZeroReturnError:
+            return True
+        except ssl.SSLError:
+            return False
+        return False
 
     def pause_writing(self) -> None:
         if self.user is not None:
