@@ -47,7 +47,7 @@ class Authority:
         judge: whose keyring a fetched JWKS goes to.
         cache: where remote verdicts are remembered, and what is emptied when keys change.
         fetch: see net.fetch.
-        clock: epoch seconds.
+        clock, ticks: epoch seconds, and seconds that pass whatever is done to that clock.
     """
 
     def __init__(
@@ -57,12 +57,15 @@ class Authority:
         cache: TokenCache,
         fetch: Fetch,
         clock: Callable[[], float] = time.time,
+        *,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._judge = judge
         self._cache = cache
         self._fetch = fetch
         self._clock = clock
+        self._ticks = ticks
         self._asking: dict[str, asyncio.Task[Identity | Refusal | None]] = {}
         self._places = asyncio.Semaphore(_MAX_QUESTIONS)
         self._asked_keys_at = float("-inf")
@@ -120,11 +123,11 @@ class Authority:
 
     async def _renew_keys(self) -> None:
         """Fetch the JWKS unless that was done a moment ago; an unknown kid must not make us a load generator."""
-        settings, known, now = self._settings, self._judge.keyring.by_kid, self._clock()
+        settings, known, now = self._settings, self._judge.keyring.by_kid, self._ticks()
         cooldown_s = settings.jwt_jwks_cooldown
         if not known:
             cooldown_s = min(cooldown_s, _NO_KEYS_COOLDOWN_S)
-        if 0 <= now - self._asked_keys_at < cooldown_s:  # a clock set back does not lock us out
+        if now - self._asked_keys_at < cooldown_s:
             return
         self._asked_keys_at = now
         lines = [(b"Accept", b"application/json")]
@@ -141,7 +144,7 @@ class Authority:
         if reply.body != self._document:
             self._document = reply.body
             self._cache.clear()  # a key that was withdrawn must not live on in remembered verdicts
-        self._judge.keyring = replace(self._judge.keyring, by_kid=keys, fetched_at=now)
+        self._judge.keyring = replace(self._judge.keyring, by_kid=keys, fetched_at=self._clock())
 
     # tokens
 
@@ -163,21 +166,22 @@ class Authority:
 
     def _no(self, token: str, word: str) -> Refusal:
         verdict = invalid(word)
-        self._cache.put(token.encode("latin-1"), verdict, self._clock() + self._settings.jwt_remote_negative_cache)
+        until = self._ticks() + self._settings.jwt_remote_negative_cache
+        self._cache.put(token.encode("latin-1"), verdict, fresh_until=until)
         return verdict
 
     def _yes(self, token: str, claims: dict[str, Any]) -> Identity | Refusal:
         """A yes is still held to our clock; where it does not say how long it is good, the token itself may."""
-        now = self._clock()
-        until = now + self._settings.jwt_remote_cache
+        now, cache_s = self._clock(), self._settings.jwt_remote_cache
+        fresh_until = self._ticks() + cache_s
         if claims.get("exp") is None:
-            claims["exp"] = stated_expiry(token) or until
+            claims["exp"] = stated_expiry(token) or now + cache_s
         policy = replace(self._judge.policy, required_claims=("sub",), issuer="", audience="")
         word = claims_fault(claims, policy, now)
         if word:
             return self._no(token, word) if word in {"expired", "not_yet_valid"} else _UNAVAILABLE
         identity = identity_of(claims, policy)
-        self._cache.put(token.encode("latin-1"), identity, min(until, identity.expires_at))
+        self._cache.put(token.encode("latin-1"), identity, identity.expires_at, fresh_until)
         return identity
 
 

@@ -78,11 +78,25 @@ async def origin() -> AsyncIterator[Origin]:
 
 
 class Clock:
+    """The world's time, and our own, which goes on with it but not when it is stepped."""
+
     def __init__(self) -> None:
-        self.wall = WALL
+        self.now = 1000.0
+        self.stepped = 0.0
+
+    @property
+    def wall(self) -> float:
+        return WALL + self.now - 1000 + self.stepped
+
+    @wall.setter
+    def wall(self, wall: float) -> None:
+        self.now = wall - WALL + 1000 - self.stepped
 
     def __call__(self) -> float:
         return self.wall
+
+    def ticks(self) -> float:
+        return self.now
 
 
 @dataclass
@@ -101,7 +115,7 @@ class House:
         text = token.decode() if isinstance(token, bytes) else token
         notes = {b"authorization": b"Bearer " + text.encode()}
         head = RequestHead("GET", b"/a", "/a", "x", b"x", [], notes, Framing.NONE, 0, False, False, True, b"")
-        exchange = Exchange(head, "id", 0.0, self.clock.wall, Pipeline((), 1))
+        exchange = Exchange(head, "id", self.clock.now, self.clock.wall, Pipeline((), 1))
         exchange.route = Route("r", "/a", "content")
         for _ in range(5):
             verdict = self.stage.decide(exchange)
@@ -121,7 +135,7 @@ def house_of(made: Origin, **values: Any) -> House:
     )
     clock, cache_of = Clock(), TokenCache(100)
     judge = judge_of(settings)
-    authority = Authority(settings, judge, cache_of, Fetcher(no_tls), clock)
+    authority = Authority(settings, judge, cache_of, Fetcher(no_tls), clock, ticks=clock.ticks)
     return House(made, clock, IdentityStage(judge, cache_of), authority, judge, cache_of)
 
 
@@ -292,6 +306,20 @@ def test_a_no_is_remembered_more_briefly() -> None:
     with_house(test)
 
 
+def test_a_clock_set_back_prolongs_no_answer() -> None:
+    async def test(house: House) -> None:
+        for status, believed_s in ((200, 30.0), (401, 5.0)):
+            house.origin.says({"sub": "u1"}, status)
+            before = house.origin.asked
+            for wait_s, asked in ((0.0, 1), (believed_s - 0.1, 1), (0.1, 2)):
+                house.clock.now += wait_s
+                await house.ask(f"t{status}")
+                assert house.origin.asked == before + asked
+                house.clock.stepped -= 86_400
+
+    with_house(test)
+
+
 def test_no_answer_is_not_remembered() -> None:
     async def test(house: House) -> None:
         house.origin.says({}, 500)
@@ -314,7 +342,7 @@ def test_a_yes_is_never_remembered_past_exp(token: str) -> None:
         house.origin.says({**CLAIMS, "exp": WALL + 10} if token == "opaque" else {"sub": "u1"})
         assert isinstance(await house.ask(token), Identity)
         house.clock.wall = WALL + 39.9  # exp and the leeway of 30 s
-        assert house.cache.get(token.encode(), house.clock.wall) is not None
+        assert house.cache.get(token.encode(), house.clock.wall, house.clock.now) is not None
         house.clock.wall = WALL + 40
         assert await house.ask(token) == invalid("expired")
 
@@ -492,7 +520,7 @@ def test_the_same_keys_again_end_nothing() -> None:
         await house.ask(token)
         await one_round(house)
         assert house.origin.asked == 2
-        assert isinstance(house.cache.get(token.encode(), WALL), Identity)
+        assert isinstance(house.cache.get(token.encode(), WALL, 0.0), Identity)
 
     with_jwks(test)
 
@@ -501,8 +529,9 @@ def test_an_unknown_kid_asks_again_but_not_at_will() -> None:
     async def test(house: House) -> None:
         house.origin.says(jwks("ec-1"))
         assert isinstance(await house.ask(signed("ec-1")), Identity)
-        for wait_s, asked in ((0.0, 1), (59.9, 1), (0.1, 2), (59.9, 2), (-1000.0, 3)):
+        for wait_s, asked in ((0.0, 1), (59.9, 1), (0.1, 2), (59.9, 2), (0.1, 3)):
             house.clock.wall += wait_s
+            house.clock.stepped -= 1000  # a clock that is set changes nothing
             for name in ("ec-7", "ec-8"):
                 assert await house.ask(signed(name)) == invalid("unknown_key")
             assert house.origin.asked == asked

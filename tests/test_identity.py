@@ -585,7 +585,7 @@ def test_the_cache_ends_when_the_judge_would(offset: int, leeway_s: float) -> No
     verdict = judge.judge(made, WALL - 1000)
     assert isinstance(verdict, Identity)
     cache.put(made, verdict, verdict.expires_at)
-    assert (cache.get(made, WALL + offset) is None) == (word(judge.judge(made, WALL + offset)) == "expired")
+    assert (cache.get(made, WALL + offset, 0.0) is None) == (word(judge.judge(made, WALL + offset)) == "expired")
 
 
 def test_refused_tokens_take_no_place() -> None:
@@ -599,21 +599,21 @@ def test_the_cache_is_bounded_and_the_oldest_goes(size: int) -> None:
     cache = TokenCache(size)
     for number in range(5):
         cache.put(b"%d" % number, Identity(str(number)), WALL)
-    assert [number for number in range(5) if cache.get(b"%d" % number, 0.0)] == list(range(5 - size, 5))
+    assert [number for number in range(5) if cache.get(b"%d" % number, 0.0, 0.0)] == list(range(5 - size, 5))
 
 
 def test_a_new_verdict_on_a_known_token_drives_nobody_out() -> None:
     cache = TokenCache(2)
     for name in (b"a", b"b", b"b"):
         cache.put(name, Identity("x"), WALL)
-    assert cache.get(b"a", 0.0) == Identity("x")
+    assert cache.get(b"a", 0.0, 0.0) == Identity("x")
 
 
 def test_an_emptied_cache_knows_nothing() -> None:
     cache = TokenCache(2)
     cache.put(b"a", Identity("x"), WALL)
     cache.clear()
-    assert cache.get(b"a", 0.0) is None
+    assert cache.get(b"a", 0.0, 0.0) is None
 
 
 # who else is asked

@@ -8,6 +8,7 @@ checks the signature; times are checked here, against the exchange's clock. A re
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -162,27 +163,34 @@ class TokenCache:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._known: dict[bytes, tuple[float, Identity | Refusal]] = {}
+        self._known: dict[bytes, tuple[float, float, Identity | Refusal]] = {}
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, token: bytes, wall: float) -> Identity | Refusal | None:
+    def get(self, token: bytes, wall: float, now: float) -> Identity | Refusal | None:
+        """What is remembered at epoch second `wall`, monotonic second `now`."""
         entry = self._known.get(token)
         if entry is None:
             return None
-        if entry[0] <= wall:
+        if entry[0] <= wall or entry[1] <= now:
             del self._known[token]
             return None
-        return entry[1]
+        return entry[2]
 
-    def put(self, token: bytes, verdict: Identity | Refusal, until: float) -> None:
-        """Remember a verdict until `until` (epoch seconds); the oldest entry makes room."""
+    def put(
+        self, token: bytes, verdict: Identity | Refusal, until: float = math.inf, fresh_until: float = math.inf
+    ) -> None:
+        """Remember a verdict until epoch second `until`, monotonic second `fresh_until`; the oldest makes room.
+
+        What a token says of itself is in the world's time; for how long we believe others is in our own, or a clock
+        that is set back would keep a withdrawn token alive.
+        """
         if self._size == 0:
             return
         if len(self._known) >= self._size and token not in self._known:
             del self._known[next(iter(self._known))]
-        self._known[token] = (until, verdict)
+        self._known[token] = (until, fresh_until, verdict)
 
     def clear(self) -> None:
         self._known.clear()
@@ -370,7 +378,7 @@ class IdentityStage:
         answered, exchange.remote_verdict = exchange.remote_verdict, None
         if answered is not None:
             return answered
-        known = self._cache.get(token, exchange.wall)
+        known = self._cache.get(token, exchange.wall, exchange.now)
         if known is not None:
             return known
         if len(token) > self._policy.max_token_bytes:
