@@ -31,7 +31,7 @@ from engadi_gateway.options import parse_duration_s
 from engadi_gateway.pipeline.identity import make_token
 from engadi_gateway.secret import with_secret
 from engadi_gateway.settings import Settings
-from engadi_gateway.store.database import StoreError
+from engadi_gateway.store.database import StoreError, UnavailableError
 
 EX_FAILED = 1
 EX_UNAVAILABLE = 69
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         return EX_CONFIG
     except StoreError as error:
         _say(f"database: {error}")
-        return EX_CONFIG
+        return EX_FAILED if isinstance(error, UnavailableError) else EX_CONFIG
     except BindError as error:
         _say(str(error))
         return EX_UNAVAILABLE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from dataclasses import replace
@@ -11,6 +12,7 @@ from engadi_gateway.errors import ConfigurationError, Fault
 from engadi_gateway.settings import Settings
 
 _KEY_BYTES = 48  # 64 characters, enough for HS512 too
+_LEAST_CHARACTERS = 32
 
 
 def secret_path(settings: Settings) -> Path:
@@ -39,10 +41,26 @@ def with_secret(settings: Settings) -> tuple[Settings, str]:
 
 
 def _read_or_make(path: Path) -> tuple[str, str]:
-    if path.exists():
-        return path.read_text(encoding="ascii").strip(), f"no SECRET_KEY: using the development key in {path}"
+    try:
+        return _read(path), f"no SECRET_KEY: using the development key in {path}"
+    except FileNotFoundError:
+        pass
     key = secrets.token_urlsafe(_KEY_BYTES)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(key + "\n")
+    whole = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(key + "\n")
+        path.hardlink_to(whole)  # all of it or nothing, whatever happens meanwhile, and never in place of another's
+    except FileExistsError:
+        return _read(path), f"no SECRET_KEY: using the development key in {path}"
+    finally:
+        whole.unlink(missing_ok=True)
     return key, f"no SECRET_KEY: made a development key and kept it in {path}"
+
+
+def _read(path: Path) -> str:
+    key = path.read_text(encoding="ascii").strip()
+    if len(key) < _LEAST_CHARACTERS:
+        raise OSError(errno.EINVAL, "holds no whole key; delete it, and another is made")
+    return key

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -13,93 +12,28 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fakes import OK, RawClient, Seen, Wire, raw_client, upstream
-from tests.harness import ADMIN, SECRET, ask, ask_on, json_of
+from tests.harness import ADMIN, ask, ask_on, json_of
+from tests.processes import ROOT, environment_of, free_port, ini_of, started
 
-ROOT = Path(__file__).parent.parent
 GET = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n"
-
-
-def _environment(**extra: str) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "SECRET_KEY": SECRET, **extra}
 
 
 def _run(folder: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(ROOT / "run.py"), *args],
         cwd=folder,
-        env=_environment(**environment),
+        env=environment_of(**environment),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-class Process:
-    """A gateway as a process; `lines` is what it said on stderr."""
-
-    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
-        self.process = process
-        self.port = port
-        self.lines: list[str] = []
-
-    async def wait_for(self, text: str) -> None:
-        assert self.process.stderr is not None
-        while True:
-            line = (await asyncio.wait_for(self.process.stderr.readline(), 20)).decode()
-            assert line, f"ended without {text!r}: {self.lines}"
-            self.lines.append(line)
-            if text in line:
-                return
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    async def code(self) -> int:
-        assert self.process.stderr is not None
-        self.lines += (await asyncio.wait_for(self.process.stderr.read(), 20)).decode().splitlines()
-        return await asyncio.wait_for(self.process.wait(), 20)
-
-
-@contextlib.asynccontextmanager
-async def started(folder: Path, ini: str, **environment: str) -> AsyncIterator[Process]:
-    port = free_port()
-    (folder / "gateway.ini").write_text(ini)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(ROOT / "run.py"),
-        cwd=folder,
-        env=_environment(**{"PORT": str(port), **environment}),
-        stderr=asyncio.subprocess.PIPE,
-    )
-    running = Process(process, port)
-    try:
-        await running.wait_for("listening on")
-        yield running
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        assert process.stderr is not None
-        await process.stderr.read()
-        process._transport.close()  # type: ignore[attr-defined]  # asyncio 3.11 leaves it to the collector
-
-
-def _ini(auth_url: str, more: str = "") -> str:
-    return f"[server]\nhost = 127.0.0.1\n[services]\nauth = {auth_url}\n[health]\ninterval = 0\n{more}"
 
 
 def test_sigterm_finishes_what_was_accepted_and_exits_0(tmp_path: Path) -> None:
@@ -110,7 +44,7 @@ def test_sigterm_finishes_what_was_accepted_and_exits_0(tmp_path: Path) -> None:
         await wire.send(OK)
 
     async def run() -> None:
-        async with upstream(script) as auth, started(tmp_path, _ini(auth.url)) as gateway:
+        async with upstream(script) as auth, started(tmp_path, ini_of(auth.url)) as gateway:
             async with raw_client(gateway.port) as busy, raw_client(gateway.port) as idle:
                 await busy.send(GET)
                 while not auth.seen:
@@ -136,7 +70,7 @@ def test_a_second_sigterm_stops_at_once(tmp_path: Path) -> None:
     async def run() -> None:
         async with (
             upstream(script) as auth,
-            started(tmp_path, _ini(auth.url)) as gateway,
+            started(tmp_path, ini_of(auth.url)) as gateway,
             raw_client(gateway.port) as busy,
         ):
             await busy.send(GET)
@@ -157,7 +91,7 @@ def test_sighup_takes_a_good_file_and_keeps_the_old_one_for_a_bad_one(tmp_path: 
         async with (
             upstream() as auth,
             upstream() as other,
-            started(tmp_path, _ini(auth.url)) as gateway,
+            started(tmp_path, ini_of(auth.url)) as gateway,
             raw_client(gateway.port) as client,
         ):
             assert (await ask_on(client, "GET", "/api/v1/auth/1")).status == 200
@@ -167,7 +101,7 @@ def test_sighup_takes_a_good_file_and_keeps_the_old_one_for_a_bad_one(tmp_path: 
             assert "server.hots" in gateway.lines[-1]
             assert "did you mean server.host" in gateway.lines[-1]
             assert (await ask_on(client, "GET", "/api/v1/auth/2")).status == 200
-            (tmp_path / "gateway.ini").write_text(_ini(other.url))
+            (tmp_path / "gateway.ini").write_text(ini_of(other.url))
             gateway.signal(signal.SIGHUP)
             await gateway.wait_for("configuration reloaded")
             assert (await ask_on(client, "GET", "/api/v1/auth/3")).status == 200
@@ -271,11 +205,11 @@ def test_systemd_is_told_and_its_socket_is_used(tmp_path: Path) -> None:
                 f"os.execv(sys.executable, [sys.executable, {str(ROOT / 'run.py')!r}])\n"
             )
             async with upstream() as auth:
-                (tmp_path / "gateway.ini").write_text(_ini(auth.url))
+                (tmp_path / "gateway.ini").write_text(ini_of(auth.url))
                 process = subprocess.Popen(
                     [sys.executable, "-c", launcher],
                     cwd=tmp_path,
-                    env=_environment(NOTIFY_SOCKET=str(tmp_path / "notify.sock")),
+                    env=environment_of(NOTIFY_SOCKET=str(tmp_path / "notify.sock")),
                     pass_fds=[listener.fileno()],
                     stderr=subprocess.DEVNULL,
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from tests.soak import faults
+from tests.soak import faults, kills
 
 
 def test_a_flapping_upstream(tmp_path: Path) -> None:
@@ -16,3 +16,11 @@ def test_a_flapping_upstream(tmp_path: Path) -> None:
     assert report.ends["200"] > 500
     assert report.retries > 0
     assert set(report.left_over.values()) == {0}
+
+
+def test_kill_9_under_load(tmp_path: Path) -> None:
+    report = asyncio.run(kills.soak(tmp_path, rounds=3, seed=3))
+    assert report.wrong == []
+    assert report.kills == 3
+    assert report.writes_acknowledged > 0
+    assert report.answered > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -32,9 +33,9 @@ def _health_page(call: Call) -> dict[str, Any]:
     """Names and states only: everybody may read it."""
     state = call.console.state()
     log = state["log"]
-    is_log_ok = not log["last_error"] and not log["rows_shed"]
+    log_status = _log_status(log)
     page = call.console.checker.aggregate()
-    if not is_log_ok:
+    if log_status != "ok":
         page["status"] = "degraded"
     breakers = call.console.breakers
     now = time.monotonic()
@@ -45,13 +46,19 @@ def _health_page(call: Call) -> dict[str, Any]:
         **page,
         "circuits": {name: breakers.status(name, now)["state"] for name in breakers.names()},
         "request_log": {
-            "status": "ok" if is_log_ok else "failing" if log["last_error"] else "shedding",
+            "status": log_status,
             "rows_written": log["rows_written"],
             "rows_shed": log["rows_shed"],
             "rows_failed": log["rows_failed"],
         },
         "uptime_s": state["uptime_s"],
     }
+
+
+def _log_status(log: Mapping[str, Any]) -> str:
+    """`replaced`: the file was corrupt, and a new one was begun since the start."""
+    troubles = (("failing", log["last_error"]), ("shedding", log["rows_shed"]), ("replaced", log["moved_aside"]))
+    return next((word for word, is_so in troubles if is_so), "ok")
 
 
 async def health(call: Call) -> LocalReply:

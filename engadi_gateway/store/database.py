@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import queue
 import sqlite3
@@ -29,6 +30,7 @@ _READ_LIMIT_S = 5.0
 _PROGRESS_STEPS = 10_000
 _BUSY_MS = 5000
 _BUSY_CLOSING_MS = 500
+_DISK_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO))
 _PRAGMAS = (
     "PRAGMA foreign_keys=ON",
     "PRAGMA trusted_schema=OFF",
@@ -49,6 +51,10 @@ class CorruptError(StoreError):
     """Raised when a file is no database, or a broken one."""
 
 
+class UnavailableError(StoreError):
+    """Raised when a disk is full or fails, or others hold a lock: the same may go well later."""
+
+
 class Database:
     """One sqlite file.
 
@@ -57,8 +63,9 @@ class Database:
         migrations: in order; the file's `user_version` counts those that were applied.
         synchronous: NORMAL may lose the last commits on a power cut, never more.
         application_id: written into the file, and checked.
-        is_expendable: a broken file is moved aside and a new one begun, once in a run. One that is not is checked
-            whole when it is opened (so it should be small), and left as it is.
+        is_expendable: a broken file is moved aside and a new one begun, once in a run; one that cannot be had now is
+            opened by a later write. One that is not is checked whole when it is opened (so it should be small), and
+            left as it is.
     """
 
     def __init__(
@@ -72,11 +79,12 @@ class Database:
     ) -> None:
         self.path = path
         self.moved_aside = ""  # where the broken file went
+        self.missing = ""  # why it could not be opened yet
         self._migrations = migrations
         self._synchronous = synchronous
         self._application_id = application_id
         self._is_expendable = is_expendable
-        self._connection: Connection  # the writer thread's, once that runs
+        self._connection: Connection | None = None  # the writer thread's, once that runs
         self._writer: threading.Thread | None = None
         self._queue: queue.SimpleQueue[tuple[Work[Any], Future[Any]] | None] = queue.SimpleQueue()
         self._readers: queue.SimpleQueue[Connection] = queue.SimpleQueue()
@@ -99,6 +107,10 @@ class Database:
                 raise
             self._move_aside()
             self._connection = self._opened()
+        except UnavailableError as error:
+            if not self._is_expendable:
+                raise
+            self.missing = str(error)
         self._pool = ThreadPoolExecutor(_READERS, "engadi-reader")
         self._writer = threading.Thread(target=self._write_forever, name="engadi-writer", daemon=True)
         self._writer.start()
@@ -107,8 +119,11 @@ class Database:
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             connection = sqlite3.connect(self.path, _BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"{self.path}: {getattr(error, 'strerror', None) or error}") from None
+        except OSError as error:
+            kind = UnavailableError if error.errno in _DISK_ERRNOS else StoreError
+            raise kind(f"{self.path}: {error.strerror}") from None
+        except sqlite3.Error as error:
+            raise _store_error(self.path, error) from None
         try:
             self._prepare(connection)
         except sqlite3.Error as error:
@@ -161,7 +176,11 @@ class Database:
         connection.execute("VACUUM INTO ?", (str(copy),))
 
     def _move_aside(self) -> None:
-        aside = f"{self.path}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        stem = aside = f"{self.path}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        number = 1
+        while Path(aside).exists():
+            number += 1
+            aside = f"{stem}-{number}"
         for suffix in ("", "-wal", "-shm"):
             source = Path(f"{self.path}{suffix}")
             if source.exists():
@@ -208,19 +227,22 @@ class Database:
             entry = self._queue.get()
             assert entry is not None
             self._run(*entry)
-        with contextlib.suppress(sqlite3.Error):
-            self._connection.execute("PRAGMA optimize")
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._connection.close()
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("PRAGMA optimize")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.close()
 
     def _run(self, work: Work[T], future: Future[T]) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
+            connection = self._connected()
             if self._is_closing:  # others' locks must not hold up the end
-                self._connection.execute(f"PRAGMA busy_timeout={_BUSY_CLOSING_MS}")
-            with _transaction(self._connection):
-                result = work(self._connection)
+                connection.execute(f"PRAGMA busy_timeout={_BUSY_CLOSING_MS}")
+            with _transaction(connection):
+                result = work(connection)
         except sqlite3.Error as error:
             failure = _store_error(self.path, error)
             if isinstance(failure, CorruptError):
@@ -231,13 +253,20 @@ class Database:
         else:
             future.set_result(result)
 
-    def _begin_anew(self) -> None:
-        if not self._is_expendable or self.moved_aside:
-            return
-        self._connection.close()  # should the rest fail, every later write says so
-        with contextlib.suppress(StoreError, OSError):
-            self._move_aside()
+    def _connected(self) -> Connection:
+        if self._connection is None:
             self._connection = self._opened()
+            self.missing = ""
+        return self._connection
+
+    def _begin_anew(self) -> None:
+        """The next write opens a new file; where the old one cannot be moved, every write says so."""
+        if not self._is_expendable or self.moved_aside or self._connection is None:
+            return
+        self._connection.close()
+        self._connection = None
+        with contextlib.suppress(OSError):
+            self._move_aside()
 
     # reading
 
@@ -365,4 +394,8 @@ def _store_error(path: str, error: sqlite3.Error) -> StoreError:
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith("SQLITE_CORRUPT") or name == "SQLITE_NOTADB":
         return CorruptError(f"{path}: {error}")
+    if name.startswith("SQLITE_IOERR"):
+        return UnavailableError(f"{path}: {error} ({name}; is the disk full?)")
+    if name.startswith(("SQLITE_FULL", "SQLITE_BUSY")):
+        return UnavailableError(f"{path}: {error}")
     return StoreError(f"{path}: {'took too long' if name == 'SQLITE_INTERRUPT' else error}")

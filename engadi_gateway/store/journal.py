@@ -121,10 +121,16 @@ class Journal:
         self._log = logging.getLogger("engadi")
 
     def open(self) -> None:
-        """Blocking. A corrupt file is moved aside; any other fault is a StoreError."""
+        """Blocking. A corrupt file is moved aside, a full disk waited for; any other fault is a StoreError."""
         self._database.open()
         self._say_if_moved()
+        self._last_error = self._database.missing
+        if self._last_error:
+            self._say_lost()
         self._index()
+
+    def _say_lost(self) -> None:
+        self._log.error("request log: rows are lost until this ends: %s", self._last_error)
 
     def _say_if_moved(self) -> None:
         if self._moved_aside != self._database.moved_aside:
@@ -175,10 +181,11 @@ class Journal:
             if is_closed:
                 self._index()
         elif is_second:
-            if not self._last_error:
-                self._log.error("request log: rows are lost until this ends: %s", error)
+            was_well = not self._last_error
             self._failed += len(rows)
             self._last_error = str(error)
+            if was_well:
+                self._say_lost()
         else:
             self._say_if_moved()
             again = self._database.submit(lambda connection: self._insert(connection, rows))

@@ -1,4 +1,4 @@
-"""`python -m tests.soak faults [--requests 300000] [--seed 1]`: see the module of the same name."""
+"""`python -m tests.soak faults [--requests 300000]`, `kills [--rounds 50]`; `--seed 1`: see the modules of these names."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import argparse
 import asyncio
 import sys
 import tempfile
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from tests.soak import faults
+from tests.soak import faults, kills
+
+RUNS: dict[str, Callable[[Path, int, int], Coroutine[Any, Any, Any]]] = {
+    "faults": lambda folder, count, seed: faults.soak(folder, requests=count, seed=seed),
+    "kills": lambda folder, count, seed: kills.soak(folder, rounds=count, seed=seed),
+}
 
 
 def show(report: Any) -> int:
@@ -28,12 +34,16 @@ def show(report: Any) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    flapping = commands.add_parser("faults", help="a flapping upstream under load")
-    flapping.add_argument("--requests", type=int, default=300_000)
-    flapping.add_argument("--seed", type=int, default=1)
+    for name, text, count, default in (
+        ("faults", "a flapping upstream under load", "--requests", 300_000),
+        ("kills", "kill -9 under load", "--rounds", 50),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument(count, type=int, default=default, dest="count")
+        command.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        return show(asyncio.run(faults.soak(Path(folder), requests=args.requests, seed=args.seed)))
+        return show(asyncio.run(RUNS[args.command](Path(folder), args.count, args.seed)))
 
 
 if __name__ == "__main__":
