@@ -122,7 +122,8 @@ def refresh(context: Context, settings: Settings) -> None:
     context.budget.take(retry)
     context.timeouts = timeouts(settings)
     context.heads.timeout_s = context.timeouts.head_s
-    context.idle.timeout_s = context.timeouts.keep_alive_s
+    if not context.is_draining:
+        context.idle.timeout_s = context.timeouts.keep_alive_s
     context.header_policy = header_policy(settings)
     context.head_limits = head_limits(settings)
     context.trusted = settings.server_trusted_proxies

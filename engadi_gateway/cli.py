@@ -237,6 +237,8 @@ async def _run(args: argparse.Namespace, gateway: Gateway) -> None:
         stopping.set()
 
     def reload() -> None:
+        if stopping.is_set():
+            return
         task = loop.create_task(_reload(args, gateway))
         reloads.add(task)
         task.add_done_callback(reloads.discard)

@@ -6,9 +6,10 @@ Embedding: `async with Gateway(settings) as gateway: ...`. Nothing is global; tw
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from typing import Any
@@ -21,7 +22,15 @@ from engadi_gateway.assembly import Compiled, Compiler, State, context_of, make_
 from engadi_gateway.authority import Authority
 from engadi_gateway.errors import ConfigurationError, Reason, Refusal, RefusedError
 from engadi_gateway.health import HealthChecker
-from engadi_gateway.listeners import Door, client_tls, load_certificate, notify_systemd, open_doors, server_tls
+from engadi_gateway.listeners import (
+    Door,
+    client_tls,
+    load_certificate,
+    notify_systemd,
+    open_doors,
+    server_tls,
+    waiting_at,
+)
 from engadi_gateway.metrics import Metrics
 from engadi_gateway.model import Listener, LogRow, Service, Snapshot
 from engadi_gateway.net.client import Batch, ClientConnection
@@ -43,6 +52,10 @@ from engadi_gateway.wire.request import HeadLimits
 
 _PRUNE_EVERY_S = 60.0
 _DRAIN_LOOK_S = 0.02
+#: While draining: a connection that asked nothing for so long is idle, and closed.
+_DRAIN_IDLE_S = 1.0
+#: While draining: a handshake that was begun is waited for; its connection is not yet one of ours.
+_HANDSHAKE_S = 1.0
 _FLUSHED_S = 1.0
 
 
@@ -75,6 +88,7 @@ class Gateway:
         self._started_at = 0.0
         self._background: list[asyncio.Task[None]] = []
         self._flush_timer: asyncio.TimerHandle | None = None
+        self._hurry = asyncio.Event()
         self._flush_rows = settings.log_flush_rows
 
     async def __aenter__(self) -> Gateway:
@@ -171,12 +185,15 @@ class Gateway:
         self._tls = server_tls(self.settings)
         for door in self._doors:
             server = await loop.create_server(
-                lambda door=door: ClientConnection(self._context, self._batch, door.listener, self._connections),
+                self._welcome(door),
                 sock=door.socket,
                 backlog=self.settings.server_backlog,
                 ssl=self._tls,
             )
             self._servers.append(server)
+
+    def _welcome(self, door: Door) -> Callable[[], ClientConnection]:
+        return lambda: ClientConnection(self._context, self._batch, door.listener, self._connections)
 
     @property
     def addresses(self) -> list[str]:
@@ -385,23 +402,37 @@ class Gateway:
         await self._close_all()
 
     async def _drain(self, grace_s: float) -> None:
+        """No new connections, but whoever has one is served; whoever asks nothing for a while is let go."""
         notify_systemd("STOPPING=1")
         self.lifecycle = Lifecycle.DRAINING
         self._context.is_draining = True
         if self.settings.gateway_drain_delay:
-            await asyncio.sleep(self.settings.gateway_drain_delay)
-        for server in self._servers:
-            server.close()
-        for connection in list(self._connections):
-            connection.close_if_idle()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), self.settings.gateway_drain_delay)
         deadline = time.monotonic() + grace_s
-        # a set that empties has no event to wait for
-        while self._connections and time.monotonic() < deadline:  # noqa: ASYNC110 - see above
-            await asyncio.sleep(_DRAIN_LOOK_S)
+        arriving = self._close_doors()
+        settled = time.monotonic() + (_HANDSHAKE_S if self._tls else _DRAIN_LOOK_S)
+        self._context.idle.timeout_s = min(self._context.idle.timeout_s, _DRAIN_IDLE_S)
+        while not self._hurry.is_set() and (now := time.monotonic()) < deadline:
+            if not self._connections and arriving.done() and now >= settled:
+                break
+            await asyncio.sleep(_DRAIN_LOOK_S)  # a set that empties has no event to wait for
+        arriving.cancel()
         self.cut()
+
+    def _close_doors(self) -> asyncio.Future[list[Any]]:
+        """Take in who stands before a door that nobody else keeps open, and close it."""
+        loop, arriving = asyncio.get_running_loop(), []
+        for door, server in zip(self._doors, self._servers, strict=True):
+            waiting = waiting_at(door) if door.socket not in self._inherited else []
+            server.close()
+            welcome = self._welcome(door)
+            arriving += [loop.connect_accepted_socket(welcome, sock, ssl=self._tls) for sock in waiting]
+        return asyncio.gather(*arriving, return_exceptions=True)
 
     def cut(self) -> None:
         """End the drain's patience now."""
+        self._hurry.set()
         for connection in list(self._connections):
             connection.cut()
 

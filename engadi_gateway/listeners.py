@@ -6,6 +6,7 @@ happened yet.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
@@ -128,6 +129,21 @@ def _remove_stale(path: str) -> None:
             Path(path).unlink(missing_ok=True)
         except OSError:
             return
+
+
+def waiting_at(door: Door) -> list[socket.socket]:
+    """Connections that the kernel has accepted and nobody has taken: closing the door would reset them.
+
+    From now on the kernel takes in no more than one.
+    """
+    waiting = []
+    with contextlib.suppress(OSError):
+        door.socket.listen(0)
+        while True:
+            sock, _ = door.socket.accept()
+            sock.setblocking(False)
+            waiting.append(sock)
+    return waiting
 
 
 def inherited_sockets() -> list[socket.socket]:

@@ -46,6 +46,20 @@ class Process:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[Process]:
+        """From when it listens; killed in the end, unless it has ended."""
+        try:
+            await self.wait_for("listening on")
+            yield self
+        finally:
+            if self.process.returncode is None:
+                self.process.kill()
+                await self.process.wait()
+            assert self.process.stderr is not None
+            await self.process.stderr.read()
+            self.process._transport.close()  # type: ignore[attr-defined]  # asyncio 3.11 leaves it to the collector
+
     async def code(self) -> int:
         assert self.process.stderr is not None
         self.lines += (await asyncio.wait_for(self.process.stderr.read(), 20)).decode().splitlines()
@@ -63,17 +77,8 @@ async def started(folder: Path, ini: str, **environment: str) -> AsyncIterator[P
         env=environment_of(**{"PORT": str(port), **environment}),
         stderr=asyncio.subprocess.PIPE,
     )
-    running = Process(process, port)
-    try:
-        await running.wait_for("listening on")
+    async with Process(process, port).watched() as running:
         yield running
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        assert process.stderr is not None
-        await process.stderr.read()
-        process._transport.close()  # type: ignore[attr-defined]  # asyncio 3.11 leaves it to the collector
 
 
 def ini_of(auth_url: str, more: str = "") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from tests.soak import faults, kills
+from tests.soak import faults, kills, restarts
 
 
 def test_a_flapping_upstream(tmp_path: Path) -> None:
@@ -24,3 +24,17 @@ def test_kill_9_under_load(tmp_path: Path) -> None:
     assert report.kills == 3
     assert report.writes_acknowledged > 0
     assert report.answered > 0
+
+
+def test_sigterm_under_load(tmp_path: Path) -> None:
+    report = asyncio.run(restarts.drains(tmp_path, rounds=1, seed=5))
+    assert report.wrong == []
+    assert set(report.ends) == {"answered", "refused"}
+    assert report.ends["answered"] > 50
+
+
+def test_restarts_under_load_with_the_socket_held_open(tmp_path: Path) -> None:
+    report = asyncio.run(restarts.restarts(tmp_path, rounds=2, seed=6))
+    assert report.wrong == []
+    assert set(report.ends) == {"answered"}
+    assert report.ends["answered"] > 50

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import select
 import socket
 import struct
 import time
@@ -51,6 +52,12 @@ class State(Enum):
     SPLICED = auto()
     LINGER = auto()
     CLOSED = auto()
+
+
+def _has_unread(transport: asyncio.Transport) -> bool:
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket"), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class Batch:
@@ -149,8 +156,7 @@ class ClientConnection(asyncio.Protocol):
         oldest = context.idle.oldest()
         if not isinstance(oldest, ClientConnection):
             return False
-        oldest.close_if_idle()
-        return True
+        return oldest.close_if_idle()
 
     def data_received(self, data: bytes) -> None:
         if self.state is State.HEAD:
@@ -418,7 +424,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_closing = (
             is_last
             or not exchange.head.keep_alive
-            or context.is_draining
+            or (context.is_draining and not self._buffer)  # what is here was accepted: it is answered first
             or 0 < context.keep_alive_requests <= self._requests
         )
         return self._is_closing
@@ -600,14 +606,16 @@ class ClientConnection(asyncio.Protocol):
         if self._buffer:
             self._context.upcalls.unreadable(Reason.CLIENT_TIMEOUT)
             self._answer_unread(Refusal(Reason.CLIENT_TIMEOUT))
-        else:
-            self._transport.close()
+        elif not self.close_if_idle():
+            self._context.idle.add(self, now)
 
-    def close_if_idle(self) -> None:
-        """For the drain and for the cap: nothing is under way here."""
+    def close_if_idle(self) -> bool:
+        """Whether nothing is under way here, so that it was closed. A request in the socket would be lost by that."""
+        if self.state is not State.HEAD or self._buffer or _has_unread(self._transport):
+            return False
         self._context.idle.discard(self)
-        if self.state is State.HEAD and not self._buffer:
-            self._transport.close()
+        self._transport.close()
+        return True
 
     def cut(self) -> None:
         """The end of the drain's patience."""

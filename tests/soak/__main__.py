@@ -10,11 +10,13 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from tests.soak import faults, kills
+from tests.soak import faults, kills, restarts
 
 RUNS: dict[str, Callable[[Path, int, int], Coroutine[Any, Any, Any]]] = {
     "faults": lambda folder, count, seed: faults.soak(folder, requests=count, seed=seed),
     "kills": lambda folder, count, seed: kills.soak(folder, rounds=count, seed=seed),
+    "drains": lambda folder, count, seed: restarts.drains(folder, rounds=count, seed=seed),
+    "restarts": lambda folder, count, seed: restarts.restarts(folder, rounds=count, seed=seed),
 }
 
 
@@ -37,6 +39,8 @@ def main() -> int:
     for name, text, count, default in (
         ("faults", "a flapping upstream under load", "--requests", 300_000),
         ("kills", "kill -9 under load", "--rounds", 50),
+        ("drains", "SIGTERM under load", "--rounds", 20),
+        ("restarts", "restarts under load, the socket held open", "--rounds", 20),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument(count, type=int, default=default, dest="count")
