@@ -19,7 +19,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 @dataclass
 class Seen:
-    """One request as the upstream read it. `raw_head` is what was on the wire."""
+    """One request as the upstream read it. `raw_head` is what was on the wire, `lines` the fields as they were spelt."""
 
     method: str
     target: str
@@ -27,6 +27,7 @@ class Seen:
     body: bytes
     raw_head: bytes
     connection: int
+    lines: list[str] = field(default_factory=list)
 
     def all(self, name: str) -> list[str]:
         return [value for key, value in self.headers if key == name]
@@ -126,6 +127,7 @@ class Upstream:
                 b"",
                 bytes(self.raw[number]),
                 number,
+                [f"{name.decode()}: {value.decode('latin-1')}" for name, value in request.headers.raw_items()],
             )
             if self.on_head is not None:
                 await self.on_head(seen, wire)
@@ -195,11 +197,15 @@ class Reply:
 
 
 class RawClient:
-    """Bytes out as given; replies in through h11. `method` of what was asked frames the reply."""
+    """Bytes out as given; replies in through h11. `method` of what was asked frames the reply.
+
+    `arrived` is set once anything has come.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        self.arrived = asyncio.Event()
         self._left = b""
 
     async def send(self, data: bytes) -> None:
@@ -230,6 +236,7 @@ class RawClient:
                     parser.receive_data(await self.reader.read(65536))
                 except ConnectionError:
                     break
+                self.arrived.set()
             elif isinstance(event, h11.InformationalResponse):
                 interim.append(event.status_code)
             elif isinstance(event, h11.Response):

@@ -19,7 +19,7 @@ from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import ChunkedBody, HeadLimits, parse_head, skip_blank_lines, take_head
 from engadi_gateway.wire.response import MalformedReplyError, ReplyParser
-from tests.conformance.cases import CASES
+from tests.conformance.tables import CASES
 
 # replies
 

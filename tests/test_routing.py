@@ -433,7 +433,7 @@ ALLOW = ((b"Allow", b"GET, HEAD, POST"),)
         ("get", "/a", {}, Refusal(Reason.METHOD_NOT_ALLOWED, headers=ALLOW)),
         ("OPTIONS", "/a", {}, Refusal(Reason.OPTIONS, headers=ALLOW)),
         ("OPTIONS", "/none", {}, Refusal(Reason.NO_ROUTE)),
-        ("OPTIONS", "*", {}, Refusal(Reason.NO_ROUTE)),
+        ("OPTIONS", "*", {}, Refusal(Reason.OPTIONS)),
         ("OPTIONS", "/a", {b"origin": b"https://app.example"}, Refusal(Reason.OPTIONS, headers=ALLOW)),
         ("OPTIONS", "/a", PREFLIGHT | {b"access-control-request-method": b""}, Refusal(Reason.OPTIONS, headers=ALLOW)),
         ("OPTIONS", "/a", PREFLIGHT, None),

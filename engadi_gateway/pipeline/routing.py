@@ -358,6 +358,8 @@ class Routing:
     def decide(self, exchange: Exchange) -> Refusal | None:
         head = exchange.head
         method = head.method
+        if head.path == "*":
+            return Refusal(Reason.OPTIONS)  # the server as a whole (RFC 9110 section 9.3.7)
         asked = self._preflight_method(head.notes) if method == "OPTIONS" else None
         if exchange.trace is not None:
             exchange.trace["method"] = asked or method

@@ -9,7 +9,12 @@ from __future__ import annotations
 import re
 
 LAST_CHUNK = b"0\r\n\r\n"
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*|[ \t]*)")
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
+_EXTENSION = rb";[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?[ \t]*" % (_TOKEN, _TOKEN, _QUOTED)
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:(?:%b)+|[ \t]*)" % _EXTENSION)
+#: What may still become one.
+_SIZE_START = re.compile(rb"[0-9A-Fa-f]{1,16}(?:;[\t\x20-\x7e\x80-\xff]*|[ \t]*)\r?")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 _MAX_LINE_BYTES = 4096
 _MAX_TRAILER_BYTES = 16384
@@ -83,7 +88,7 @@ class ChunkedDecoder:
 
     def _check_start(self, line: bytes) -> None:
         """Refuse at once what can never become a size line, instead of waiting for its end."""
-        if self._trailer_bytes < 0 and line.rstrip(b"\r") and not _SIZE_LINE.fullmatch(line.rstrip(b"\r")):
+        if self._trailer_bytes < 0 and line not in {b"", b"\r"} and not _SIZE_START.fullmatch(line):
             raise MalformedBodyError("bad chunk size")
 
     def _begin_chunk(self, line: bytes) -> None:
@@ -101,7 +106,7 @@ class ChunkedDecoder:
         if not line:
             self.is_complete = True
             return
-        self._trailer_bytes += len(line)
+        self._trailer_bytes += len(line) + 2
         if self._trailer_bytes > _MAX_TRAILER_BYTES or not _TRAILER.fullmatch(line):
             raise MalformedBodyError("bad trailer")
 
