@@ -223,14 +223,15 @@ class Compiler:
         if faults:
             raise ConfigurationError(faults)
         table = RoutingTable(snapshot.routes, snapshot.services)
-        empty = RoutingTable((), {})
         cors = Cors(snapshot.cors)
         identity = IdentityStage(self.judge, state.tokens)
         rules = snapshot.rules if settings.limits_enabled else ()
         limits = Limits(rules, state.buckets, settings.limits_ipv6_prefix, now)
         breaker = BreakerStage(state.breakers, TargetPicker(table), settings.breaker_enabled)
-        public = (Routing(table, self._public_local), cors, identity, limits, breaker)
-        admin = (Routing(empty, self._admin_local), cors, identity, limits, breaker)
+        public, admin = (
+            (Routing(routes, local, answers_preflight=cors.is_enabled), cors, identity, limits, breaker)
+            for routes, local in ((table, self._public_local), (RoutingTable((), {}), self._admin_local))
+        )
         return Compiled(
             Pipeline(public, snapshot.revision),
             Pipeline(admin, snapshot.revision),

@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from engadi_gateway import __version__
+from engadi_gateway.admin.api import local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
+from engadi_gateway.errors import Reason, RefusedError
 from engadi_gateway.gateway import Gateway
+from tests.exchanges import exchange_of, head_of
 from tests.fakes import Reply, raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, running, token
 
@@ -124,6 +127,34 @@ def test_other_methods_are_405_with_allow(tmp_path: Path) -> None:
         assert sorted(reply.one("allow").split(", ")) == ["GET", "HEAD", "POST"]
         options = await admin(gateway, "OPTIONS", "/routes")
         assert (options.status, sorted(options.one("allow").split(", "))) == (204, ["GET", "HEAD", "POST"])
+
+    with_gateway(tmp_path, session)
+
+
+@pytest.mark.parametrize("values", [{}, {"cors_enabled": True, "cors_allow_origins": ("http://gateway.test",)}])
+def test_no_preflight_runs_another_method(tmp_path: Path, values: dict[str, Any]) -> None:
+    async def session(gateway: Gateway) -> None:
+        route = await create_route(gateway)
+        for method, path in (("DELETE", f"/routes/{route['id']}"), ("POST", "/services/content/reset")):
+            headers = {"Origin": "http://gateway.test", "Access-Control-Request-Method": method}
+            reply = await admin(gateway, "OPTIONS", path, headers=headers)
+            assert (reply.status, bool(reply.all("allow"))) == (204, not values)
+        assert route["id"] in {kept.id for kept in gateway.snapshot.routes}
+
+    with_gateway(tmp_path, session, **values)
+
+
+def test_the_api_itself_refuses_a_method_that_is_not_the_endpoints(tmp_path: Path) -> None:
+    async def session(gateway: Gateway) -> None:
+        route = await create_route(gateway)
+        exchange = exchange_of(head_of("OPTIONS", f"{BASE}/routes/{route['id']}"))
+        delete = next(one for one in ENDPOINTS if one.handler.__name__ == "delete_route")
+        exchange.route = next(one for one in local_routes(ENDPOINTS, "admin") if one.id == delete.route_id)
+        exchange.params = (route["id"],)
+        with pytest.raises(RefusedError) as refused:
+            await gateway.api.serve(exchange, b"")
+        assert refused.value.refusal.reason is Reason.METHOD_NOT_ALLOWED
+        assert route["id"] in {kept.id for kept in gateway.snapshot.routes}
 
     with_gateway(tmp_path, session)
 
@@ -387,6 +418,16 @@ def test_cors_changed_here_is_kept_over_a_restart(tmp_path: Path) -> None:
 
 
 # revisions
+
+
+def test_what_a_get_of_cors_gave_can_be_put_back(tmp_path: Path) -> None:
+    async def session(gateway: Gateway) -> None:
+        policy = json_of(await admin(gateway, "GET", "/config/cors"))
+        for origin in (policy["origin"], "x", 5):
+            reply = await admin(gateway, "PUT", "/config/cors", body={**policy, "origin": origin})
+            assert (reply.status, json_of(reply)["origin"]) == (200, "api")
+
+    with_gateway(tmp_path, session)
 
 
 def test_every_write_is_a_revision(tmp_path: Path) -> None:

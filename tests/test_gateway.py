@@ -146,6 +146,22 @@ def test_every_reply_carries_the_cors_lines(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_with_cors_off_a_preflight_is_an_ordinary_options(tmp_path: Path) -> None:
+    """It is nobody's to answer then: its headers must not open a route that does not list OPTIONS."""
+    headers = {"Origin": "https://app.test", "Access-Control-Request-Method": "GET"}
+
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            route = {"path_pattern": "/get", "target_service": "auth", "methods": ["GET"], "is_public": True}
+            assert (await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=route)).status == 201
+            reply = await ask(gateway.port, "OPTIONS", "/get", headers=headers)
+            assert (reply.status, reply.one("allow"), auth.seen) == (204, "GET, HEAD", [])
+            assert (await ask(gateway.port, "OPTIONS", "/api/v1/auth/x", headers=headers)).status == 200
+            assert [seen.method for seen in auth.seen] == ["OPTIONS"]
+
+    asyncio.run(run())
+
+
 def test_guessing_tokens_ends_in_429(tmp_path: Path) -> None:
     async def run() -> None:
         async with upstream() as auth, running(tmp_path, auth, auth, limits_per_ip=3) as gateway:

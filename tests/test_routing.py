@@ -448,11 +448,12 @@ ALLOW = ((b"Allow", b"GET, HEAD, POST"),)
     ],
 )
 def test_misses(method: str, path: str, notes: dict[bytes, bytes], want: Refusal | None) -> None:
-    assert decided(Routing(table(GETS), LOCAL), exchange_of(head_of(method, path, notes=notes))) == want
+    stage = Routing(table(GETS), LOCAL, answers_preflight=True)
+    assert decided(stage, exchange_of(head_of(method, path, notes=notes))) == want
 
 
 def test_a_preflight_is_an_ordinary_options_where_nobody_answers_it() -> None:
-    stage = Routing(table(GETS), answers_preflight=False)
+    stage = Routing(table(GETS))
     exchange = exchange_of(head_of("OPTIONS", "/a", notes=PREFLIGHT))
     assert decided(stage, exchange) == Refusal(Reason.OPTIONS, headers=ALLOW)
 

@@ -126,6 +126,9 @@ class Api:
         """
         assert exchange.route is not None
         endpoint = self._endpoints[exchange.route.id]
+        method = exchange.head.method
+        if method != endpoint.method and (method, endpoint.method) != ("HEAD", "GET"):
+            raise RefusedError(Refusal(Reason.METHOD_NOT_ALLOWED))  # whatever the stages were told
         self._refuse_foreign_origin(exchange, endpoint)
         params = dict(zip(parameter_names(endpoint.path), exchange.params, strict=True))
         faults = [

@@ -184,7 +184,7 @@ async def get_cors(call: Call) -> LocalReply:
 async def put_cors(call: Call) -> LocalReply:
     before = to_json(call.console.snapshot.cors)
     _guard(call, before)
-    policy = replace(cors_from_json({**before, **call.body}), origin=Origin.API)
+    policy = cors_from_json({**before, **call.body, "origin": Origin.API})
     faults = cors_faults(policy)
     if faults:
         raise _invalid(*faults)

@@ -349,7 +349,7 @@ class Routing:
     settles_nothing = True
 
     def __init__(
-        self, table: RoutingTable, local: RoutingTable | None = None, *, answers_preflight: bool = True
+        self, table: RoutingTable, local: RoutingTable | None = None, *, answers_preflight: bool = False
     ) -> None:
         self._table = table
         self._local = local
