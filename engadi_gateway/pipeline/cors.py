@@ -166,7 +166,7 @@ def _line(name: bytes, values: tuple[str, ...]) -> tuple[bytes, ...]:
 
 def _is_same_origin(origin: str, authority: bytes) -> bool:
     """Browsers send Origin to their page's own server too. Only the scheme is not compared: TLS may end before us."""
-    return origin.partition("://")[2] == authority.decode("latin-1").lower()
+    return bool(authority) and origin.partition("://")[2] == authority.decode("latin-1").lower()
 
 
 def _pattern_of(origin: str) -> re.Pattern[str]:
