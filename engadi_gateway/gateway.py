@@ -89,7 +89,12 @@ class Gateway:
         self._background: list[asyncio.Task[None]] = []
         self._flush_timer: asyncio.TimerHandle | None = None
         self._hurry = asyncio.Event()
-        self._flush_rows = settings.log_flush_rows
+        self._note_log_settings(settings)
+
+    def _note_log_settings(self, settings: Settings) -> None:
+        """What every request asks about; reading it off the settings each time would cost microseconds."""
+        self._flush_rows: int = settings.log_flush_rows
+        self._can_stall = settings.log_requests and settings.log_when_full == "stall"
 
     async def __aenter__(self) -> Gateway:
         await self.start()
@@ -247,7 +252,7 @@ class Gateway:
         self.metrics.unreadable(reason)
 
     def is_stalled(self) -> bool:
-        return self.settings.log_when_full == "stall" and self.settings.log_requests and self.journal.is_full
+        return self._can_stall and self.journal.is_full
 
     def fault(self, where: str) -> None:
         """Log the exception being handled; called from `except` blocks only."""
@@ -377,7 +382,7 @@ class Gateway:
                 self._state.tokens.clear()
             self._state.breakers.limits = thresholds(settings)
             self.settings, self._compiler = settings, compiler
-            self._flush_rows = settings.log_flush_rows
+            self._note_log_settings(settings)
             refresh(self._context, settings)
             self.authority.replace_settings(settings, compiler.judge)
             self.checker.replace_settings(settings)

@@ -121,6 +121,7 @@ class ClientConnection(asyncio.Protocol):
         self._requests = 0
         self._is_closing = False
         self._is_queued = False
+        self._is_head_awaited = False
         self._is_reading = True
         self.is_upload_paused = False
         self.ends_by_closing = False
@@ -260,7 +261,8 @@ class ClientConnection(asyncio.Protocol):
             self._refused_head = error.refusal
             return True
         context.idle.discard(self)
-        if context.heads:
+        if self._is_head_awaited:
+            self._is_head_awaited = False
             context.heads.discard(self)
         self._requests += 1
         who = self._who = resolve_client(self._peer, self._scheme, head, context.trusted)
@@ -285,12 +287,14 @@ class ClientConnection(asyncio.Protocol):
         """The head's time runs from its first byte to its end, and not per read."""
         context = self._context
         if not self._buffer:
+            self._is_head_awaited = False
             context.heads.discard(self)  # it was but half of an empty line
             if self not in context.idle:
                 context.idle.add(self, now)
             return
         self._set_reading(True)  # a head may be longer than what pipelined requests may fill
-        if self not in context.heads:
+        if not self._is_head_awaited:
+            self._is_head_awaited = True
             context.idle.discard(self)
             context.heads.add(self, now)
 

@@ -23,7 +23,6 @@ _HOST = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]{2,45}\]
 _METHOD = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 #: Places of a pattern in the order in which they win; END is before `*`, so `/a` wins over `/a/*` for `/a`.
 _LITERAL_PLACE, _PARAMETER_PLACE, _END, _REST = range(4)
-_ANY_HOST = ("",)
 
 
 class Match(NamedTuple):
@@ -204,6 +203,11 @@ class RoutingTable:
         """All routes, inactive ones too, in the order in which they are tried."""
         return tuple(compiled.route for compiled in self._compiled)
 
+    def beginnings(self) -> tuple[str, ...]:
+        """How every path begins that an active route could match: the patterns up to their first variable segment."""
+        patterns = (one.route.path_pattern for one in self._compiled if one.route.is_active)
+        return tuple({re.split(r"/\*|\{", pattern, maxsplit=1)[0] for pattern in patterns})
+
     def url_of(self, service: str, url: str) -> str:
         """A target's URL, "" where neither the route nor the settings have one."""
         if url:
@@ -217,7 +221,7 @@ class RoutingTable:
             return _NOWHERE
         segments = path[1:].split("/")
         ranks = self._candidates(self._roots, host, segments)
-        found = self._first(method, ranks)
+        found = self._first(method, ranks) if ranks else None
         if found is None:
             return Miss(self._allowed(ranks)) if ranks else _NOWHERE
         if found.route.id in self._outdone and not (self._has_plain_patterns and is_plain(path)):
@@ -252,10 +256,13 @@ class RoutingTable:
     def _candidates(self, roots: dict[str, _Node], host: str, segments: list[str]) -> list[int]:
         """Ranks of all active routes whose host and segments match, best first."""
         ranks: list[int] = []
-        for name in _host_names(host) if self._has_hosts else _ANY_HOST:
-            root = roots.get(name)
-            if root is not None:
-                self._collect(root, segments, ranks)
+        if not self._has_hosts:
+            if roots:
+                self._collect(roots[""], segments, ranks)
+        else:
+            for name in _host_names(host):
+                if name in roots:
+                    self._collect(roots[name], segments, ranks)
         if len(ranks) > 1:
             ranks.sort()
         return ranks
@@ -353,6 +360,7 @@ class Routing:
     ) -> None:
         self._table = table
         self._local = local
+        self._local_beginnings = () if local is None else local.beginnings()
         self._answers_preflight = answers_preflight
 
     def decide(self, exchange: Exchange) -> Refusal | None:
@@ -384,7 +392,7 @@ class Routing:
 
     def _find(self, exchange: Exchange, method: str) -> Match | Miss | Clash:
         head = exchange.head
-        if self._local is not None:
+        if self._local is not None and head.path.startswith(self._local_beginnings):
             found = self._local.match(method, head.host, head.path)
             if not isinstance(found, Miss) or found.allow:
                 exchange.is_local = True
