@@ -249,7 +249,9 @@ async def _run(args: argparse.Namespace, gateway: Gateway) -> None:
     for name in gateway.addresses:
         _say(f"listening on {name}")
     notify_systemd("READY=1")
-    gc.freeze()  # what is here now stays: the collector need not look at it again (2 to 7 % of CPU)
+    # what is here now stays, and requests leave no cycles: the collector need not look so often (2 to 7 % of CPU)
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
     await stopping.wait()
     _say("draining")
 
