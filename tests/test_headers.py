@@ -53,7 +53,6 @@ ACTIONS: dict[bytes, Action] = {
     b"Content-Type": Action.KEEP_AND_NOTE,
     b"Cookie": Action.KEEP,
     b"X-Userland": Action.KEEP,
-    b"Traceparent": Action.KEEP,
     b"Range": Action.KEEP,
 }
 
@@ -133,6 +132,33 @@ def test_connection_cannot_take_away_what_the_message_itself_or_the_next_one_nee
 
 def test_tokens_of_a_list() -> None:
     assert connection_tokens(b"Close,  X-A ,,\tb") == {b"close", b"x-a", b"", b"\tb".strip()}
+
+
+# traces
+
+TRACE_ID = b"4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_kept"),
+    [
+        ([b"00-" + TRACE_ID + b"-01"], True),
+        ([b"cc-" + TRACE_ID + b"-01-what comes later"], True),
+        ([b"00-" + TRACE_ID + b"-01-more"], False),
+        ([b"ff-" + TRACE_ID + b"-01"], False),
+        ([b"00-" + TRACE_ID.upper() + b"-01"], False),
+        ([b"00-" + b"0" * 32 + b"-00f067aa0ba902b7-01"], False),
+        ([b"00-4bf92f3577b34da6a3ce929d0e0e4736-" + b"0" * 16 + b"-01"], False),
+        ([b"junk"], False),
+        ([b""], False),
+        ([b"00-" + TRACE_ID + b"-01"] * 2, False),
+    ],
+)
+def test_a_trace_goes_on_or_is_dropped_with_its_state(sent: list[bytes], is_kept: bool) -> None:
+    lines = [*((b"Traceparent", value) for value in sent), (b"TraceState", b"a=b"), (b"X", b"y")]
+    kept, notes = scan(lines, HeaderPolicy())
+    assert kept == (lines if is_kept else [(b"X", b"y")])
+    assert notes == ({b"traceparent": sent[0]} if is_kept else {})
 
 
 # the memo

@@ -80,6 +80,7 @@ _TABLE: dict[bytes, Action] = {
     b"access-control-request-method": Action.KEEP_AND_NOTE,
     b"access-control-request-headers": Action.KEEP_AND_NOTE,
     b"if-match": Action.KEEP_AND_NOTE,
+    b"traceparent": Action.KEEP_AND_NOTE,
 }
 _DROPPED_PREFIXES = (b"x-user-", b"x-auth-", b"x-forwarded-")
 #: CGI and its kin write every other sign of a name as `_`, and `-` too: what has one could be read as another name.
@@ -146,6 +147,9 @@ def scan(lines: list[HeaderLine], policy: HeaderPolicy) -> tuple[list[HeaderLine
                 kept.append(line)
     if b"connection" in notes:
         kept = _without_named(kept, notes)
+    if b"traceparent" in notes and not _is_trace(notes[b"traceparent"]):
+        del notes[b"traceparent"]
+        kept = [line for line in kept if line[0].lower() not in _TRACE]
     return kept, notes
 
 
@@ -155,6 +159,16 @@ def _note_again(name: bytes, line: HeaderLine, action: Action, notes: dict[bytes
     if action in {Action.ONCE, Action.NOTE_ONCE}:
         raise RefusedError(Refusal(Reason.BAD_REQUEST, f"more than one {name.decode('ascii')} field"))
     notes[name] += b", " + line[1]
+
+
+_TRACE = frozenset((b"traceparent", b"tracestate"))
+_TRACEPARENT = re.compile(rb"(?!ff)([0-9a-f]{2})-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+
+def _is_trace(value: bytes) -> bool:
+    """Whether a trace goes on (W3C Trace Context, section 3.2); what is none, or two, is dropped with its state."""
+    match = _TRACEPARENT.fullmatch(value)
+    return match is not None and (match[1] != b"00" or match[2] is None)
 
 
 _HARMLESS = frozenset((b"close", b"keep-alive", b"upgrade", b""))
