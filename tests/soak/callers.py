@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -18,6 +20,8 @@ class Calls:
 
     ends: Counter[str] = field(default_factory=Counter)
     answered: set[str] = field(default_factory=set)
+    refused_at: float = math.inf  # when the first was
+    cut_short: list[tuple[float, str]] = field(default_factory=list)  # connections cut before they bore an answer
     wrong: list[str] = field(default_factory=list)
 
 
@@ -40,6 +44,7 @@ class Caller:
         self._count = 0
         self._raw: RawClient | None = None
         self._is_used = False
+        self._since = 0.0
 
     async def run(self, stop: asyncio.Event, *, keeps: bool, pause_s: float) -> None:
         """Until told to stop, or until the door is closed."""
@@ -67,8 +72,10 @@ class Caller:
             if self._raw is None:
                 self._raw = RawClient(*await asyncio.open_connection("127.0.0.1", self._port))
                 self._is_used = False
-        except ConnectionRefusedError:
+                self._since = time.monotonic()
+        except (ConnectionRefusedError, ConnectionResetError):
             calls.ends["refused"] += 1
+            calls.refused_at = min(calls.refused_at, time.monotonic())
             return False
         except OSError as error:
             calls.ends["lost"] += 1
@@ -85,9 +92,11 @@ class Caller:
             reply = await asyncio.wait_for(raw.reply(), _PATIENCE_S)
         except (OSError, EOFError, TimeoutError) as error:
             self._hang_up()
-            end = "closed while idle" if is_used and not isinstance(error, TimeoutError) else "lost"
-            self._calls.wrong.append(f"{mark}: {end}: {error!r}")
-            return end
+            if not is_used and not isinstance(error, TimeoutError):
+                self._calls.cut_short.append((self._since, f"{mark}: cut short: {error!r}"))
+                return "cut short"
+            self._calls.wrong.append(f"{mark}: lost: {error!r}")
+            return "lost"
         if "close" in reply.all("connection") or not reply.is_whole:
             self._hang_up()
         if not reply.is_whole or (reply.status, reply.body) != (200, mark.encode() * 50):

@@ -25,6 +25,7 @@ from tests.processes import ROOT, Process, environment_of, ini_of, started
 from tests.soak.callers import Calls, callers, echo
 
 CALLERS = 64
+_DOOR_S = 0.05
 _INI = "[limits]\nper_ip = 10000000\nper_user = 10000000\n"
 #: As systemd does it: the socket is descriptor 3, and the pid is that of the process itself.
 _LAUNCHER = """import os, sys
@@ -59,6 +60,7 @@ async def drains(folder: Path, *, rounds: int, seed: int) -> Report:
                 await asyncio.sleep(0.3 + dice.random())
                 await _stopped(gateway, report)
                 await asyncio.gather(*tasks)
+            _note_door(calls, report)
             _note(folder, calls, report)
             _forget(auth)
     report.took_s = time.monotonic() - began
@@ -107,14 +109,25 @@ async def _stopped(gateway: Process, report: Report) -> None:
     code = await gateway.code()
     report.stops += 1
     report.longest_stop_s = round(max(report.longest_stop_s, time.monotonic() - began), 3)
-    faults = [line for line in gateway.lines if "Traceback" in line or "ERROR" in line]
-    if code or faults:
-        report.wrong.append(f"exit code {code}: {faults}")
+    if code or any(word in line for line in gateway.lines for word in ("Traceback", "ERROR")):
+        report.wrong += [f"exit code {code}", *gateway.lines]
+
+
+def _note_door(calls: Calls, report: Report) -> None:
+    """Where nobody holds the socket open, one that the kernel accepts between our last look and the close is reset.
+
+    No process can help that; so one a stop is let pass, if it came as the door closed.
+    """
+    at_the_door = [entry for entry in calls.cut_short if abs(entry[0] - calls.refused_at) < _DOOR_S]
+    if len(at_the_door) == 1:
+        calls.cut_short.remove(at_the_door[0])
+        calls.ends["cut short"] -= 1
+        calls.ends["reset at the door"] += 1
 
 
 def _note(folder: Path, calls: Calls, report: Report) -> None:
     report.ends += calls.ends
-    report.wrong += calls.wrong
+    report.wrong += calls.wrong + [text for _, text in calls.cut_short]
     with contextlib.closing(sqlite3.connect(folder / "engadi_gateway-log.db")) as connection:
         rows = {row[0] for row in connection.execute("SELECT request_id FROM gateway_log")}
     report.rows = len(rows)
