@@ -17,7 +17,7 @@ from engadi_gateway.errors import Refusal, RefusedError
 from engadi_gateway.model import Framing, RequestHead
 from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
 from engadi_gateway.wire.headers import HeaderPolicy
-from engadi_gateway.wire.request import ChunkedBody, HeadLimits, parse_head, skip_blank_lines, take_head
+from engadi_gateway.wire.request import ChunkedBody, CountedBody, HeadLimits, parse_head, skip_blank_lines, take_head
 from engadi_gateway.wire.response import MalformedReplyError, ReplyParser
 from tests.conformance.tables import CASES
 
@@ -204,8 +204,7 @@ class Intake:
         self._limits = limits
         self._policy = HeaderPolicy()
         self._buffer = bytearray()
-        self._left = 0
-        self._chunked: ChunkedBody | None = None
+        self._reader: ChunkedBody | CountedBody | None = None
         self._is_in_body = False
         self.heads: list[RequestHead] = []
         self.bodies: list[bytes] = []
@@ -226,22 +225,16 @@ class Intake:
         raw = take_head(self._buffer, self._limits)
         if raw is None:
             return False
-        head, self._chunked = parse_head(raw, self._limits, self._policy)
+        head, self._reader = parse_head(raw, self._limits, self._policy)
         self.heads.append(head)
         self.bodies.append(b"")
-        self._left = head.content_length
-        self._is_in_body = head.framing is not Framing.NONE
+        self._is_in_body = self._reader is not None
         return True
 
     def _body(self) -> bool:
-        data = bytes(self._buffer)
-        if self._chunked is not None:
-            piece, rest = self._chunked.feed(data)
-            self._is_in_body = not self._chunked.is_complete
-        else:
-            piece, rest = data[: self._left], data[self._left :]
-            self._left -= len(piece)
-            self._is_in_body = self._left > 0
+        assert self._reader is not None
+        piece, rest = self._reader.feed(bytes(self._buffer))
+        self._is_in_body = not self._reader.is_complete
         self.bodies[-1] += piece
         self._buffer = bytearray(rest)
         return not self._is_in_body

@@ -7,7 +7,7 @@ import pytest
 from engadi_gateway.errors import Reason, RefusedError
 from engadi_gateway.model import Framing, RequestHead
 from engadi_gateway.wire.headers import HeaderPolicy
-from engadi_gateway.wire.request import ChunkedBody, HeadLimits, parse_head, skip_blank_lines, take_head
+from engadi_gateway.wire.request import ChunkedBody, CountedBody, HeadLimits, parse_head, skip_blank_lines, take_head
 
 LIMITS = HeadLimits()
 SMALL = HeadLimits(max_head_bytes=256, max_header_lines=4, max_target_bytes=100)
@@ -25,7 +25,7 @@ def _parsed(raw: bytes, max_body_bytes: int = 0) -> RequestHead:
 
 def _body(max_body_bytes: int = 0) -> ChunkedBody:
     body = parse_head(CHUNKED_HEAD, LIMITS, HeaderPolicy(), max_body_bytes)[1]
-    assert body is not None
+    assert isinstance(body, ChunkedBody)
     return body
 
 
@@ -95,12 +95,21 @@ def test_only_whole_blank_lines_are_skipped() -> None:
         assert bytes(buffer) == raw
 
 
+def test_a_stated_length_splits_what_came() -> None:
+    body = CountedBody(5)
+    assert (body.feed(b""), body.is_complete) == ((b"", b""), False)
+    assert (body.feed(b"abc"), body.is_complete) == ((b"abc", b""), False)
+    assert (body.feed(b"defg"), body.is_complete) == ((b"de", b"fg"), True)
+    exact = CountedBody(2)
+    assert (exact.feed(b"ab"), exact.is_complete) == ((b"ab", b""), True)
+
+
 # what a head says
 
 
 def test_what_a_head_says() -> None:
     head, body = parse_head(HEAD, LIMITS, HeaderPolicy())
-    assert body is None
+    assert isinstance(body, CountedBody)
     assert head == RequestHead(
         method="POST",
         target=b"/a?b",

@@ -32,14 +32,20 @@ from engadi_gateway.wire.forwarded import (
     resolve_client,
 )
 from engadi_gateway.wire.problem import own_reply, refusal_reply
-from engadi_gateway.wire.request import ChunkedBody, RefusedHeadError, parse_head, skip_blank_lines, take_head
+from engadi_gateway.wire.request import (
+    ChunkedBody,
+    CountedBody,
+    RefusedHeadError,
+    parse_head,
+    skip_blank_lines,
+    take_head,
+)
 
 _READ_BYTES = 65536
 #: Pipelined requests beyond this stay in the socket until those before them are answered.
 _MAX_PIPELINED_BYTES = 65536
 _LINGER_BYTES = 65536
 _MAX_WAITS = 3
-_NO_BODY = Framing.NONE
 _STALL_S = 0.05
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -116,8 +122,7 @@ class ClientConnection(asyncio.Protocol):
         self._handler: Forward | LocalCall | None = None
         self._who: Client | None = None
         self._refused_head: Refusal | None = None
-        self._left = 0
-        self._chunked: ChunkedBody | None = None
+        self._body: ChunkedBody | CountedBody | None = None
         self._requests = 0
         self._is_closing = False
         self._is_queued = False
@@ -253,7 +258,7 @@ class ClientConnection(asyncio.Protocol):
             if raw is None:
                 self._await_head(now)
                 return False
-            head, self._chunked = parse_head(raw, context.head_limits, context.header_policy, context.max_body_bytes)
+            head, self._body = parse_head(raw, context.head_limits, context.header_policy, context.max_body_bytes)
             refusal = None
         except RefusedHeadError as error:
             head, refusal = error.head, error.refusal
@@ -273,7 +278,6 @@ class ClientConnection(asyncio.Protocol):
         exchange.peer_ip = self._peer
         exchange.client_ip = who.address
         exchange.reply_lines.append(b"X-Request-ID: " + request_id.encode("ascii"))
-        self._left = head.content_length
         self.state = State.DECIDING
         if refusal is not None or is_loop(head, context.instance):
             exchange.refusal = refusal or Refusal(Reason.LOOP)
@@ -335,9 +339,9 @@ class ClientConnection(asyncio.Protocol):
             self.refuse(exchange, Refusal(Reason.OPTIONS))
             return
         body, is_complete = b"", True
-        if head.framing is not _NO_BODY:
+        if self._body is not None:
             try:
-                body, is_complete = self._first_body()
+                body, is_complete = self._first_body(self._body)
             except RefusedError as error:
                 self.refuse(exchange, error.refusal)
                 return
@@ -357,46 +361,23 @@ class ClientConnection(asyncio.Protocol):
         if not has_begun and b"expect" in head.notes and not head.is_http10:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _first_body(self) -> tuple[bytes, bool]:
+    def _first_body(self, reader: ChunkedBody | CountedBody) -> tuple[bytes, bool]:
         """What of the body is there already, and whether that is all."""
-        buffer = self._buffer
-        if self._chunked is not None:
-            body, rest = self._chunked.feed(bytes(buffer))
-            self._buffer = bytearray(rest)
-            return body, self._chunked.is_complete
-        body = bytes(buffer[: self._left])
-        del buffer[: self._left]
-        self._left -= len(body)
-        return body, self._left == 0
+        body, rest = reader.feed(bytes(self._buffer))
+        self._buffer = bytearray(rest)
+        return body, reader.is_complete
 
     def _body_bytes(self, data: bytes) -> None:
-        handler = self._handler
-        assert handler is not None
-        if self._chunked is not None:
-            self._chunked_bytes(data, self._chunked)
-            return
-        left = self._left - len(data)
-        if left < 0:
-            self._buffer += data[left:]
-            data = data[:left]
-            left = 0
-        self._left = left
-        handler.body(data)
-        if left == 0 and self._handler is handler:
-            self.state = State.REPLY
-            handler.body_end()
-
-    def _chunked_bytes(self, data: bytes, chunked: ChunkedBody) -> None:
-        handler = self._handler
-        assert handler is not None
+        handler, reader = self._handler, self._body
+        assert handler is not None and reader is not None
         try:
-            body, rest = chunked.feed(data)
+            body, rest = reader.feed(data)
         except RefusedError as error:
             handler.abandon(error.refusal)
             return
         if body:
             handler.body(body)
-        if chunked.is_complete and self._handler is handler:
+        if reader.is_complete and self._handler is handler:
             self._buffer += rest
             self.state = State.REPLY
             handler.body_end()
@@ -469,11 +450,10 @@ class ClientConnection(asyncio.Protocol):
         if self.state is State.REPLY:
             return True
         if self.state is State.DECIDING:
-            framing = exchange.head.framing
-            if framing is not Framing.LENGTH and self._chunked is None:
-                return framing is _NO_BODY
+            if self._body is None:  # there is none, or nobody knows how it ends
+                return exchange.head.framing is Framing.NONE
             try:
-                return self._first_body()[1]
+                return self._first_body(self._body)[1]
             except RefusedError:
                 return False
         return False
@@ -488,7 +468,7 @@ class ClientConnection(asyncio.Protocol):
             self._finish(is_clean=is_clean)
             return
         self.state = State.HEAD
-        self._chunked = None
+        self._body = None
         self.is_upload_paused = False
         if not self._is_reading:
             self._set_reading(len(self._buffer) <= _MAX_PIPELINED_BYTES)

@@ -102,8 +102,8 @@ def _too_large(buffer: bytearray, limits: HeadLimits) -> RefusedError:
 
 def parse_head(
     raw: bytes, limits: HeadLimits, policy: HeaderPolicy, max_body_bytes: int = 0
-) -> tuple[RequestHead, ChunkedBody | None]:
-    """Parse one whole head; for a chunked body also what will decode it.
+) -> tuple[RequestHead, ChunkedBody | CountedBody | None]:
+    """Parse one whole head; and what will read its body, if there is one.
 
     Args:
         raw: from the request line to the empty line, as `take_head` cut it.
@@ -131,7 +131,10 @@ def parse_head(
         raise RefusedHeadError(Refusal(Reason.EXPECTATION_FAILED, "only 100-continue is understood"), head)
     if head.content_length > max_body_bytes > 0:
         raise RefusedHeadError(Refusal(Reason.BODY_TOO_LARGE, f"longer than {max_body_bytes} bytes"), head)
-    return head, ChunkedBody(connection, max_body_bytes) if head.framing is Framing.CHUNKED else None
+    if head.framing is Framing.NONE:
+        return head, None
+    is_chunked = head.framing is Framing.CHUNKED
+    return head, ChunkedBody(connection, max_body_bytes) if is_chunked else CountedBody(head.content_length)
 
 
 def _of_h11(error: h11.RemoteProtocolError) -> RefusedError:
@@ -236,6 +239,22 @@ _NEVER_SPLICED = (b"h2c", b"http", b"tls")
 def _upgrade(value: bytes) -> bytes:
     protocols = [part.strip().lower() for part in value.split(b",")]
     return b"" if any(protocol.startswith(_NEVER_SPLICED) for protocol in protocols) else value
+
+
+class CountedBody:
+    """A request body of a stated length."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.is_complete = False
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Split what came: (body bytes, what follows the body once `is_complete`)."""
+        left = self._left = self._left - len(data)
+        if left > 0:
+            return data, b""
+        self.is_complete = True
+        return (data[:left], data[left:]) if left else (data, b"")
 
 
 class ChunkedBody:
