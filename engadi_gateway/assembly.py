@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from engadi_gateway.model import Snapshot
 from engadi_gateway.net.context import Context, RetryBudget, RetryPolicy, Timeouts, Upcalls
 from engadi_gateway.net.deadlines import FixedWait
 from engadi_gateway.net.pool import PoolLimits, Pools
+from engadi_gateway.net.seats import Seats
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.breaker import BreakerRegistry, BreakerStage, Thresholds
 from engadi_gateway.pipeline.cors import Cors, cors_faults
@@ -24,6 +26,10 @@ from engadi_gateway.settings import Settings
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
 from engadi_gateway.wire.response import ReplyParser
+
+#: Databases, listeners, the log: what is open beside clients and upstreams.
+_OTHER_FILES = 32
+_LEAST_SEATS = 8
 
 
 def timeouts(settings: Settings) -> Timeouts:
@@ -83,6 +89,21 @@ def header_policy(settings: Settings) -> HeaderPolicy:
     return HeaderPolicy(own, settings.server_underscore_headers == "reject", note_only=dropped)
 
 
+def seats(settings: Settings) -> Seats:
+    """As many clients as may be, and no more than there are files for: each may need another one upstream."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = settings.server_max_connections
+    if files != resource.RLIM_INFINITY:
+        most = min(most, max(_LEAST_SEATS, (files - _OTHER_FILES) * 2 // 3))
+    return Seats(most, settings.server_max_connections_per_ip, settings.limits_ipv6_prefix)
+
+
+def files_wanted(settings: Settings) -> int:
+    """For `max_connections` clients, the half as many upstream, and the rest."""
+    most: int = settings.server_max_connections
+    return most * 3 // 2 + _OTHER_FILES + 1
+
+
 def context_of(
     settings: Settings,
     upcalls: Upcalls,
@@ -108,8 +129,7 @@ def context_of(
         max_body_bytes=settings.server_max_body_bytes,
         max_local_body_bytes=settings.admin_max_body_bytes,
         keep_alive_requests=settings.server_keep_alive_requests,
-        max_connections=settings.server_max_connections,
-        max_connections_per_ip=settings.server_max_connections_per_ip,
+        seats=seats(settings),
         heads=FixedWait(waits.head_s),
         idle=FixedWait(waits.keep_alive_s),
     )
@@ -130,8 +150,8 @@ def refresh(context: Context, settings: Settings) -> None:
     context.max_body_bytes = settings.server_max_body_bytes
     context.max_local_body_bytes = settings.admin_max_body_bytes
     context.keep_alive_requests = settings.server_keep_alive_requests
-    context.max_connections = settings.server_max_connections
-    context.max_connections_per_ip = settings.server_max_connections_per_ip
+    found = seats(settings)
+    context.seats.most, context.seats.most_per_address = found.most, found.most_per_address
 
 
 def identity_policy(settings: Settings) -> IdentityPolicy:

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from engadi_gateway import __version__
+from engadi_gateway.assembly import files_wanted
 from engadi_gateway.demo import demo_upstreams
 from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.gateway import Gateway
-from engadi_gateway.listeners import BindError, inherited_sockets, notify_systemd
+from engadi_gateway.listeners import BindError, allow_open_files, inherited_sockets, notify_systemd
 from engadi_gateway.offline import Offline
 from engadi_gateway.options import parse_duration_s
 from engadi_gateway.pipeline.identity import make_token
@@ -193,6 +194,7 @@ def _serve(args: argparse.Namespace) -> int:
     settings = load_settings(args)
     level = "DEBUG" if settings.gateway_debug else settings.log_level
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    allow_open_files(files_wanted(settings))
     factory = _loop_factory(settings)
     with asyncio.Runner(debug=settings.gateway_debug, loop_factory=factory) as runner:
         return runner.run(_serve_until_stopped(args, settings))

@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from engadi_gateway import __version__
@@ -29,10 +30,10 @@ from engadi_gateway.listeners import (
     notify_systemd,
     open_doors,
     server_tls,
-    waiting_at,
 )
 from engadi_gateway.metrics import Metrics
 from engadi_gateway.model import Listener, LogRow, Service, Snapshot
+from engadi_gateway.net.accept import Acceptor
 from engadi_gateway.net.client import Batch, ClientConnection
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.net.deadlines import Ticker
@@ -82,7 +83,7 @@ class Gateway:
         self._inherited = inherited or []
         self._log = logging.getLogger("engadi")
         self._doors: list[Door] = []
-        self._servers: list[asyncio.Server] = []
+        self._acceptors: list[Acceptor] = []
         self._connections: set[ClientConnection] = set()
         self._ended: list[Exchange] = []
         self._started_at = 0.0
@@ -186,19 +187,15 @@ class Gateway:
             self._log.warning("health not saved: %s", error)
 
     async def _listen(self) -> None:
-        loop = asyncio.get_running_loop()
         self._tls = server_tls(self.settings)
         for door in self._doors:
-            server = await loop.create_server(
-                self._welcome(door),
-                sock=door.socket,
-                backlog=self.settings.server_backlog,
-                ssl=self._tls,
-            )
-            self._servers.append(server)
-
-    def _welcome(self, door: Door) -> Callable[[], ClientConnection]:
-        return lambda: ClientConnection(self._context, self._batch, door.listener, self._connections)
+            make = partial(ClientConnection, self._context, self._batch, door.listener, self._connections)
+            self._acceptors.append(Acceptor(self._context, door.socket, self._tls, make))
+        most, wanted = self._context.seats.most, self.settings.server_max_connections
+        if most < wanted:
+            self._log.warning("%d client connections at most, not %d: too few files may be open", most, wanted)
+        for acceptor in self._acceptors:
+            acceptor.start()
 
     @property
     def addresses(self) -> list[str]:
@@ -253,6 +250,9 @@ class Gateway:
 
     def is_stalled(self) -> bool:
         return self._can_stall and self.journal.is_full
+
+    def warn(self, text: str) -> None:
+        self._log.warning(text)
 
     def fault(self, where: str) -> None:
         """Log the exception being handled; called from `except` blocks only."""
@@ -415,28 +415,21 @@ class Gateway:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), self.settings.gateway_drain_delay)
         deadline = time.monotonic() + grace_s
-        arriving = await self._close_doors()
+        self._close_doors()
         settled = time.monotonic() + (_HANDSHAKE_S if self._tls else _DRAIN_LOOK_S)
         self._context.idle.timeout_s = min(self._context.idle.timeout_s, _DRAIN_IDLE_S)
         while not self._hurry.is_set() and (now := time.monotonic()) < deadline:
-            if not self._connections and arriving.done() and now >= settled:
+            if not self._connections and now >= settled and not any(one.is_settling for one in self._acceptors):
                 break
             await asyncio.sleep(_DRAIN_LOOK_S)  # a set that empties has no event to wait for
-        arriving.cancel()
         self.cut()
 
-    async def _close_doors(self) -> asyncio.Future[list[Any]]:
+    def _close_doors(self) -> None:
         """Take in who stands before a door that nobody else keeps open, and close it."""
-        loop, arriving = asyncio.get_running_loop(), []
-        for door in self._doors:
-            loop.remove_reader(door.socket)
-        await asyncio.sleep(0)  # asyncio drops what it has accepted where its server is closed in the same turn
-        for door, server in zip(self._doors, self._servers, strict=True):
-            waiting = waiting_at(door) if door.socket not in self._inherited else []
-            server.close()
-            welcome = self._welcome(door)
-            arriving += [loop.connect_accepted_socket(welcome, sock, ssl=self._tls) for sock in waiting]
-        return asyncio.gather(*arriving, return_exceptions=True)
+        for door, acceptor in zip(self._doors, self._acceptors, strict=True):
+            if door.socket not in self._inherited:
+                acceptor.take_in()
+            acceptor.close()
 
     def cut(self) -> None:
         """End the drain's patience now."""
@@ -445,8 +438,8 @@ class Gateway:
             connection.cut()
 
     async def _close_all(self) -> None:
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
         for door in self._doors:
             door.socket.close()
         if hasattr(self, "_ticker"):

@@ -6,8 +6,8 @@ happened yet.
 
 from __future__ import annotations
 
-import contextlib
 import os
+import resource
 import socket
 import ssl
 import stat
@@ -131,19 +131,12 @@ def _remove_stale(path: str) -> None:
             return
 
 
-def waiting_at(door: Door) -> list[socket.socket]:
-    """Connections that the kernel has accepted and nobody has taken: closing the door would reset them.
-
-    From now on the kernel takes in no more than one.
-    """
-    waiting = []
-    with contextlib.suppress(OSError):
-        door.socket.listen(0)
-        while True:
-            sock, _ = door.socket.accept()
-            sock.setblocking(False)
-            waiting.append(sock)
-    return waiting
+def allow_open_files(wanted: int) -> None:
+    """Raise this process's own limit of open files, as far as the host lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def inherited_sockets() -> list[socket.socket]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
 import signal
 import socket
 import ssl
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import certify
 from tests.fakes import OK, RawClient, Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of
 from tests.processes import ROOT, environment_of, free_port, ini_of, started
@@ -111,17 +111,6 @@ def test_sighup_takes_a_good_file_and_keeps_the_old_one_for_a_bad_one(tmp_path: 
     asyncio.run(run())
 
 
-def _certificate(folder: Path, name: str) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
-    subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
-         "-addext", f"subjectAltName=DNS:{name}", "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
-        check=True, capture_output=True,
-    )  # fmt: skip
-
-
 async def _common_name(port: int, maximum: ssl.TLSVersion | None = None) -> bytes:
     context = ssl.create_default_context()
     context.check_hostname = False
@@ -143,7 +132,7 @@ async def _common_name(port: int, maximum: ssl.TLSVersion | None = None) -> byte
 
 
 def test_tls_with_a_lowest_version_and_certificates_renewed_on_sighup(tmp_path: Path) -> None:
-    _certificate(tmp_path, "one.test")
+    certify(tmp_path, "one.test")
     tls = "[server]\nhost = 127.0.0.1\ntls_certificate = cert.pem\ntls_key = key.pem\ntls_min_version = 1.3\n"
 
     async def run() -> None:
@@ -154,7 +143,7 @@ def test_tls_with_a_lowest_version_and_certificates_renewed_on_sighup(tmp_path: 
                 assert auth.seen[0].one("x-forwarded-proto") == "https"
                 with pytest.raises((ssl.SSLError, ConnectionError)):
                     await _common_name(gateway.port, ssl.TLSVersion.TLSv1_2)
-                _certificate(tmp_path, "two.test")
+                certify(tmp_path, "two.test")
                 gateway.signal(signal.SIGHUP)
                 await gateway.wait_for("configuration reloaded")
                 assert b"two.test" in await _common_name(gateway.port)

@@ -7,10 +7,8 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import socket
 import ssl
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from engadi_gateway.errors import Reason
 from engadi_gateway.net.pool import Pool, PoolLimits, Resolver, origin_of
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.wire.response import ReplyHead, ReplyParser
+from tests.certificates import certify
 from tests.fakes import OK, RawClient, Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, running, settings_for, token
 
@@ -28,16 +27,9 @@ GET = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
 def _certificate(folder: Path) -> ssl.SSLContext:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
-    subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost", "-keyout", str(folder / "k.pem"), "-out", str(folder / "c.pem")],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    certify(folder, "localhost")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "c.pem", folder / "k.pem")
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
     return context
 
 
@@ -58,7 +50,7 @@ def test_https_upstreams_are_verified(tmp_path: Path, host: str, is_known: bool,
     async def run() -> None:
         server = await asyncio.start_server(answer, "localhost", 0, ssl=context, family=2)
         port = server.sockets[0].getsockname()[1]
-        ca_file = str(tmp_path / "c.pem") if is_known else ""
+        ca_file = str(tmp_path / "cert.pem") if is_known else ""
         settings = settings_for(tmp_path, {"auth": f"https://{host}:{port}"}, upstream_tls_ca_file=ca_file)
         async with server, Gateway(settings) as gateway:
             reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
@@ -478,7 +470,7 @@ def test_over_tls_a_body_ends_with_the_connection_only_where_that_was_said(tmp_p
     async def run() -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
         port = server.sockets[0].getsockname()[1]
-        ca_file = str(tmp_path / "c.pem")
+        ca_file = str(tmp_path / "cert.pem")
         settings = settings_for(tmp_path, {"auth": f"https://localhost:{port}"}, upstream_tls_ca_file=ca_file)
         async with server, Gateway(settings) as gateway:
             reply = await ask(gateway.port, "GET", "/api/v1/auth/x")

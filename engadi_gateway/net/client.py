@@ -28,7 +28,6 @@ from engadi_gateway.wire.forwarded import (
     given_request_id,
     is_last_hop,
     is_loop,
-    plain_address,
     resolve_client,
 )
 from engadi_gateway.wire.problem import own_reply, refusal_reply
@@ -106,9 +105,15 @@ class Batch:
 
 
 class ClientConnection(asyncio.Protocol):
-    """See the module. `connections` is the set of all, for the drain."""
+    """See the module. `connections` is the set of all, for the drain; `seat` is whose share of the seats it has."""
 
-    def __init__(self, context: Context, batch: Batch, listener: Listener, connections: set[ClientConnection]) -> None:
+    seat: str | None = None
+    is_refused = False
+    is_made = False
+
+    def __init__(
+        self, context: Context, batch: Batch, listener: Listener, connections: set[ClientConnection], peer: str
+    ) -> None:
         self._context = context
         self._batch = batch
         self._listener = listener
@@ -116,7 +121,7 @@ class ClientConnection(asyncio.Protocol):
         self._connections = connections
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.state = State.HEAD
-        self._peer = ""
+        self._peer = peer
         self._buffer = bytearray()
         self._exchange: Exchange | None = None
         self._handler: Forward | LocalCall | None = None
@@ -142,27 +147,13 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         if hasattr(transport, "max_size"):
             transport.max_size = _READ_BYTES  # asyncio's 256 KiB reads cost more than they bring
-        peer = transport.get_extra_info("peername")
-        self._peer = plain_address(peer[0]) if isinstance(peer, tuple) else "127.0.0.1"
+        self.is_made = True
         self._connections.add(self)
-        context.per_ip[self._peer] = context.per_ip.get(self._peer, 0) + 1
-        if not self._has_room():
+        if self.is_refused:
             context.upcalls.unreadable(Reason.OVERLOADED)
             self._answer_unread(Refusal(Reason.OVERLOADED, headers=((b"Retry-After", b"1"),)))
             return
         context.idle.add(self, time.monotonic())
-
-    def _has_room(self) -> bool:
-        """At the cap the connection that was idle longest goes; where none is idle the new one is refused."""
-        context = self._context
-        if 0 < context.max_connections_per_ip < context.per_ip[self._peer]:
-            return False
-        if len(self._connections) <= context.max_connections:
-            return True
-        oldest = context.idle.oldest()
-        if not isinstance(oldest, ClientConnection):
-            return False
-        return oldest.close_if_idle()
 
     def data_received(self, data: bytes) -> None:
         if self.state is State.HEAD:
@@ -204,7 +195,7 @@ class ClientConnection(asyncio.Protocol):
         context.idle.discard(self)
         context.heads.discard(self)
         context.flights.discard(self)
-        self._leave_address()
+        self.leave_seat()
         handler, self._handler = self._handler, None
         if self._deciding is not None:
             self._deciding.cancel()
@@ -218,12 +209,10 @@ class ClientConnection(asyncio.Protocol):
                 self._exchange.status = Reason.CLIENT_CLOSED.status
             self._settle()
 
-    def _leave_address(self) -> None:
-        count = self._context.per_ip.get(self._peer, 0) - 1
-        if count > 0:
-            self._context.per_ip[self._peer] = count
-        else:
-            self._context.per_ip.pop(self._peer, None)
+    def leave_seat(self) -> None:
+        seat, self.seat = self.seat, None
+        if seat is not None:
+            self._context.seats.leave(seat)
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
@@ -597,8 +586,21 @@ class ClientConnection(asyncio.Protocol):
         """Whether nothing is under way here, so that it was closed. A request in the socket would be lost by that."""
         if self.state is not State.HEAD or self._buffer or _has_unread(self._transport):
             return False
+        self._finish(is_clean=True)
+        return True
+
+    def give_way(self) -> bool:
+        """Whether this one goes for somebody else: the idle lose nothing, and an unfinished head is no request yet."""
+        if self._transport.get_write_buffer_size():
+            return self.close_if_idle()  # a reply is still on its way
+        if self.state is not State.HEAD or (not self._buffer and _has_unread(self._transport)):
+            return False
+        if self._buffer:
+            self._context.upcalls.unreadable(Reason.OVERLOADED)
         self._context.idle.discard(self)
-        self._transport.close()
+        self._context.heads.discard(self)
+        self.state = State.LINGER
+        self._transport.abort()
         return True
 
     def cut(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from engadi_gateway.errors import HeaderLine, Reason, Refusal
 from engadi_gateway.net.deadlines import FixedWait, Sweep
 from engadi_gateway.net.pool import Pools
+from engadi_gateway.net.seats import Seats
 from engadi_gateway.options import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
@@ -101,6 +102,10 @@ class Upcalls(Protocol):
         """Whether new requests must wait for the request log."""
         ...
 
+    def warn(self, text: str) -> None:
+        """Tell whoever runs it."""
+        ...
+
     def fault(self, where: str) -> None:
         """An unexpected exception is being handled: log it with its trace."""
         ...
@@ -172,8 +177,6 @@ class Context:
     max_body_bytes: int = 10 << 20
     max_local_body_bytes: int = 1 << 20
     keep_alive_requests: int = 1000
-    max_connections: int = 10000
-    max_connections_per_ip: int = 0
     instance: bytes = field(default_factory=lambda: b"engadi-" + os.urandom(4).hex().encode("ascii"))
     is_draining: bool = False
     flights: Sweep = field(default_factory=Sweep)
@@ -181,7 +184,7 @@ class Context:
     idle: FixedWait = field(default_factory=lambda: FixedWait(75.0))
     ids: RequestIds = field(default_factory=RequestIds)
     date: DateLine = field(default_factory=DateLine)
-    per_ip: dict[str, int] = field(default_factory=dict)
+    seats: Seats = field(default_factory=Seats)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def date_now(self) -> bytes:

@@ -159,7 +159,7 @@ def left_over(gateway: Gateway, upstream: Flapping, breaker: Breaker, tasks: set
     idle = sum(pool["idle"] for pool in state["pools"].values())
     return {
         "client connections": state["connections"],
-        "addresses counted": len(context.per_ip),
+        "addresses counted": len(context.seats.by_address),
         "idle waits": len(context.idle),
         "head waits": len(context.heads),
         "flights": len(context.flights),

@@ -1,0 +1,148 @@
+"""Who may connect: one door's accepting, and the seats that all doors share.
+
+The rule. Every connection takes a seat when it is accepted, before any TLS, and gives it back when it is gone.
+1. An address may have `max_connections_per_ip` seats (IPv6: a network of `limits.ipv6_prefix`); trusted proxies and
+   unix sockets are not counted. One more is refused.
+2. Beyond `max_connections` somebody goes: who was idle longest, or else whose head is unfinished longest. Where there
+   is neither, the new one is refused.
+3. Refused is a 503 over plain HTTP, at once. Over TLS, and where a tenth more than `max_connections` are there, still
+   reading theirs, it is closed without a word: a handshake or a wait would cost more than the rule saves.
+
+Accepting is not asyncio's own: in Python 3.11, out of file descriptors, that logs and sets a timer once for each of the
+backlog, thousands in a second. Here accepting pauses, whoever is there is served on, and one line a minute is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+import time
+from collections.abc import Callable
+
+from engadi_gateway.errors import Reason
+from engadi_gateway.net.client import ClientConnection
+from engadi_gateway.net.context import Context
+from engadi_gateway.pipeline.limits import network_of
+from engadi_gateway.wire.forwarded import is_trusted, plain_address
+
+#: Accepted in one turn of the loop: a flood must not keep those who are there waiting.
+_AT_ONCE = 64
+_PAUSE_S = 0.2
+_WARN_EVERY_S = 60.0
+#: What is missing is the process's or the host's to give; it comes back when connections go.
+_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_UNIX_PEER = "127.0.0.1"
+
+
+class Acceptor:
+    """Accepts on one listening socket, which it owns from then on."""
+
+    def __init__(
+        self,
+        context: Context,
+        sock: socket.socket,
+        tls: ssl.SSLContext | None,
+        make: Callable[[str], ClientConnection],
+    ) -> None:
+        self._context = context
+        self._socket = sock
+        self._tls = tls
+        self._make = make
+        self._pause: asyncio.TimerHandle | None = None
+        self._warned_at = float("-inf")
+        self._arriving = 0
+
+    def start(self) -> None:
+        self._context.loop.add_reader(self._socket.fileno(), self._ready)
+
+    def take_in(self) -> None:
+        """Accept whom the kernel has accepted and nobody has taken: closing would reset them."""
+        self._socket.listen(0)  # from now on it takes in no more than one
+        while self._socket.fileno() >= 0 and self._pause is None and self._ready():
+            pass
+
+    def close(self) -> None:
+        """Stop accepting; who was accepted may go on."""
+        if self._socket.fileno() < 0:
+            return
+        if self._pause is not None:
+            self._pause.cancel()
+        else:
+            self._context.loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether somebody was accepted of whom the gateway will hear within a turn of the loop or two."""
+        return self._arriving > 0 and self._tls is None
+
+    def _ready(self) -> bool:
+        """Whether there may be more."""
+        for _ in range(_AT_ONCE):
+            try:
+                sock, address = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return False
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                self._exhausted(error)
+                return False
+            sock.setblocking(False)
+            self._arrive(sock, address)
+        return True
+
+    def _exhausted(self, error: OSError) -> None:
+        """Who is there is served on; who wants in waits in the backlog meanwhile."""
+        now = time.monotonic()
+        if now - self._warned_at >= _WARN_EVERY_S:
+            self._warned_at = now
+            self._context.upcalls.warn(f"accepting pauses: {error.strerror}; raise the limit of open files")
+        self._context.loop.remove_reader(self._socket.fileno())
+        self._pause = self._context.loop.call_later(_PAUSE_S, self._go_on)
+
+    def _go_on(self) -> None:
+        self._pause = None
+        self.start()
+
+    def _arrive(self, sock: socket.socket, address: object) -> None:
+        seats = self._context.seats
+        peer = plain_address(address[0]) if isinstance(address, tuple) else _UNIX_PEER
+        is_counted = isinstance(address, tuple) and not is_trusted(peer, self._context.trusted)
+        seat = network_of(peer, seats.ipv6_prefix) if is_counted else ""
+        seats.take(seat)
+        is_refused = seats.are_spent_by(seat) or (seats.are_short and not self._make_room())
+        if is_refused and (self._tls is not None or seats.are_overfull):
+            self._context.upcalls.unreadable(Reason.OVERLOADED)
+            seats.leave(seat)
+            sock.close()
+            return
+        connection = self._make(peer)
+        connection.seat = seat
+        connection.is_refused = is_refused
+        self._arriving += 1
+        self._context.spawn(self._connect(sock, connection), "arrival")
+
+    def _make_room(self) -> bool:
+        """Whether somebody goes."""
+        for queue in (self._context.idle, self._context.heads):
+            oldest = queue.oldest()
+            if isinstance(oldest, ClientConnection) and oldest.give_way():
+                return True
+        return False
+
+    async def _connect(self, sock: socket.socket, connection: ClientConnection) -> None:
+        timeouts = self._context.timeouts
+        waits = {} if self._tls is None else {
+            "ssl_handshake_timeout": timeouts.head_s, "ssl_shutdown_timeout": min(timeouts.linger_s, timeouts.write_s),
+        }  # fmt: skip
+        try:
+            await self._context.loop.connect_accepted_socket(lambda: connection, sock, ssl=self._tls, **waits)
+        except OSError:  # the handshake failed, or took too long: nobody's request, and no news
+            pass
+        finally:
+            self._arriving -= 1
+            if not connection.is_made:
+                connection.leave_seat()

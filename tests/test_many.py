@@ -1,0 +1,264 @@
+"""Many at once: seats, who goes when there is none left, handshakes that never come, no file left to open."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import resource
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from engadi_gateway.assembly import files_wanted, seats
+from engadi_gateway.gateway import Gateway
+from engadi_gateway.listeners import allow_open_files
+from engadi_gateway.net.client import ClientConnection
+from engadi_gateway.net.seats import Seats
+from tests.certificates import certify
+from tests.fakes import RawClient, Seen, Wire, answer_ok, raw_client, upstream
+from tests.harness import ask, ask_on, json_of, running, settings_for
+from tests.processes import Process, ini_of, started
+
+HALF_A_HEAD = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: a\r\n"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Look until it is so; a test that waits in vain ends by this."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def until_heads(gateway: Gateway, count: int) -> None:
+    await until(lambda: len(gateway._context.heads) == count)
+
+
+async def until_served(connection: ClientConnection, count: int) -> None:
+    await until(lambda: connection._requests == count and connection._exchange is None)
+
+
+@contextlib.asynccontextmanager
+async def clients(port: int, count: int) -> AsyncIterator[list[RawClient]]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(raw_client(port)) for _ in range(count)]
+
+
+# seats
+
+
+def test_seats_are_counted_in_all_and_by_network() -> None:
+    counted = Seats(most=3, most_per_address=2)
+    for address in ("192.0.2.1", "192.0.2.1", ""):
+        counted.take(address)
+    assert not counted.are_short
+    assert not counted.are_spent_by("192.0.2.1")
+    counted.take("192.0.2.1")
+    assert counted.are_short
+    assert counted.are_spent_by("192.0.2.1")
+    assert not counted.are_spent_by("")
+    for address in ("192.0.2.1", "192.0.2.1", "", "192.0.2.1"):
+        counted.leave(address)
+    assert (counted.taken, counted.by_address) == (0, {})
+
+
+def test_at_the_cap_the_head_unfinished_longest_goes(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with (
+            upstream() as auth,
+            running(tmp_path, auth, server_max_connections=3) as gateway,
+            clients(gateway.port, 3) as slow,
+        ):
+            for number, client in enumerate(slow, 1):
+                await client.send(HALF_A_HEAD)
+                await until_heads(gateway, number)
+            assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+            assert await slow[0].rest() == b""
+            for client in slow[1:]:
+                await client.send(b"\r\n")
+                assert (await client.reply()).status == 200
+
+    asyncio.run(run())
+
+
+def test_where_nobody_can_go_new_ones_are_refused_and_even_those_are_bounded(tmp_path: Path) -> None:
+    release = asyncio.Event()
+
+    async def wait(seen: Seen, wire: Wire) -> None:
+        await release.wait()
+        await answer_ok(seen, wire)
+
+    async def run() -> None:
+        async with upstream(wait) as auth, running(tmp_path, auth, server_max_connections=3) as gateway:
+            seats = gateway._context.seats
+            async with clients(gateway.port, 3) as busy:
+                for client in busy:
+                    await client.send(HALF_A_HEAD + b"\r\n")
+                await until(lambda: len(auth.seen) == 3)
+                async with clients(gateway.port, 40) as more:
+                    reply = await more[0].reply()
+                    assert (reply.status, reply.one("retry-after"), json_of(reply)["code"]) == (503, "1", "overloaded")
+                    assert seats.taken <= 3 + 16
+                    assert await more[-1].rest() == b"", "no word for those beyond the ones that are being told"
+                release.set()
+                for client in busy:
+                    assert (await client.reply()).status == 200
+            await until(lambda: seats.taken == 0)
+            assert seats.by_address == {}
+            assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+
+    asyncio.run(run())
+
+
+def test_trusted_proxies_are_not_counted_by_address(tmp_path: Path) -> None:
+    async def run() -> None:
+        trusted = (ipaddress.ip_network("127.0.0.0/8"),)
+        values = {"server_max_connections_per_ip": 1, "server_trusted_proxies": trusted}
+        async with upstream() as auth, running(tmp_path, auth, **values) as gateway, clients(gateway.port, 3) as all_:
+            for client in all_:
+                assert (await ask_on(client, "GET", "/api/v1/auth/x")).status == 200
+
+    asyncio.run(run())
+
+
+def test_an_idle_client_that_did_not_read_its_reply_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    async def large(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 40000\r\n\r\n" + b"x" * 40000)
+
+    async def run() -> None:
+        values = {"server_keep_alive_timeout": 0.2, "server_write_timeout": 0.2, "limits_enabled": False}
+        async with upstream(large) as auth, running(tmp_path, auth, **values) as gateway:
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", gateway.port))
+                await until(lambda: len(gateway._connections) == 1)
+                (connection,) = gateway._connections
+                while not connection._transport.get_write_buffer_size():
+                    client.send(HALF_A_HEAD + b"\r\n")
+                    await until_served(connection, connection._requests + 1)
+                assert 0 < connection._transport.get_write_buffer_size() < 65536, "less than what stops it"
+                await until(lambda: gateway._context.seats.taken == 0)
+
+    asyncio.run(run())
+
+
+# TLS
+
+
+@contextlib.asynccontextmanager
+async def over_tls(tmp_path: Path, **values: object) -> AsyncIterator[Gateway]:
+    certify(tmp_path, "localhost")
+    values |= {"server_tls_certificate": str(tmp_path / "cert.pem"), "server_tls_key": str(tmp_path / "key.pem")}
+    async with upstream() as auth, running(tmp_path, auth, **values) as gateway:
+        yield gateway
+
+
+async def tls_client(tmp_path: Path, port: int) -> RawClient:
+    context = ssl.create_default_context(cafile=tmp_path / "cert.pem")
+    return RawClient(*await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost"))
+
+
+def test_handshakes_that_never_come_take_seats_and_end(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with over_tls(tmp_path, server_max_connections=3, server_head_timeout=0.5) as gateway:
+            seats = gateway._context.seats
+            async with clients(gateway.port, 30) as silent:
+                for client in silent[3:]:
+                    assert await client.rest() == b"", "no seat, and no handshake for it either"
+                assert seats.taken <= 3
+                for client in silent[:3]:
+                    await client.rest()
+                await until(lambda: seats.taken == 0)
+            client = await tls_client(tmp_path, gateway.port)
+            assert (await ask_on(client, "GET", "/api/v1/auth/x")).status == 200
+            await client.close()
+
+    asyncio.run(run())
+
+
+def test_a_handshake_that_fails_gives_its_seat_back(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with over_tls(tmp_path) as gateway, raw_client(gateway.port) as client:
+            await client.send(b"GET / HTTP/1.1\r\n\r\n")
+            await client.rest()
+            await until(lambda: gateway._context.seats.taken == 0)
+            assert gateway._context.seats.by_address == {}
+
+    asyncio.run(run())
+
+
+def test_a_tls_client_that_does_not_read_holds_up_no_drain(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with over_tls(tmp_path, server_write_timeout=0.2) as gateway:
+            client = await tls_client(tmp_path, gateway.port)
+            assert (await ask_on(client, "GET", "/api/v1/auth/x")).status == 200
+            underlying = client.writer.transport._ssl_protocol._transport  # type: ignore[attr-defined]
+            underlying.pause_reading()  # asyncio has no other way to leave the farewell unread
+            await asyncio.wait_for(gateway.stop(grace_s=120), 20)
+            underlying.abort()
+            await client.close()
+
+    asyncio.run(run())
+
+
+# files
+
+
+@pytest.fixture
+def few_files() -> Iterator[int]:
+    """The soft limit of this process, lowered to 110."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (110, hard))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_there_are_no_more_seats_than_files_and_the_limit_of_files_is_raised(tmp_path: Path, few_files: int) -> None:
+    settings = settings_for(tmp_path, {}, server_max_connections=200)
+    assert seats(settings).most == (110 - 32) * 2 // 3
+    allow_open_files(files_wanted(settings))
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == few_files
+    assert seats(settings).most == 200
+    allow_open_files(50)
+    assert seats(settings).most == 200, "never lowered"
+
+
+def cpu_s(process: Process) -> float:
+    fields = Path(f"/proc/{process.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the limit of another process can be set on Linux only")
+def test_without_a_file_left_who_is_there_is_served_and_who_comes_is_served_later(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, started(tmp_path, ini_of(auth.url)) as gateway:
+            pid = gateway.process.pid
+            async with raw_client(gateway.port) as old:
+                assert (await ask_on(old, "GET", "/api/v1/auth/x")).status == 200
+                open_files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+                hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_files + 10, hard))
+                async with clients(gateway.port, 60) as many:
+                    for client in many:
+                        await client.send(HALF_A_HEAD)
+                    await gateway.wait_for("accepting pauses")
+                    began = cpu_s(gateway)
+                    for _ in range(20):
+                        assert (await ask_on(old, "GET", "/api/v1/auth/x")).status == 200
+                        await asyncio.sleep(0.05)
+                    assert cpu_s(gateway) - began < 0.5, "it spins"
+                async with raw_client(gateway.port) as new:
+                    async with asyncio.timeout(20):
+                        assert (await ask_on(new, "GET", "/api/v1/auth/x")).status == 200
+                assert (await ask_on(old, "GET", "/api/v1/auth/x")).status == 200
+            gateway.signal(15)
+            assert await gateway.code() == 0
+            assert [line for line in gateway.lines if "Traceback" in line] == []
+            assert sum("accepting pauses" in line for line in gateway.lines) == 1
+
+    asyncio.run(run())
