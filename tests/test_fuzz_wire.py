@@ -5,98 +5,19 @@ Replies and bodies: both read the same, or ours refuses. Requests: how the bytes
 
 from __future__ import annotations
 
-import re
-from typing import NamedTuple
-
 import h11
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engadi_gateway.errors import Refusal, RefusedError
-from engadi_gateway.model import Framing, RequestHead
-from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
-from engadi_gateway.wire.headers import HeaderPolicy
-from engadi_gateway.wire.request import ChunkedBody, CountedBody, HeadLimits, parse_head, skip_blank_lines, take_head
-from engadi_gateway.wire.response import MalformedReplyError, ReplyParser
+from engadi_gateway.wire.chunked import MalformedBodyError
+from engadi_gateway.wire.request import HeadLimits
+from engadi_gateway.wire.response import MalformedReplyError
+from tests.conformance.case import Case
 from tests.conformance.tables import CASES
+from tests.fuzz.oracle import Read, reply_by_h11, reply_by_us, taken
 
 # replies
-
-
-class Read(NamedTuple):
-    """A reply as somebody read it. `fields` are those that pass on, `rest` what follows it."""
-
-    status: int
-    fields: list[tuple[bytes, bytes]]
-    body: bytes
-    is_whole: bool
-    rest: bytes
-
-
-_OURS_ALONE = frozenset(
-    (b"connection", b"content-length", b"transfer-encoding", b"keep-alive", b"te", b"upgrade", b"trailer")
-)
-
-
-def _fields(lines: list[tuple[bytes, bytes]], hidden: frozenset[bytes]) -> list[tuple[bytes, bytes]]:
-    return [(name, value) for name, value in lines if name not in _OURS_ALONE | hidden]
-
-
-def _named(raw: bytes) -> frozenset[bytes]:
-    """What the Connection lines of a head name."""
-    values = re.findall(rb"(?im)^connection:([^\r\n]*)", raw)
-    return frozenset(part.strip().lower() for value in values for part in value.split(b","))
-
-
-def _ours(head: bytes, body: bytes, method: str, step: int) -> Read:
-    """Raises MalformedReplyError, MalformedBodyError."""
-    reply = ReplyParser().parse(head, method)
-    pairs = [line.split(b":", 1) for line in reply.lines]
-    fields = _fields([(name.lower(), value.strip(b" \t")) for name, value in pairs], frozenset())
-    if reply.framing is Framing.NONE:
-        return Read(reply.status, fields, b"", True, body)
-    if reply.framing is Framing.LENGTH:
-        taken = body[: reply.content_length]
-        return Read(reply.status, fields, taken, len(taken) == reply.content_length, body[reply.content_length :])
-    if reply.framing is Framing.CLOSE:
-        return Read(reply.status, fields, body, False, b"")
-    return Read(reply.status, fields, *_decoded(body, step))
-
-
-def _decoded(raw: bytes, step: int) -> tuple[bytes, bool, bytes]:
-    decoder = ChunkedDecoder()
-    body = b""
-    for at in range(0, len(raw), step):
-        piece, rest = decoder.feed(raw[at : at + step])
-        body += piece
-        if decoder.is_complete:
-            return body, True, rest + raw[at + step :]
-    return body, False, b""
-
-
-def _theirs(head: bytes, body: bytes, method: str) -> Read | None:
-    """None where h11 refuses."""
-    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
-    asking = [("host", "h"), ("connection", "upgrade"), ("upgrade", "x")]  # so that a 101 is no surprise
-    connection.send(h11.Request(method=method, target="/", headers=asking))
-    connection.send(h11.EndOfMessage())
-    data = b""
-    try:
-        connection.receive_data(head + body)
-        reply = connection.next_event()
-        if isinstance(reply, h11.InformationalResponse):
-            return Read(reply.status_code, _fields(list(reply.headers), _named(head)), b"", True, body)
-        if not isinstance(reply, h11.Response):
-            return None
-        while isinstance(event := connection.next_event(), h11.Data):
-            data += bytes(event.data)
-    except h11.RemoteProtocolError:
-        return None
-    is_whole = isinstance(event, h11.EndOfMessage)
-    fields = _fields(list(reply.headers), _named(head))
-    return Read(reply.status_code, fields, data, is_whole, connection.trailing_data[0] if is_whole else b"")
-
 
 STARTS = st.sampled_from(
     [b"HTTP/1.1 200 OK"] * 4
@@ -135,10 +56,10 @@ def test_replies_both_read_the_same_or_ours_refuses(
 ) -> None:
     head, body = b"\r\n".join([start, *lines, b"", b""]), b"".join(pieces)
     try:
-        ours = _ours(head, body, method, step)
+        ours = reply_by_us(head, body, method, step)
     except (MalformedReplyError, MalformedBodyError):
         return
-    assert ours == _theirs(head, body, method)
+    assert ours == reply_by_h11(head, body, method)
 
 
 @settings(max_examples=600)
@@ -163,10 +84,10 @@ def test_a_good_reply_with_bytes_changed(data: st.DataObject) -> None:
         return  # the connection would cut it elsewhere
     body = b"3\r\nabc\r\n0\r\n\r\n"
     try:
-        ours = _ours(bytes(raw), body, "GET", 1)
+        ours = reply_by_us(bytes(raw), body, "GET", 1)
     except (MalformedReplyError, MalformedBodyError):
         return
-    assert ours == _theirs(bytes(raw), body, "GET")
+    assert ours == reply_by_h11(bytes(raw), body, "GET")
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -179,87 +100,32 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 def test_chunks_both_read_the_same_or_ours_refuses(pieces: list[bytes], step: int) -> None:
     raw = b"".join(pieces)
     try:
-        ours = _ours(CHUNKED, raw, "GET", step)
+        ours = reply_by_us(CHUNKED, raw, "GET", step)
     except MalformedBodyError:
         return
-    assert ours == _theirs(CHUNKED, raw, "GET")
+    assert ours == reply_by_h11(CHUNKED, raw, "GET")
 
 
 def test_the_oracle_can_disagree() -> None:
     """A comparison that could not fail would prove nothing."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"
-    assert _theirs(head, b"abcd", "GET") == Read(200, [], b"abc", True, b"d")
-    assert _theirs(head, b"ab", "GET") == Read(200, [], b"ab", False, b"")
-    assert _theirs(CHUNKED, b"2\r\nab\r\n0\r\n\r\nx", "GET") == Read(200, [], b"ab", True, b"x")
-    assert _theirs(CHUNKED, b"g\r\n", "GET") is None
+    assert reply_by_h11(head, b"abcd", "GET") == Read(200, [], b"abc", True, b"d")
+    assert reply_by_h11(head, b"ab", "GET") == Read(200, [], b"ab", False, b"")
+    assert reply_by_h11(CHUNKED, b"2\r\nab\r\n0\r\n\r\nx", "GET") == Read(200, [], b"ab", True, b"x")
+    assert reply_by_h11(CHUNKED, b"g\r\n", "GET") is None
 
 
 # requests
 
 
-class Intake:
-    """What a connection does with bytes as they come: heads, bodies, the next; until one is refused."""
-
-    def __init__(self, limits: HeadLimits) -> None:
-        self._limits = limits
-        self._policy = HeaderPolicy()
-        self._buffer = bytearray()
-        self._reader: ChunkedBody | CountedBody | None = None
-        self._is_in_body = False
-        self.heads: list[RequestHead] = []
-        self.bodies: list[bytes] = []
-        self.refusal: Refusal | None = None
-
-    def feed(self, data: bytes) -> None:
-        if self.refusal is not None:
-            return
-        self._buffer += data
-        try:
-            while self._body() if self._is_in_body else self._head():
-                pass
-        except RefusedError as error:
-            self.refusal = error.refusal
-
-    def _head(self) -> bool:
-        skip_blank_lines(self._buffer)
-        raw = take_head(self._buffer, self._limits)
-        if raw is None:
-            return False
-        head, self._reader = parse_head(raw, self._limits, self._policy)
-        self.heads.append(head)
-        self.bodies.append(b"")
-        self._is_in_body = self._reader is not None
-        return True
-
-    def _body(self) -> bool:
-        assert self._reader is not None
-        piece, rest = self._reader.feed(bytes(self._buffer))
-        self._is_in_body = not self._reader.is_complete
-        self.bodies[-1] += piece
-        self._buffer = bytearray(rest)
-        return not self._is_in_body
-
-    def outcome(self) -> tuple[list[RequestHead], list[bytes], bool]:
-        """Heads, whole bodies, and whether the last was refused."""
-        bodies = self.bodies[:-1] if self._is_in_body else self.bodies
-        return self.heads, bodies, self.refusal is not None
-
-
-def _taken(raw: bytes, cuts: list[int], limits: HeadLimits | None = None) -> Intake:
-    intake = Intake(limits or HeadLimits())
-    for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True):
-        intake.feed(raw[start:end])
-    return intake
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_case_split_at_every_byte(case: object) -> None:
+def test_every_case_split_at_every_byte(case: Case) -> None:
     """In two at every place, and byte by byte: the same requests, the same reason."""
-    raw = next(known.raw for known in CASES if known is case)
-    whole = _taken(raw, [])
+    raw = case.raw
+    whole = taken(raw, [])
     splits = [[at] for at in range(1, len(raw), max(1, len(raw) // 400))] + [list(range(1, len(raw)))]
     for cuts in splits:
-        split = _taken(raw, cuts)
+        split = taken(raw, cuts)
         assert split.outcome() == whole.outcome()
         if whole.refusal is not None and split.refusal is not None:
             assert split.refusal.reason is whole.refusal.reason
@@ -292,9 +158,9 @@ def test_how_a_stream_is_cut_changes_nothing(
     raw = b"".join(start + b"".join(head) + b"".join(body) for start, head, body in requests)
     limits = HeadLimits(max_head_bytes=200, max_header_lines=4, max_target_bytes=64)
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(raw) - 1)), max_size=6))) if len(raw) > 1 else []
-    whole = _taken(raw, [], limits)
-    assert _taken(raw, cuts, limits).outcome() == whole.outcome()
-    assert _taken(raw, list(range(1, len(raw))), limits).outcome() == whole.outcome()
+    whole = taken(raw, [], limits)
+    assert taken(raw, cuts, limits).outcome() == whole.outcome()
+    assert taken(raw, list(range(1, len(raw))), limits).outcome() == whole.outcome()
 
 
 @settings(max_examples=400)
@@ -302,7 +168,7 @@ def test_how_a_stream_is_cut_changes_nothing(
 def test_a_request_that_passes_is_read_by_h11_as_a_server_the_same(head: list[bytes], body: list[bytes]) -> None:
     """What goes on to an upstream is what a strict reader of the received bytes would have understood."""
     raw = b"POST /a HTTP/1.1\r\n" + b"".join(head) + b"".join(body)
-    intake = _taken(raw, [])
+    intake = taken(raw, [])
     heads, bodies, is_refused = intake.outcome()
     if is_refused or not heads or not bodies:
         return

@@ -16,6 +16,8 @@ _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:(?:%b)+|[ \t]*)" % _EXTENSION)
 #: What may still become one.
 _SIZE_START = re.compile(rb"[0-9A-Fa-f]{1,16}(?:;[\t\x20-\x7e\x80-\xff]*|[ \t]*)\r?")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
+#: A trailer that says where the body ends is a mistake, or somebody hopes that it is believed (RFC 9110 section 6.5.1).
+_FRAMING = re.compile(rb"(?i:content-length|transfer-encoding):")
 _MAX_LINE_BYTES = 4096
 _MAX_TRAILER_BYTES = 16384
 
@@ -107,7 +109,7 @@ class ChunkedDecoder:
             self.is_complete = True
             return
         self._trailer_bytes += len(line) + 2
-        if self._trailer_bytes > _MAX_TRAILER_BYTES or not _TRAILER.fullmatch(line):
+        if self._trailer_bytes > _MAX_TRAILER_BYTES or not _TRAILER.fullmatch(line) or _FRAMING.match(line):
             raise MalformedBodyError("bad trailer")
 
 

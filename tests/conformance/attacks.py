@@ -26,10 +26,10 @@ def hidden(coding: bytes) -> bytes:
 
 
 #: Spelt so that it is no Transfer-Encoding to anybody who is strict: it is a field like others, or is dropped.
-_HARMLESS = (b"X-Transfer-Encoding: chunked", b"Transfer_Encoding: chunked", b"Transfer.Encoding: chunked", b"Transfer-%45ncoding: chunked", b"Content-Encoding: chunked",
+HARMLESS = (b"X-Transfer-Encoding: chunked", b"Transfer_Encoding: chunked", b"Transfer.Encoding: chunked", b"Transfer-%45ncoding: chunked", b"Content-Encoding: chunked",
              b"Transfer-Encodin: chunked", b"TransferEncoding: chunked", b"X: Transfer-Encoding: chunked", b"Transfer-Encoding-: chunked", b"'Transfer-Encoding: chunked")  # fmt: skip
 #: What some read as a coding; the whole request is refused.
-_REFUSED = (
+REFUSED = (
     b"Transfer-Encoding: chunked", b"transfer-encoding: chunked", b"tRANSFER-ENCODING: chunked", b"Transfer-Encoding:chunked", b"Transfer-Encoding:\tchunked", b"Transfer-Encoding:   chunked",
     b"Transfer-Encoding: chunked\t", b"Transfer-Encoding: CHUNKED", b"Transfer-Encoding : chunked", b"Transfer-Encoding\t: chunked", b"Transfer-Encoding x: chunked", b"Transfer Encoding: chunked",
     b" Transfer-Encoding: chunked", b"\tTransfer-Encoding: chunked", b"X: y\r\n Transfer-Encoding: chunked", b"X: y\r\n\tTransfer-Encoding: chunked", b"Transfer-Encoding:\r\n chunked",
@@ -38,7 +38,7 @@ _REFUSED = (
     b"Transfer-Encoding:\x0c chunked", b"Transfer-Encoding: chunked\r", b"Transfer-Encoding: chunked\0", b"Transfer-Encoding\0: chunked", b"Transfer-Encoding\x85: chunked", b"Transfer-Encoding\xa0: chunked",
     b"Transfer-Encoding\xad: chunked", b"Transfer\\Encoding: chunked", b"Transfer-\r\nEncoding: chunked", b"(Transfer-Encoding: chunked", b"Connection: Transfer-Encoding\r\nTransfer-Encoding: chunked",
 )  # fmt: skip
-_NOT_CHUNKED = (
+NOT_CHUNKED = (
     b"Transfer-Encoding: xchunked", b"Transfer-Encoding: chunk", b'Transfer-Encoding: "chunked"', b"Transfer-Encoding: 'chunked'", b"Transfer-Encoding: chunked, identity",
     b"Transfer-Encoding: identity, chunked", b"Transfer-Encoding: identity, chunked, identity", b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked",
     b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity", b"Transfer-Encoding: ,chunked", b"Transfer-Encoding: chunked,", b"Transfer-Encoding: chunked;a=b", b"Transfer-Encoding: \xa0chunked",
@@ -46,9 +46,9 @@ _NOT_CHUNKED = (
 )  # fmt: skip
 
 CODINGS = [
-    *(good(f"CL.TE by {line!r}", R.REFRAME, hidden(line), Saw(f"{P}/x", "POST", CHUNKED_EVIL, (LENGTH,), ("transfer-encoding",))) for line in _HARMLESS),
-    *(bad(f"CL.TE by {line!r}", R.BOTH, hidden(line)) for line in _REFUSED),
-    *(bad(f"TE.TE by {line!r}", R.LAST_CODING, hidden(line), 501, "not_implemented") for line in _NOT_CHUNKED),
+    *(good(f"CL.TE by {line!r}", R.REFRAME, hidden(line), Saw(f"{P}/x", "POST", CHUNKED_EVIL, (LENGTH,), ("transfer-encoding",))) for line in HARMLESS),
+    *(bad(f"CL.TE by {line!r}", R.BOTH, hidden(line)) for line in REFUSED),
+    *(bad(f"TE.TE by {line!r}", R.LAST_CODING, hidden(line), 501, "not_implemented") for line in NOT_CHUNKED),
     bad("TE.CL", R.BOTH, post("Content-Length: 4", TE, body=b"3c\r\n" + EVIL.ljust(0x3C, b"x") + b"\r\n0\r\n\r\n")),
     bad("CL.TE that asks to close", R.BOTH, post("Connection: close", LENGTH, TE, body=CHUNKED_EVIL)),
     bad("CL.TE on GET", R.BOTH, head(LENGTH, TE) + CHUNKED_EVIL),

@@ -75,7 +75,7 @@ CODINGS = [
     ),
     *(
         cut(f"chunks, and later {raw!r}", R.CHUNKS, chunks(b"2\r\nok\r\n"), AFTER_BYTES, raw, SILENCE)
-        for raw in (b"x\r\n", b"2\nok", b"0\r\nX : y\r\n\r\n", b"0\r\n y\r\n\r\n", b"\r\n", b"0\r\n" + b"X: y\r\n" * 4000, b"2;" + b"x" * 5000)
+        for raw in (b"x\r\n", b"2\nok", b"0\r\nX : y\r\n\r\n", b"0\r\n y\r\n\r\n", b"0\r\nTransfer-Encoding: gzip\r\n\r\n", b"0\r\nContent-Length: 2\r\n\r\n", b"\r\n", b"0\r\n" + b"X: y\r\n" * 4000, b"2;" + b"x" * 5000)
     ),
 ]  # fmt: skip
 

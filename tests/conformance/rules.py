@@ -106,6 +106,7 @@ EXTENSIONS = Rule(
     "9112 7.1.1", "MUST", "unrecognised chunk extensions are ignored; they are held to their grammar and bounded"
 )
 TRAILERS = Rule("9112 7.1.2", "MAY", "trailer fields are discarded; never are they merged into the header section")
+TRAILER_FRAMING = Rule("9110 6.5.1", "MUST", "fields that frame a message are not sent as trailers")
 REFRAME = Rule("9112 6.3", "PRACTICE", "framing is never copied: what goes on has one length that both ends read alike")
 
 # targets
