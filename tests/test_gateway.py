@@ -342,6 +342,40 @@ def test_an_exception_is_one_500_and_nobody_else_notices(
     assert "secret detail" in caplog.text
 
 
+class _Unwritable:
+    """A transport that fails as asyncio's does after the end of writing, and is otherwise the real one."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        raise RuntimeError("Cannot call write() after write_eof()")
+
+
+def test_an_answer_that_cannot_be_written_takes_no_neighbour_along(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as bad:
+            assert (await ask_on(bad, "GET", "/livez")).status == 200
+            (broken,) = gateway._connections
+            broken._transport = _Unwritable(broken._transport)  # type: ignore[assignment]  # stands in for it
+            async with raw_client(gateway.port) as good:
+                assert (await ask_on(good, "GET", "/livez")).status == 200
+                bad.writer.write(b"no head\r\n\r\n")  # both are read in one turn of the loop
+                good.writer.write(GET)
+                assert (await asyncio.wait_for(good.reply(), 20)).status == 200
+            assert await bad.rest() == b""
+            assert gateway.state()["connections"] <= 1
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(run())
+    assert "after write_eof" in caplog.text
+
+
 def test_the_admin_api_can_have_a_door_of_its_own(tmp_path: Path) -> None:
     async def run() -> None:
         async with upstream() as auth, running(tmp_path, auth, admin_listen="127.0.0.1:0") as gateway:
