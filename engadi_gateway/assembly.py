@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engadi_gateway.admin.api import local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.errors import ConfigurationError, Fault
-from engadi_gateway.listeners import client_tls
+from engadi_gateway.listeners import client_tls, server_tls
 from engadi_gateway.model import Snapshot
 from engadi_gateway.net.context import Context, RetryBudget, RetryPolicy, Timeouts, Upcalls
 from engadi_gateway.net.deadlines import FixedWait
@@ -65,13 +66,6 @@ def pool_limits(settings: Settings) -> PoolLimits:
         max_head_bytes=settings.upstream_max_head_bytes,
         dns_cache_s=settings.upstream_dns_cache,
     )
-
-
-def make_pools(settings: Settings) -> Pools:
-    """Raises ConfigurationError where the file of authorities cannot be read."""
-    if settings.upstream_tls_ca_file:
-        client_tls(settings)
-    return Pools(pool_limits(settings), lambda: client_tls(settings))
 
 
 def head_limits(settings: Settings) -> HeadLimits:
@@ -136,7 +130,7 @@ def context_of(
 
 
 def refresh(context: Context, settings: Settings) -> None:
-    """Apply re-read settings to connections that exist; pools and sockets keep theirs until a restart."""
+    """Apply re-read settings to connections that exist."""
     retry = retry_policy(settings)
     context.retry = retry
     context.budget.take(retry)
@@ -152,6 +146,59 @@ def refresh(context: Context, settings: Settings) -> None:
     context.keep_alive_requests = settings.server_keep_alive_requests
     found = seats(settings)
     context.seats.most, context.seats.most_per_address = found.most, found.most_per_address
+    context.pools.take(pool_limits(settings))
+
+
+#: What a reload cannot change, because sockets, files and threads hang on it.
+FIXED = (
+    "server_host", "server_port", "server_unix_socket", "server_backlog", "server_reuse_port", "server_loop",
+    "admin_listen", "database_url", "database_log_url", "log_queue_rows", "log_access",
+)  # fmt: skip
+
+
+def waiting_for_a_restart(before: Settings, after: Settings) -> list[str]:
+    """The options, as `section.key`, that differ and stay as they were."""
+    found = [name for name in FIXED if getattr(before, name) != getattr(after, name)]
+    found += ["server_tls_certificate"] if switches_tls(before, after) else []
+    return [name.replace("_", ".", 1) for name in found]
+
+
+def pinned(settings: Settings, running: Settings) -> Settings:
+    """Re-read settings as far as a running gateway can take them."""
+    names = (*FIXED, "server_tls_certificate", "server_tls_key") if switches_tls(running, settings) else FIXED
+    return replace(settings, values={**settings.values, **{name: running.values[name] for name in names}})
+
+
+def switches_tls(before: Settings, after: Settings) -> bool:
+    """Another certificate is taken, but not TLS instead of plain text."""
+    return bool(before.server_tls_certificate) != bool(after.server_tls_certificate)
+
+
+def trial_faults(settings: Settings) -> list[Fault]:
+    """What only trying shows: folders, keys, the CORS policy, the certificate, authorities. Leaves nothing behind."""
+    faults = [
+        Fault(option, f"no such folder: {Path(path).absolute().parent}")
+        for option, path in (("database.url", settings.database_url), ("database.log_url", settings.log_path))
+        if not Path(path).absolute().parent.is_dir()
+    ]
+    for fault in cors_faults(settings.cors_policy):
+        name, _, index = fault.pointer[1:].partition("/")
+        faults.append(Fault(f"cors.{name}", f"entry {int(index) + 1}: {fault.detail}" if index else fault.detail))
+    attempts: list[Callable[[Settings], object]] = [token_judge, server_tls]
+    attempts += [client_tls] if settings.upstream_tls_ca_file else []
+    for attempt in attempts:
+        try:
+            attempt(settings)
+        except ConfigurationError as error:
+            faults += error.faults
+    return faults
+
+
+def refuse_faults(settings: Settings) -> None:
+    """Raises ConfigurationError with all that `trial_faults` finds."""
+    faults = trial_faults(settings)
+    if faults:
+        raise ConfigurationError(faults)
 
 
 def identity_policy(settings: Settings) -> IdentityPolicy:
@@ -185,6 +232,11 @@ def keyring(settings: Settings) -> Keyring:
     return keyring_of(settings.jwt_algorithms, settings.jwt_secret_key, pem, has_url=has_url)
 
 
+def token_judge(settings: Settings) -> TokenJudge:
+    """Raises ConfigurationError: the keys cannot be used."""
+    return TokenJudge(identity_policy(settings), keyring(settings))
+
+
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """Everything that one snapshot becomes; swapped as a whole."""
@@ -212,6 +264,12 @@ class State:
             TokenCache(settings.jwt_cache_size),
         )
 
+    def take(self, settings: Settings) -> None:
+        """Other bounds for what is there."""
+        self.buckets.max_buckets = settings.limits_max_buckets
+        self.breakers.limits = thresholds(settings)
+        self.tokens.resize(settings.jwt_cache_size)
+
 
 def thresholds(settings: Settings) -> Thresholds:
     return Thresholds(settings.breaker_failure_threshold, settings.breaker_success_threshold, settings.breaker_timeout)
@@ -227,7 +285,7 @@ class Compiler:
     def __init__(self, settings: Settings, state: State) -> None:
         self._settings = settings
         self._state = state
-        self.judge = TokenJudge(identity_policy(settings), keyring(settings))
+        self.judge = token_judge(settings)
         own = tuple(endpoint for endpoint in ENDPOINTS if not settings.admin_listen or endpoint.is_public)
         self._public_local = RoutingTable(local_routes(own, settings.admin_role), {})
         self._admin_local = RoutingTable(local_routes(ENDPOINTS, settings.admin_role), {})

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from engadi_gateway import __version__
-from engadi_gateway.assembly import files_wanted
+from engadi_gateway.assembly import files_wanted, trial_faults
 from engadi_gateway.demo import demo_upstreams
 from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.listeners import BindError, allow_open_files, inherited_sockets, notify_systemd
-from engadi_gateway.offline import Offline
+from engadi_gateway.offline import Offline, all_faults
 from engadi_gateway.options import parse_duration_s
 from engadi_gateway.pipeline.identity import make_token
 from engadi_gateway.secret import with_secret
@@ -48,13 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run.py",
         description="Engadi Gateway: one entry point for a family of services. Without a command it serves.",
-        epilog="Every option of gateway.ini can also be set as ENGADI_<SECTION>_<KEY> in the environment.",
+        epilog="Every option of gateway.ini can also be set by --set, or as ENGADI_<SECTION>_<KEY> in the environment.",
     )
     parser.add_argument("--version", action="version", version=f"engadi-gateway {__version__}")
     parser.add_argument(
         "--check", action="store_true", help="read the whole configuration, say what is wrong, and stop"
     )
-    _common(parser, default=None)
+    _common(parser, default=None, overrides="overrides")
     commands = parser.add_subparsers(dest="command", metavar="command")
     serve = commands.add_parser("serve", help="run the gateway (what happens without a command)")
     _common(serve, default=argparse.SUPPRESS)
@@ -78,7 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _common(parser: argparse.ArgumentParser, default: Any) -> None:
+def _common(parser: argparse.ArgumentParser, default: Any, overrides: str = "more_overrides") -> None:
+    """What every command takes, in front of its name or behind it."""
     parser.add_argument("--config", metavar="FILE", default=default, help=f"settings file (default: {DEFAULT_CONFIG})")
     parser.add_argument(
         "--demo",
@@ -86,10 +87,35 @@ def _common(parser: argparse.ArgumentParser, default: Any) -> None:
         default=False if default is None else default,
         help="also start nine small upstreams on the services' ports: a demonstration, not for production",
     )
+    parser.add_argument(
+        "--set", action="append", type=_override, default=[], dest=overrides, metavar="SECTION.KEY=VALUE",
+        help="an option of the settings file, before all other sources; may be repeated",
+    )  # fmt: skip
+
+
+def _override(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"not SECTION.KEY=VALUE: {text!r}")
+    return name.strip(), value
 
 
 def load_settings(args: argparse.Namespace) -> Settings:
     """Read all sources. A file that was named must be there; the default one may be missing, and that is said."""
+    return _read_settings(args, None)
+
+
+def checked_settings(args: argparse.Namespace, checks: Callable[[Settings], list[Fault]] = trial_faults) -> Settings:
+    """The same, and what they name is tried: all faults at once."""
+    faults: list[Fault] = []
+    settings = _read_settings(args, faults)
+    faults += checks(settings)
+    if faults:
+        raise ConfigurationError(faults)
+    return settings
+
+
+def _read_settings(args: argparse.Namespace, faults: list[Fault] | None) -> Settings:
     path = Path(args.config or DEFAULT_CONFIG)
     text = ""
     try:
@@ -100,7 +126,8 @@ def load_settings(args: argparse.Namespace) -> Settings:
         _say(f"no {path} here: using defaults and the environment")
     except (OSError, UnicodeDecodeError) as error:
         raise _config_error(str(path), f"cannot be read: {error}") from None
-    return Settings.load(text, os.environ, read=lambda name: Path(name).read_text(encoding="utf-8"))
+    overrides = dict(args.overrides + getattr(args, "more_overrides", []))
+    return Settings.load(text, os.environ, overrides, lambda name: Path(name).read_text(encoding="utf-8"), faults)
 
 
 def _config_error(pointer: str, detail: str) -> ConfigurationError:
@@ -135,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    Offline(load_settings(args)).check()
+    checked_settings(args, all_faults)
     print("configuration ok")
     return 0
 
@@ -191,13 +218,18 @@ def _token(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    settings = load_settings(args)
-    level = "DEBUG" if settings.gateway_debug else settings.log_level
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    settings = checked_settings(args)
+    if Path(DEFAULT_CONFIG).exists():
+        args.config = args.config or DEFAULT_CONFIG  # what was there once must be there for a reload too
+    logging.basicConfig(level=_level(settings), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     allow_open_files(files_wanted(settings))
     factory = _loop_factory(settings)
     with asyncio.Runner(debug=settings.gateway_debug, loop_factory=factory) as runner:
         return runner.run(_serve_until_stopped(args, settings))
+
+
+def _level(settings: Settings) -> str:
+    return "DEBUG" if settings.gateway_debug else str(settings.log_level)
 
 
 def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -262,7 +294,9 @@ async def _reload(args: argparse.Namespace, gateway: Gateway) -> None:
     """A bad file keeps the old configuration and says why."""
     notify_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
-        await gateway.reload(load_settings(args))
+        await gateway.reload(checked_settings(args))
+        logging.getLogger().setLevel(_level(gateway.settings))
+        asyncio.get_running_loop().set_debug(gateway.settings.gateway_debug)
         _say("configuration reloaded")
     except (ConfigurationError, StoreError, RefusedError) as error:
         gateway.note_failed_reload()

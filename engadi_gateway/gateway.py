@@ -19,16 +19,26 @@ from engadi_gateway import __version__
 from engadi_gateway.accesslog import AccessLog
 from engadi_gateway.admin.api import Api
 from engadi_gateway.admin.endpoints import ENDPOINTS
-from engadi_gateway.assembly import Compiled, Compiler, State, context_of, make_pools, refresh, thresholds
+from engadi_gateway.assembly import (
+    Compiled,
+    Compiler,
+    State,
+    context_of,
+    pinned,
+    pool_limits,
+    refresh,
+    refuse_faults,
+    waiting_for_a_restart,
+)
 from engadi_gateway.authority import Authority
 from engadi_gateway.errors import ConfigurationError, Reason, Refusal, RefusedError
 from engadi_gateway.health import HealthChecker
 from engadi_gateway.listeners import (
     Door,
     client_tls,
-    load_certificate,
     notify_systemd,
     open_doors,
+    renew_tls,
     server_tls,
 )
 from engadi_gateway.metrics import Metrics
@@ -38,6 +48,7 @@ from engadi_gateway.net.client import Batch, ClientConnection
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.net.deadlines import Ticker
 from engadi_gateway.net.fetch import Fetcher
+from engadi_gateway.net.pool import Pools
 from engadi_gateway.options import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
@@ -114,6 +125,7 @@ class Gateway:
         """
         self._doors = open_doors(self.settings, self._inherited)
         try:
+            refuse_faults(self.settings)
             self.settings, said = with_secret(self.settings)
             if said:
                 self._log.warning(said)
@@ -147,14 +159,14 @@ class Gateway:
 
     def _build(self) -> None:
         settings = self.settings
-        self._pools = make_pools(settings)
+        self._pools = Pools(pool_limits(settings), lambda: client_tls(self.settings))
         self._state = State.of(settings)
         self.breakers = self._state.breakers
         self._compiler = Compiler(settings, self._state)
         self._compiled = self._compiler.compile(self._snapshot, time.monotonic())
         self._context = context_of(settings, self, self._pools, self._compiled)
         self._batch = Batch(self._context)
-        fetch = Fetcher(lambda: client_tls(self.settings))
+        fetch = self._fetch = Fetcher(lambda: client_tls(self.settings))
         self.authority = Authority(settings, self._compiler.judge, self._state.tokens, fetch)
         self.checker = HealthChecker(self.services(), settings, fetch, self.breakers.note_healthy)
         self.api = Api(self, ENDPOINTS)
@@ -369,27 +381,40 @@ class Gateway:
         """
         settings, _ = with_secret(settings)
         async with self._writes:
+            await asyncio.to_thread(refuse_faults, settings)
+            fixed = waiting_for_a_restart(self.settings, settings)
+            settings = pinned(settings, self.settings)
             compiler = Compiler(settings, self._state)
             seed = seed_of(settings, timestamp(time.time()))
-            snapshot = await self.catalog.follow(seed)
+            snapshot = await self.catalog.preview(seed)
             compiled = compiler.compile(snapshot, time.monotonic())
-            if self._tls is not None:
-                load_certificate(self._tls, settings)
-            fixed = [name for name in _FIXED if getattr(settings, name) != getattr(self.settings, name)]
-            if fixed:
-                self._log.warning("these take a restart: %s", ", ".join(fixed))
-            if _keys_of(settings) != _keys_of(self.settings):
-                self._state.tokens.clear()
-            self._state.breakers.limits = thresholds(settings)
-            self.settings, self._compiler = settings, compiler
-            self._note_log_settings(settings)
-            refresh(self._context, settings)
-            self.authority.replace_settings(settings, compiler.judge)
-            self.checker.replace_settings(settings)
-            self.journal.retention_days = settings.log_retention_days
-            self.journal.max_bytes = settings.log_max_bytes
-            self._swap(snapshot, compiled)
+            kept = await self.catalog.follow(seed)
+            if kept != snapshot:
+                compiled = compiler.compile(kept, time.monotonic())
+            self._take(settings, compiler)
+            self._swap(kept, compiled)
+        if fixed:
+            self._log.warning("these take a restart: %s", ", ".join(fixed))
         self._reloads["success"] += 1
+
+    def _take(self, settings: Settings, compiler: Compiler) -> None:
+        """Nothing can fail any more."""
+        if _keys_of(settings) != _keys_of(self.settings):
+            self._state.tokens.clear()
+        self.settings, self._compiler = settings, compiler
+        if self._tls is not None:
+            try:
+                renew_tls(self._tls, settings)
+            except ConfigurationError:  # it was good a moment ago
+                self.fault("renewing the certificate")
+        self._state.take(settings)
+        self._note_log_settings(settings)
+        self._fetch.renew()
+        refresh(self._context, settings)
+        self.authority.replace_settings(settings, compiler.judge)
+        self.checker.replace_settings(settings)
+        self.journal.retention_days = settings.log_retention_days
+        self.journal.max_bytes = settings.log_max_bytes
 
     def note_failed_reload(self) -> None:
         self._reloads["failure"] += 1
@@ -466,13 +491,6 @@ class Gateway:
             except StoreError as error:
                 self._log.error("request log not pruned: %s", error)
             await self._save_health()
-
-
-#: What a reload cannot change, because sockets and files hang on it.
-_FIXED = (
-    "server_host", "server_port", "server_unix_socket", "server_backlog", "server_reuse_port", "server_loop",
-    "admin_listen", "database_url", "database_log_url", "upstream_max_connections", "log_queue_rows", "log_access",
-)  # fmt: skip
 
 
 def _keys_of(settings: Settings) -> list[Any]:

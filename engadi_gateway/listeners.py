@@ -178,25 +178,24 @@ def server_tls(settings: Settings) -> ssl.SSLContext | None:
     if not settings.server_tls_certificate:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    versions = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-    context.minimum_version = versions[settings.server_tls_min_version]
     context.set_alpn_protocols(["http/1.1"])
-    load_certificate(context, settings)
+    renew_tls(context, settings)
     return context
 
 
-def load_certificate(context: ssl.SSLContext, settings: Settings) -> None:
-    """Read certificate and key into a context; handshakes from now on use them, so this also renews.
+def renew_tls(context: ssl.SSLContext, settings: Settings) -> None:
+    """Read certificate and key into a context; handshakes from now on use them.
 
     Raises:
-        ConfigurationError: the files cannot be used; the context keeps what it had.
+        ConfigurationError: the files cannot be used; the context may be left with half of them, unless they were just
+            tried with `server_tls`.
     """
-    trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    for candidate in (trial, context):
-        try:
-            candidate.load_cert_chain(settings.server_tls_certificate, settings.server_tls_key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError([Fault("server.tls_certificate", f"cannot be used: {error}")]) from None
+    versions = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+    try:
+        context.load_cert_chain(settings.server_tls_certificate, settings.server_tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError([Fault("server.tls_certificate", f"cannot be used: {error}")]) from None
+    context.minimum_version = versions[settings.server_tls_min_version]
 
 
 def client_tls(settings: Settings) -> ssl.SSLContext:

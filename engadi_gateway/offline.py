@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from engadi_gateway.assembly import Compiler, State, head_limits, header_policy, make_pools
+from engadi_gateway.assembly import Compiler, State, head_limits, header_policy, trial_faults
 from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.explain import explain
-from engadi_gateway.listeners import server_tls
 from engadi_gateway.model import Listener
 from engadi_gateway.options import IpNetwork
 from engadi_gateway.pipeline import Pipeline
@@ -19,6 +18,22 @@ from engadi_gateway.store.catalog import snapshot_at_rest
 from engadi_gateway.store.database import StoreError
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
+
+
+def all_faults(settings: Settings) -> list[Fault]:
+    """What would keep a gateway with these settings from serving."""
+    faults = trial_faults(settings)
+    try:
+        snapshot = snapshot_at_rest(settings.database_url, seed_of(settings, timestamp(time.time())))
+        if not faults:
+            Compiler(settings, State.of(settings)).compile(snapshot, time.monotonic())
+    except StoreError as error:
+        faults.append(Fault("database.url", str(error)))
+    except ConfigurationError as error:
+        faults += error.faults
+    except RefusedError as error:
+        faults.append(Fault("database.url", error.refusal.detail))
+    return faults
 
 
 class Offline:
@@ -36,17 +51,6 @@ class Offline:
         except StoreError as error:
             raise ConfigurationError([Fault("database.url", str(error))]) from None
         self._compiled = Compiler(settings, State.of(settings)).compile(self._snapshot, time.monotonic())
-
-    def check(self) -> None:
-        """Try what else the settings name: certificates, authorities."""
-        faults: list[Fault] = []
-        for attempt in (lambda: server_tls(self._settings), lambda: make_pools(self._settings)):
-            try:
-                attempt()
-            except ConfigurationError as error:
-                faults += error.faults
-        if faults:
-            raise ConfigurationError(faults)
 
     @property
     def pipeline(self) -> Pipeline:

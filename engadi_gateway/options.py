@@ -81,6 +81,16 @@ def parse_optional_url(text: str) -> str:
     return parse_url(text) if text.strip() else ""
 
 
+def parse_address(text: str) -> str:
+    """`host:port`, an IPv6 host in brackets; or nothing."""
+    address = text.strip()
+    host, _, port = address.rpartition(":")
+    is_port = re.fullmatch(r"[0-9]{1,5}", port) is not None and int(port) <= 65535
+    if address and not (is_port and re.fullmatch(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+", host)):
+        raise ValueError("expected host:port, such as 127.0.0.1:8001 or [::1]:8001")
+    return address
+
+
 def parse_sqlite_path(text: str) -> str:
     """`sqlite:///relative.db`, `sqlite:////absolute.db`, or a bare path; another scheme is a fault."""
     scheme, separator, path = text.strip().partition("://")
@@ -267,7 +277,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("log", "access", one_of("off", "combined", "json"), "off", "a line a request on stdout"),
     Option("log", "truncate_ip", parse_bool, "no", "log /24 and /48 networks instead of addresses"),
 
-    Option("admin", "listen", parse_str, "", "host:port of its own for the admin API; empty: the gateway's"),
+    Option("admin", "listen", parse_address, "", "host:port of its own for the admin API; empty: the gateway's"),
     Option("admin", "role", parse_str, "admin", "role that the admin API asks for"),
     Option("admin", "max_body_bytes", parse_size_bytes, "1MiB", "longest admin request body", low=1024),
 )

@@ -98,6 +98,8 @@ class Settings:
         settings = _build(
             texts, {} if services is None else services, {}, {}, faults, replace_services=services is not None
         )
+        if faults:
+            raise ConfigurationError(faults)
         return cls({**settings.values, **ready}, settings.services, settings.origins)
 
     @classmethod
@@ -107,6 +109,7 @@ class Settings:
         environ: Mapping[str, str] | None = None,
         overrides: Mapping[str, str] | None = None,
         read: Callable[[str], str] | None = None,
+        faults: list[Fault] | None = None,
     ) -> Settings:
         """Read all sources.
 
@@ -115,25 +118,40 @@ class Settings:
             environ: the environment.
             overrides: `section.key` -> text, from the command line.
             read: reads a file for `*_FILE` and credentials; raises OSError.
+            faults: where given, faults go there instead of being raised, and what is bad is left at its default.
 
         Raises:
             ConfigurationError: with all faults.
         """
         environ = {} if environ is None else environ
-        faults: list[Fault] = []
-        texts, services, paths = _read_ini(ini, faults)
+        found: list[Fault] = [] if faults is None else faults
+        texts, services, paths = _read_ini(ini, found)
         origins = dict.fromkeys(texts, "gateway.ini")
         for option in OPTIONS:
             for name in (option.env, option_env(option)):
-                text = _from_environment(name, option, environ, read, faults)
+                text = _from_environment(name, option, environ, read, found)
                 if text is not None:
                     texts[option.name], origins[option.name] = text, name
+        _refuse_unknown_environment(environ, found)
         for service in {**DEFAULT_SERVICES, **services}:
             if environ.get(service_env(service), "") != "":
                 services[service] = environ[service_env(service)]
+        free = {"services": services, "health_paths": paths}
         for name, text in (overrides or {}).items():
-            texts[name], origins[name] = text, "command line"
-        return _build(texts, services, paths, origins, faults)
+            section, _, key = name.partition(".")
+            if section in free and key:
+                free[section][key] = text
+            elif name in _BY_NAME:
+                texts[name], origins[name] = text, "command line"
+            else:
+                found.append(Fault(name, "unknown option" + _hint(name, _BY_NAME)))
+        settings = _build(texts, services, paths, origins, found)
+        if found and faults is None:
+            raise ConfigurationError(found)
+        return settings
+
+
+_BY_NAME = {option.name: option for option in OPTIONS}
 
 
 def _hint(name: str, known: Any) -> str:
@@ -163,6 +181,17 @@ def _from_environment(
     except OSError as error:
         faults.append(Fault(f"{name}_FILE", f"cannot be read: {error.strerror}"))
     return None
+
+
+def _refuse_unknown_environment(environ: Mapping[str, str], faults: list[Fault]) -> None:
+    """`ENGADI_` is ours: a name that no option has is a slip, as it is in the file."""
+    known = {option_env(option) for option in OPTIONS}
+    known |= {f"{option_env(option)}_FILE" for option in OPTIONS if option.is_secret}
+    faults.extend(
+        Fault(name, "unknown option" + _hint(name, known))
+        for name in environ
+        if name.startswith("ENGADI_") and name not in known
+    )
 
 
 def _read_ini(text: str, faults: list[Fault]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
@@ -213,8 +242,6 @@ def _build(
     _check_together(values, faults)
     if values["jwt_mode"] != "local" and not values["jwt_remote_url"] and "auth" not in urls:
         faults.append(Fault("jwt.remote_url", "required: there is no auth service to ask"))
-    if faults:
-        raise ConfigurationError(faults)
     return Settings(values, built, {option.name: origins.get(option.name, "default") for option in OPTIONS})
 
 

@@ -41,7 +41,7 @@ def reasons_table() -> str:
 def ini_text() -> str:
     lines = [
         "; Engadi Gateway: every option, commented out at its default.",
-        "; Order: command line > ENGADI_<SECTION>_<KEY> > the name in brackets > this file > default.",
+        "; Order: --set section.key=value > ENGADI_<SECTION>_<KEY> > the name in brackets > this file > default.",
         "; Durations: 250ms 30s 5m 1h 7d. Sizes: 64KiB 10MiB 1GiB. Booleans: true false yes no on off 1 0.",
     ]
     section = ""

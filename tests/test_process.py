@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import signal
@@ -109,6 +110,49 @@ def test_sighup_takes_a_good_file_and_keeps_the_old_one_for_a_bad_one(tmp_path: 
             assert [seen.target[-1] for seen in other.seen] == ["3"]
 
     asyncio.run(run())
+
+
+def test_a_file_that_is_gone_is_no_reload(tmp_path: Path) -> None:
+    """Nobody means all options' defaults by moving a file."""
+
+    async def run() -> None:
+        async with upstream() as auth, started(tmp_path, ini_of(auth.url)) as gateway:
+            (tmp_path / "gateway.ini").rename(tmp_path / "moved.ini")
+            gateway.signal(signal.SIGHUP)
+            await gateway.wait_for("NOT reloaded")
+            assert "gateway.ini: no such file" in gateway.lines[-1]
+            assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+            (tmp_path / "moved.ini").rename(tmp_path / "gateway.ini")
+            with (tmp_path / "gateway.ini").open("a") as file:
+                file.write("[log]\nlevel = ERROR\n[admin]\nlisten = 127.0.0.1:0\n")
+            for _ in range(2):
+                gateway.signal(signal.SIGHUP)
+                await gateway.wait_for("configuration reloaded")
+            told = [line for line in gateway.lines if "these take a restart: admin.listen" in line]
+            assert len(told) == 1, "at the new level a warning is not said again"
+
+    asyncio.run(run())
+
+
+def test_an_option_on_the_command_line_is_before_all_others(tmp_path: Path) -> None:
+    (tmp_path / "gateway.ini").write_text("[jwt]\nrole_claim = a\n")
+    token = ("token", "--sub", "x")
+
+    def role_claims(*args: str, **environment: str) -> set[str]:
+        done = _run(tmp_path, *args, **environment)
+        payload = done.stdout.split(".")[1]
+        return set(json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))) - {"sub", "iat", "exp"}
+
+    assert role_claims(*token, ENGADI_JWT_ROLE_CLAIM="b") == {"b"}
+    assert role_claims(*token, "--set", "jwt.role_claim=c=d", ENGADI_JWT_ROLE_CLAIM="b") == {"c=d"}
+    assert role_claims("--set", "jwt.role_claim=e", *token) == {"e"}
+    wrong = _run(tmp_path, "--check", "--set", "jwt.rol_claim=c", "--set", "server.port=x")
+    assert wrong.returncode == 78
+    assert wrong.stderr.splitlines() == [
+        "jwt.rol_claim: unknown option; did you mean jwt.role_claim?",
+        "server.port: expected a whole number, 0 or more",
+    ]
+    assert _run(tmp_path, "--check", "--set", "server.port").returncode == 2
 
 
 async def _common_name(port: int, maximum: ssl.TLSVersion | None = None) -> bytes:
@@ -263,6 +307,18 @@ def test_check_says_all_faults_at_once_and_opens_nothing(tmp_path: Path) -> None
         "server.port",
         "limits.per_ip",
     ]
+    (tmp_path / "gateway.ini").write_text(
+        "[server]\nport = x\ntls_certificate = no.pem\ntls_key = no.pem\n[upstream]\ntls_ca_file = no.pem\n"
+        "[database]\nurl = sqlite:///no/x.db\n[jwt]\nalgorithms = RS256\npublic_key_file = no.pem\n"
+        "[cors]\nallow_origins = https://a.test, https://b.test/\n[admin]\nlisten = foo\n"
+    )
+    every = {
+        "server.port", "admin.listen", "database.url", "database.log_url", "cors.allow_origins", "jwt.public_key_file",
+        "server.tls_certificate", "upstream.tls_ca_file",
+    }  # fmt: skip
+    for arguments in (("--check",), ("serve",)):
+        bad = _run(tmp_path, *arguments)
+        assert (bad.returncode, {line.partition(":")[0] for line in bad.stderr.splitlines()}) == (78, every)
     (tmp_path / "gateway.ini").write_text("")
     good = _run(tmp_path, "--check")
     assert (good.returncode, good.stdout) == (0, "configuration ok\n")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engadi_gateway.errors import ConfigurationError
+from engadi_gateway.errors import ConfigurationError, Fault
 from engadi_gateway.options import DEFAULT_SERVICES, OPTIONS, Option, option_env, parse_bool, service_env
 from engadi_gateway.settings import Settings
 
@@ -73,11 +73,11 @@ OTHER: dict[str, str] = {
     "jwt.jwks_url": "https://h/k", "jwt.remote_url": "http://h/v", "health.path": "/up", "cors.allow_origins": "https://a.b",
     "cors.allow_methods": "GET", "cors.allow_headers": "X-A", "cors.expose_headers": "X-B", "log.level": "ERROR",
     "log.when_full": "stall", "log.access": "json", "server.tls_certificate": "c.pem", "server.tls_key": "k.pem",
-    "server.port": "8001", "limits.ipv6_prefix": "56",
+    "server.port": "8001", "limits.ipv6_prefix": "56", "admin.listen": "127.0.0.1:8001",
 }  # fmt: skip
 
 
-def _other(option: Option) -> str:
+def other_text(option: Option) -> str:
     if option.name in OTHER:
         return OTHER[option.name]
     if option.default in {"yes", "no"}:
@@ -90,7 +90,7 @@ def _other(option: Option) -> str:
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 def test_each_option_is_read_from_each_source_in_their_order(option: Option) -> None:
-    text = _other(option)
+    text = other_text(option)
     wanted = option.parse(text)
     assert wanted != option.parse(option.default)
     with_key = {"SECRET_KEY": KEY} if option.name != "jwt.secret_key" else {}
@@ -157,6 +157,49 @@ def test_all_faults_are_said_at_once() -> None:
 )
 def test_faults(ini: str, pointer: str) -> None:
     assert pointer in _faults(lambda: Settings.load(ini, {"SECRET_KEY": KEY} if "jwt" not in ini else {}))
+
+
+def test_the_command_line_can_name_services_and_nothing_unknown() -> None:
+    loaded = Settings.load(
+        "", {}, {"services.content": "http://c:1", "health_paths.content": "/up", "server.port": "9"}
+    )
+    assert (loaded.services["content"].url, loaded.services["content"].health_path) == ("http://c:1", "/up")
+    assert (loaded.server_port, loaded.origins["server.port"]) == (9, "command line")
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load("", {}, {"server.prot": "9", "services.": "x", "services": "x"})
+    assert [fault.pointer for fault in caught.value.faults] == ["server.prot", "services.", "services"]
+
+
+def test_a_slip_in_the_environment_is_a_fault() -> None:
+    known = {"ENGADI_JWT_SECRET_KEY_FILE": "f", "ENGADI_SERVER_PORT": "9", "ENGADIX": "", "SERVER_PROT": "9"}
+    assert Settings.load("", known, read=lambda name: KEY).server_port == 9
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load("", {"ENGADI_SERVER_PROT": "9", "ENGADI_SERVER_PORT_FILE": "f"})
+    assert [(fault.pointer, fault.detail) for fault in caught.value.faults] == [
+        ("ENGADI_SERVER_PROT", "unknown option; did you mean ENGADI_SERVER_PORT?"),
+        ("ENGADI_SERVER_PORT_FILE", "unknown option; did you mean ENGADI_SERVER_PORT?"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "address", ["foo", ":8001", "127.0.0.1", "127.0.0.1:99999", "127.0.0.1:x", "::1:8001", "a b:1"]
+)
+def test_the_admin_door_is_an_address(address: str) -> None:
+    for good in ("", "127.0.0.1:0", "[::1]:8001", "localhost:65535"):
+        assert Settings.load("", {}, {"admin.listen": good}).admin_listen == good
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load("", {}, {"admin.listen": address})
+    assert [fault.pointer for fault in caught.value.faults] == ["admin.listen"]
+
+
+def test_faults_can_be_gathered_with_what_is_good() -> None:
+    faults: list[Fault] = []
+    loaded = Settings.load("[server]\nport = x\nbacklog = 7\n", {}, faults=faults)
+    assert ([fault.pointer for fault in faults], loaded.server_port, loaded.server_backlog) == (
+        ["server.port"],
+        8000,
+        7,
+    )
 
 
 def test_a_percent_sign_in_a_secret_is_a_percent_sign() -> None:

@@ -64,6 +64,10 @@ class Fetcher:
         except UnicodeError:
             raise FetchError("no usable URL") from None
 
+    def renew(self) -> None:
+        """Read the authorities again when they are next needed."""
+        self._tls = None
+
     def _context(self, scheme: str) -> ssl.SSLContext | None:
         if scheme == "https" and self._tls is None:
             self._tls = self._make_tls()

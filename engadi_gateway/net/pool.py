@@ -75,7 +75,7 @@ class Resolver:
     """Name look-ups in a small executor of their own, so that a slow resolver starves nobody; remembered a while."""
 
     def __init__(self, cache_s: float) -> None:
-        self._cache_s = cache_s
+        self.cache_s = cache_s
         self._known: dict[tuple[str, int], tuple[float, list[str]]] = {}
         self._executor: ThreadPoolExecutor | None = None
 
@@ -92,7 +92,7 @@ class Resolver:
             self._executor, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         )
         addresses = list(dict.fromkeys(str(row[4][0]) for row in found))
-        self._known[host, port] = (time.monotonic() + self._cache_s, addresses)
+        self._known[host, port] = (time.monotonic() + self.cache_s, addresses)
         return addresses
 
     def close(self) -> None:
@@ -184,9 +184,12 @@ class Pool:
         while len(self._waiters) > len(self._dials) and self._waiters[0][0] < limit:
             self._waiters.popleft()[1].connect_failed(Reason.OVERLOADED, "no free connection in time")
 
-    def close_idle(self) -> None:
-        while self._idle:
-            self._idle.pop().drop()
+    def take_limits(self, limits: PoolLimits, tls: ssl.SSLContext | None) -> None:
+        """Other limits from now on; what was opened under other authorities is not used again."""
+        self._limits, self._tls = limits, tls
+        while len(self._idle) > (0 if tls is not None else limits.max_idle):
+            self._idle.pop(0).drop()
+        self._dial_for_waiters()
 
     async def close(self) -> None:
         dials = list(self._dials)
@@ -295,11 +298,20 @@ class Pools:
     def of(self, origin: Origin) -> Pool:
         pool = self._pools.get(origin.key)
         if pool is None:
-            pool = self._pools[origin.key] = Pool(origin, self._limits, self._resolver, self._context(origin))
+            tls = self._context(origin.scheme)
+            pool = self._pools[origin.key] = Pool(origin, self._limits, self._resolver, tls)
         return pool
 
-    def _context(self, origin: Origin) -> ssl.SSLContext | None:
-        if origin.scheme != "https":
+    def take(self, limits: PoolLimits) -> None:
+        """Other limits, for the pools that are there too; authorities are read again."""
+        self._limits = limits
+        self._resolver.cache_s = limits.dns_cache_s
+        self._tls = None
+        for (scheme, _, _), pool in self._pools.items():
+            pool.take_limits(limits, self._context(scheme))
+
+    def _context(self, scheme: str) -> ssl.SSLContext | None:
+        if scheme != "https":
             return None
         if self._tls is None:
             self._tls = self._make_tls()
@@ -312,10 +324,6 @@ class Pools:
     def sweep(self, now: float) -> None:
         for pool in self._pools.values():
             pool.sweep(now)
-
-    def close_idle(self) -> None:
-        for pool in self._pools.values():
-            pool.close_idle()
 
     async def close(self) -> None:
         for pool in self._pools.values():

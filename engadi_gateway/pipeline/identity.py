@@ -195,6 +195,11 @@ class TokenCache:
     def clear(self) -> None:
         self._known.clear()
 
+    def resize(self, size: int) -> None:
+        self._size = size
+        while len(self._known) > size:
+            del self._known[next(iter(self._known))]
+
 
 class TokenJudge:
     """Judges tokens with local keys; `keyring` may be replaced while it lives (a JWKS rotates)."""

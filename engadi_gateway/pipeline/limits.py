@@ -33,6 +33,7 @@ _MEMO_PATH_LENGTH = 256
 #: Buckets are filed by the sixteenth of a window in which they will be full.
 _FILES_PER_WINDOW = 16
 #: Full buckets let go for each new one, and per sweep: a million at once would hold everybody up.
+_EVICTED_PER_NEW = 16
 _REAPED_PER_NEW = 4
 _REAPED_PER_SWEEP = 10_000
 _EVICTION_LOOK = 16
@@ -166,7 +167,7 @@ class BucketStore:
         self._held += 1 - buckets.reap(at, _REAPED_PER_NEW)
         if self._held > self.max_buckets:
             self._held = len(self) + 1
-            while self._held > self.max_buckets:
+            for _ in range(min(self._held - self.max_buckets, _EVICTED_PER_NEW)):  # more only where the cap was lowered
                 max(self._rules.values(), key=len).evict()
                 self._held -= 1
         buckets.add(subject, full_at)

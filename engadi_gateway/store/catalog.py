@@ -151,17 +151,29 @@ class Catalog:
         """
         self._database.open()
         try:
-            return self._database.submit(lambda connection: self._follow(connection, seed)).result()
+            snapshot = self._database.submit(lambda connection: self._follow(connection, seed)).result()
         except BaseException:
             self._database.close()
             raise
+        self._services, self._settings_cors = seed.services, seed.cors
+        return snapshot
+
+    async def preview(self, seed: Seed) -> Snapshot:
+        """What `follow` will give; changes nothing."""
+        return await self._database.read(lambda connection: _preview(connection, seed))
 
     async def follow(self, seed: Seed) -> Snapshot:
-        """The same on a reload: rules that nobody changed over the API follow the settings."""
-        return await self._database.write(lambda connection: self._follow(connection, seed))
+        """The same on a reload: rules that nobody changed over the API follow the settings.
 
-    def _follow(self, connection: Connection, seed: Seed) -> Snapshot:
+        Raises:
+            StoreError: nothing was changed.
+        """
+        snapshot = await self._database.write(lambda connection: self._follow(connection, seed))
         self._services, self._settings_cors = seed.services, seed.cors
+        return snapshot
+
+    @staticmethod
+    def _follow(connection: Connection, seed: Seed) -> Snapshot:
         if current_revision(connection) == 0:
             routes = seed_routes(seed.services, seed.now)
             for route in routes:
@@ -170,18 +182,10 @@ class Catalog:
                 _store(connection, "rule", rule)
             document = {"routes": [to_json(route) for route in routes], "rules": [to_json(rule) for rule in seed.rules]}
             _record(connection, Change("seed", "database", None, "settings", "", seed.now), None, document)
-        for rule in seed.rules:
-            self._follow_rule(connection, rule, seed.now)
-        return self._load(connection)
-
-    @staticmethod
-    def _follow_rule(connection: Connection, wanted: RateLimitRule, now: str) -> None:
-        have = _fetch(connection, "rule", wanted.id)
-        if not isinstance(have, RateLimitRule) or have.origin is not Origin.SETTINGS:
-            return
-        follows = replace(have, max_requests=wanted.max_requests, window_seconds=wanted.window_seconds)
-        if follows != have:
-            _apply(connection, Change("rule", have.id, replace(follows, updated_at=now), "settings", "", now), None)
+        before = load_snapshot(connection, seed.services, seed.cors)
+        for change in _following(before, seed):
+            _apply(connection, change, None)
+        return load_snapshot(connection, seed.services, seed.cors)
 
     def _load(self, connection: Connection) -> Snapshot:
         return load_snapshot(connection, self._services, self._settings_cors)
@@ -233,6 +237,26 @@ def load_snapshot(connection: Connection, services: Mapping[str, Service], cors:
     return Snapshot(current_revision(connection), tuple(routes), tuple(rules), policy, services)
 
 
+def _following(snapshot: Snapshot, seed: Seed) -> list[Change]:
+    """The changes by which rules that nobody changed over the API follow the settings."""
+    wanted = {rule.id: rule for rule in seed.rules}
+    changes = []
+    for have in snapshot.rules:
+        if have.origin is Origin.SETTINGS and have.id in wanted:
+            amounts = wanted[have.id].max_requests, wanted[have.id].window_seconds
+            if amounts != (have.max_requests, have.window_seconds):
+                after = replace(have, max_requests=amounts[0], window_seconds=amounts[1], updated_at=seed.now)
+                changes.append(Change("rule", have.id, after, "settings", "", seed.now))
+    return changes
+
+
+def _preview(connection: Connection, seed: Seed) -> Snapshot:
+    snapshot = load_snapshot(connection, seed.services, seed.cors)
+    for change in _following(snapshot, seed):
+        snapshot = with_change(snapshot, change)
+    return snapshot
+
+
 def snapshot_at_rest(path: str, seed: Seed) -> Snapshot:
     """What a gateway would start with, without writing: for `routes`, `explain` and `--check`.
 
@@ -241,7 +265,7 @@ def snapshot_at_rest(path: str, seed: Seed) -> Snapshot:
     """
     if not Path(path).exists():
         return Snapshot(0, seed_routes(seed.services, seed.now), seed.rules, seed.cors, seed.services)
-    return _database(path).peek(lambda connection: load_snapshot(connection, seed.services, seed.cors))
+    return _database(path).peek(lambda connection: _preview(connection, seed))
 
 
 def _apply(connection: Connection, change: Change, settings_cors: CorsPolicy | None) -> None:

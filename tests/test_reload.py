@@ -1,0 +1,198 @@
+"""A reload: all of it or nothing, and every option either takes effect or is named as one that waits for a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import ipaddress
+import logging
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engadi_gateway import Gateway, Settings
+from engadi_gateway.errors import ConfigurationError
+from engadi_gateway.options import OPTIONS
+from engadi_gateway.store.database import StoreError
+from tests.fakes import raw_client, upstream
+from tests.harness import ADMIN, ask, json_of, settings_for
+from tests.test_settings import other_text
+
+BASE = "/api/v1/gateway"
+
+#: Options that the code reads from the settings when it needs them, and those that only the start looks at.
+READ_WHEN_NEEDED = {
+    "gateway.name", "gateway.environment", "gateway.drain_timeout", "gateway.drain_delay", "log.requests",
+    "log.flush_interval", "log.when_full", "log.truncate_ip",
+}  # fmt: skip
+#: What the command line does with them is tested with the process.
+OF_THE_PROCESS = {"gateway.debug", "log.level"}
+#: Certificates and authorities are files: tested with TLS.
+OF_TLS = {"server.tls_certificate", "server.tls_key", "server.tls_min_version", "upstream.tls_ca_file"}
+OTHER: dict[str, dict[str, Any]] = {
+    "jwt.mode": {"jwt_mode": "local-then-remote"},
+    "jwt.algorithms": {"jwt_algorithms": "HS384", "jwt_secret_key": "a" * 64},
+    "jwt.public_key_file": {"jwt_public_key_file": __file__},
+    "jwt.jwks_url": {"jwt_jwks_url": "http://127.0.0.1:1/keys"},
+    "jwt.remote_url": {"jwt_remote_url": "http://127.0.0.1:1/validate"},
+    "cors.allow_credentials": {"cors_allow_credentials": True, "cors_enabled": True},
+    "cors.max_age": {"cors_max_age": 5.0, "cors_enabled": True},
+}
+_PLAIN = (str, bytes, int, float, bool, type(None), enum.Enum, ipaddress.IPv4Network, ipaddress.IPv6Network)
+
+
+def facts(value: Any, path: str, found: dict[str, str], seen: set[int]) -> dict[str, str]:
+    """Every plain value that can be reached from a room's object, by its path; the settings themselves are none."""
+    if isinstance(value, _PLAIN):
+        found[path] = repr(value)
+    elif id(value) not in seen:
+        seen.add(id(value))
+        for name, part in _parts(value, path):
+            facts(part, f"{path}.{name}", found, seen)
+    return found
+
+
+def _parts(value: Any, path: str) -> list[tuple[object, Any]]:
+    if isinstance(value, Settings):
+        section = {"authority": "jwt_", "checker": "health_"}[path.split(".", maxsplit=1)[0]]
+        return [(name, part) for name, part in value.values.items() if name.startswith(section)]
+    if isinstance(value, Mapping) and type(value).__module__ == "builtins":
+        return list(value.items())
+    if isinstance(value, (list, tuple)):
+        return list(enumerate(value))
+    if isinstance(value, (set, frozenset)):
+        return list(enumerate(sorted(value, key=repr)))
+    if not type(value).__module__.startswith("engadi_gateway") or isinstance(value, Gateway):
+        return []
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    names = [*getattr(value, "__dict__", {}), *(name for name in slots if not name.startswith("__"))]
+    return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
+
+
+def facts_of(gateway: Gateway) -> dict[str, str]:
+    rooms = {
+        "context": gateway._context,
+        "state": gateway._state,
+        "compiled": gateway._compiled,
+        "authority": gateway.authority,
+        "checker": gateway.checker,
+        "journal": gateway.journal,
+        "rows": gateway._flush_rows,
+    }
+    found: dict[str, str] = {}
+    for name, room in rooms.items():
+        facts(room, name, found, set())
+    return found
+
+
+def test_every_option_is_applied_or_named_as_one_that_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> dict[str, list[str]]:
+        wrong: dict[str, list[str]] = {}
+        async with upstream() as auth:
+            services = {"auth": auth.url}
+            base = settings_for(tmp_path, services)
+            async with Gateway(base) as gateway:
+                assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+                await gateway.reload(base)
+                await gateway.flushed()
+                first = facts_of(gateway)
+                await gateway.reload(base)
+                unsteady = {path for path, value in facts_of(gateway).items() if first.get(path) != value}
+                for option in OPTIONS:
+                    if option.name in OF_THE_PROCESS | OF_TLS | READ_WHEN_NEEDED:
+                        continue
+                    caplog.clear()
+                    before = facts_of(gateway)
+                    extra = OTHER.get(option.name, {option.attribute: other_text(option)})
+                    await gateway.reload(settings_for(tmp_path, services, **extra))
+                    changed = facts_of(gateway)
+                    paths = [path for path in {*before, *changed} - unsteady if changed.get(path) != before.get(path)]
+                    is_told = f"these take a restart: {option.name}" in caplog.text
+                    if bool(paths) == is_told:
+                        wrong[option.name] = paths
+                    await gateway.reload(base)
+        return wrong
+
+    with caplog.at_level(logging.WARNING):
+        assert asyncio.run(run()) == {}, "neither, or both"
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no origin": ({"cors_enabled": True, "cors_allow_origins": ("https://a.test/",)}, "cors.allow_origins"),
+    "no authorities": ({"upstream_tls_ca_file": "/nowhere.pem"}, "upstream.tls_ca_file"),
+    "no certificate": (
+        {"server_tls_certificate": "/nowhere.pem", "server_tls_key": "/nowhere.pem"}, "server.tls_certificate"),
+    "no key": (
+        {"jwt_algorithms": ("RS256",), "jwt_public_key_file": "/nowhere.pem"}, "jwt.public_key_file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("bad", "pointer"), REFUSED.values(), ids=REFUSED)
+def test_a_refused_reload_changes_nothing(tmp_path: Path, bad: dict[str, Any], pointer: str) -> None:
+    async def run() -> None:
+        async with upstream() as auth, upstream() as other:
+            async with Gateway(settings_for(tmp_path, {"auth": auth.url}, limits_per_user=1000)) as gateway:
+                with pytest.raises(ConfigurationError) as refused:
+                    await gateway.reload(settings_for(tmp_path, {"auth": other.url}, limits_per_user=7, **bad))
+                assert [fault.pointer for fault in refused.value.faults] == [pointer]
+                revisions = json_of(await ask(gateway.port, "GET", f"{BASE}/config/revisions", bearer=ADMIN))["items"]
+                assert [revision["number"] for revision in revisions] == [1]
+                route = {"path_pattern": "/new", "target_service": "auth", "is_public": True}
+                assert (await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=route)).status == 201
+                assert (await ask(gateway.port, "GET", "/new")).status == 200
+                assert {rule.max_requests for rule in gateway.snapshot.rules} == {1000, 1_000_000}
+                assert not gateway.snapshot.cors.enabled
+            assert (len(auth.seen), other.seen) == (1, [])
+
+    asyncio.run(run())
+
+
+def test_a_reload_that_cannot_be_written_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engadi_gateway.store.database._BUSY_MS", 50)
+
+    async def run() -> None:
+        async with upstream() as auth, upstream() as other:
+            async with Gateway(settings_for(tmp_path, {"auth": auth.url}, limits_per_user=1000)) as gateway:
+                lock = sqlite3.connect(tmp_path / "config.db", isolation_level=None)
+                lock.execute("BEGIN IMMEDIATE")
+                with pytest.raises(StoreError):
+                    await gateway.reload(settings_for(tmp_path, {"auth": other.url}, limits_per_user=7))
+                lock.close()
+                route = {"path_pattern": "/new", "target_service": "auth", "is_public": True}
+                assert (await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=route)).status == 201
+                assert (await ask(gateway.port, "GET", "/new")).status == 200
+            assert (len(auth.seen), other.seen) == (1, [])
+
+    asyncio.run(run())
+
+
+def test_what_waits_for_a_restart_is_as_it_was(tmp_path: Path) -> None:
+    """A door for the admin API that is not there must not take its endpoints away from the door that is."""
+
+    async def run() -> None:
+        async with upstream() as auth:
+            base = settings_for(tmp_path, {"auth": auth.url})
+            async with Gateway(base) as gateway:
+                await gateway.reload(replace(base, values={**base.values, "admin_listen": "127.0.0.1:1"}))
+                assert (await ask(gateway.port, "GET", f"{BASE}/routes", bearer=ADMIN)).status == 200
+
+    asyncio.run(run())
+
+
+def test_pools_that_are_there_take_other_limits(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth:
+            base = settings_for(tmp_path, {"auth": auth.url})
+            async with Gateway(base) as gateway, raw_client(gateway.port):
+                assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+                assert [pool["idle"] for pool in gateway.state()["pools"].values()] == [1]
+                await gateway.reload(replace(base, values={**base.values, "upstream_max_idle": 0}))
+                assert [pool["idle"] for pool in gateway.state()["pools"].values()] == [0]
+                assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+                assert [seen.connection for seen in auth.seen] == [0, 1]
+
+    asyncio.run(run())
