@@ -32,7 +32,7 @@ from engadi_gateway.options import parse_duration_s
 from engadi_gateway.pipeline.identity import make_token
 from engadi_gateway.secret import with_secret
 from engadi_gateway.settings import Settings
-from engadi_gateway.store.database import StoreError, UnavailableError
+from engadi_gateway.store.database import HeldError, StoreError, UnavailableError
 
 EX_FAILED = 1
 EX_UNAVAILABLE = 69
@@ -150,6 +150,9 @@ def main(argv: list[str] | None = None) -> int:
         for fault in error.faults:
             _say(f"{fault.pointer}: {fault.detail}")
         return EX_CONFIG
+    except HeldError as error:
+        _say(f"database: {error}")
+        return EX_UNAVAILABLE
     except StoreError as error:
         _say(f"database: {error}")
         return EX_FAILED if isinstance(error, UnavailableError) else EX_CONFIG

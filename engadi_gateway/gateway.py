@@ -56,6 +56,7 @@ from engadi_gateway.pipeline.routing import RoutingTable
 from engadi_gateway.secret import with_secret
 from engadi_gateway.seed import seed_of, timestamp
 from engadi_gateway.settings import Settings
+from engadi_gateway.sharing import Sharing, when_free
 from engadi_gateway.store.catalog import Catalog, Change, with_change
 from engadi_gateway.store.database import StoreError
 from engadi_gateway.store.journal import Journal
@@ -63,6 +64,8 @@ from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
 
 _PRUNE_EVERY_S = 60.0
+#: Beyond its drain, for a process before this one to let go of the databases.
+_PATIENCE_S = 5.0
 _DRAIN_LOOK_S = 0.02
 #: While draining: a connection that asked nothing for so long is idle, and closed.
 _DRAIN_IDLE_S = 1.0
@@ -143,19 +146,23 @@ class Gateway:
             asyncio.create_task(self.checker.run(), name="health"),
             asyncio.create_task(self.authority.run(), name="keys"),
             asyncio.create_task(self._prune_forever(), name="prune"),
+            asyncio.create_task(self._sharing.run(), name="sharing"),
         ]
 
     async def _open_stores(self) -> None:
         settings = self.settings
-        self.catalog = Catalog(settings.database_url)
+        self.catalog = Catalog(settings.database_url, is_shared=settings.server_reuse_port)
         self.journal = Journal(
             settings.log_path,
             retention_days=settings.log_retention_days,
             max_bytes=settings.log_max_bytes,
             queue_rows=settings.log_queue_rows,
+            is_shared=settings.server_reuse_port,
         )
-        self._snapshot = await asyncio.to_thread(self.catalog.open, seed_of(settings, timestamp(time.time())))
-        await asyncio.to_thread(self.journal.open)
+        patience_s = settings.gateway_drain_delay + settings.gateway_drain_timeout + _PATIENCE_S
+        seed = seed_of(settings, timestamp(time.time()))
+        self._snapshot = await when_free(lambda: self.catalog.open(seed), patience_s)
+        await when_free(self.journal.open, patience_s)
 
     def _build(self) -> None:
         settings = self.settings
@@ -182,7 +189,7 @@ class Gateway:
             ],
             lambda: self.fault("sweep"),
         )
-        self._writes = asyncio.Lock()
+        self._sharing = Sharing(self.catalog, lambda: self._snapshot.revision, self._take_snapshot)
         self._reloads = {"success": 0, "failure": 0}
 
     async def _restore_health(self) -> None:
@@ -339,23 +346,29 @@ class Gateway:
         }
 
     async def change(self, change: Change) -> Snapshot:
-        """One configuration write: compile what it would give, persist it, then swap it whole.
+        """One configuration write, within `writing`: compile what it would give, persist it, then swap it whole.
 
         Raises:
             RefusedError: CONFLICT or INVALID_FIELDS; STORE_UNAVAILABLE when it could not be kept.
         """
-        async with self._writes:
-            candidate = with_change(self._snapshot, change)
-            compiled = self._compile(candidate)
-            try:
-                kept = await self.catalog.apply(change)
-            except StoreError as error:
-                self._log.error("configuration not written: %s", error)
-                raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE)) from None
-            if kept != candidate:
-                compiled = self._compile(kept)
-            self._swap(kept, compiled)
-            return kept
+        candidate = with_change(self._snapshot, change)
+        compiled = self._compile(candidate)
+        try:
+            kept = await self.catalog.apply(change)
+        except StoreError as error:
+            self._log.error("configuration not written: %s", error)
+            raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE)) from None
+        if kept != candidate:
+            compiled = self._compile(kept)
+        self._swap(kept, compiled)
+        return kept
+
+    def writing(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """While in it, the configuration is the newest and nobody else changes it. Raises StoreError."""
+        return self._sharing.writing()
+
+    def _take_snapshot(self, snapshot: Snapshot) -> None:
+        self._swap(snapshot, self._compiler.compile(snapshot, time.monotonic()))
 
     def _compile(self, snapshot: Snapshot) -> Compiled:
         try:
@@ -380,7 +393,7 @@ class Gateway:
             ConfigurationError, StoreError: and everything stays as it was.
         """
         settings, _ = with_secret(settings)
-        async with self._writes:
+        async with self._sharing.lock, self.catalog.turn():
             await asyncio.to_thread(refuse_faults, settings)
             fixed = waiting_for_a_restart(self.settings, settings)
             settings = pinned(settings, self.settings)

@@ -392,9 +392,11 @@ def test_without_a_file_it_is_the_seed(tmp_path: Path) -> None:
 def test_at_rest_it_is_what_was_last_kept_and_nothing_is_written(tmp_path: Path) -> None:
     with opened(tmp_path) as (catalog, _):
         kept = run(catalog, change("route", ROUTE), change("cors", POLICY))
-    before = (tmp_path / "config.db").read_bytes()
-    assert snapshot_at_rest(str(tmp_path / "config.db"), SEED) == kept
-    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("config.db", before)]
+    path = tmp_path / "config.db"
+    before = path.read_bytes()
+    assert snapshot_at_rest(str(path), SEED) == kept
+    assert path.read_bytes() == before
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["config.db", "config.db.lock"]
 
 
 def test_a_damaged_file_is_refused_and_kept(tmp_path: Path) -> None:

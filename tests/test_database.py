@@ -19,6 +19,7 @@ from engadi_gateway.store.database import (
     Connection,
     CorruptError,
     Database,
+    HeldError,
     Migration,
     StoreError,
     file_bytes,
@@ -26,21 +27,31 @@ from engadi_gateway.store.database import (
     shrink,
     used_bytes,
 )
+from engadi_gateway.store.locks import FileLock
 
 APPLICATION = 77
 TABLE: Migration = ("CREATE TABLE item (n INTEGER PRIMARY KEY, text TEXT) STRICT",)
 ENDLESS = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT count(*) FROM c"
 
 
-def database(path: Path, migrations: Sequence[Migration] = (TABLE,), *, is_expendable: bool = False) -> Database:
-    return Database(str(path), migrations, synchronous="FULL", application_id=APPLICATION, is_expendable=is_expendable)
+def database(
+    path: Path, migrations: Sequence[Migration] = (TABLE,), *, is_expendable: bool = False, is_shared: bool = False
+) -> Database:
+    return Database(
+        str(path),
+        migrations,
+        synchronous="FULL",
+        application_id=APPLICATION,
+        is_expendable=is_expendable,
+        is_shared=is_shared,
+    )
 
 
 @contextlib.contextmanager
 def opened(
-    path: Path, migrations: Sequence[Migration] = (TABLE,), *, is_expendable: bool = False
+    path: Path, migrations: Sequence[Migration] = (TABLE,), *, is_expendable: bool = False, is_shared: bool = False
 ) -> Iterator[Database]:
-    store = database(path, migrations, is_expendable=is_expendable)
+    store = database(path, migrations, is_expendable=is_expendable, is_shared=is_shared)
     store.open()
     try:
         yield store
@@ -70,12 +81,17 @@ def descriptors_of(path: Path) -> list[str]:
     return [name for name in found if name.startswith(str(path))]
 
 
-def damage(path: Path, first_page: int) -> None:
-    """Scribble over the pages from that one (counted from 0) on."""
+def names_in(folder: Path) -> list[str]:
+    """Without the lock, which stays."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.suffix != ".lock")
+
+
+def damage(path: Path, first_page: int, pages: int = 0) -> None:
+    """Scribble over so many pages (0: all) from that one (counted from 0) on."""
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.seek(first_page * 4096)
-        file.write(b"\xa5" * (size - first_page * 4096))
+        file.write(b"\xa5" * (pages * 4096 or size - first_page * 4096))
 
 
 # opening
@@ -90,7 +106,7 @@ def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
             modes = {entry.name: entry.stat().st_mode & 0o777 for entry in tmp_path.iterdir()}
     finally:
         os.umask(before)
-    assert modes == {"a.db": 0o600, "a.db-wal": 0o600, "a.db-shm": 0o600}
+    assert modes == dict.fromkeys(("a.db", "a.db-wal", "a.db-shm", "a.db.lock"), 0o600)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +180,8 @@ def test_a_file_system_without_wal_is_refused() -> None:
         with pytest.raises(StoreError, match="no write-ahead log"):
             store.open()
     finally:
-        Path(":memory:").unlink()
+        for name in (":memory:", ":memory:.lock"):
+            Path(name).unlink()
 
 
 # migrations
@@ -223,7 +240,7 @@ def test_a_broken_file_that_matters_is_refused_and_stays_where_it_is(tmp_path: P
     before = path.read_bytes()
     with pytest.raises(CorruptError):
         database(path).open()
-    assert (path.read_bytes(), [entry.name for entry in tmp_path.iterdir()]) == (before, ["a.db"])
+    assert (path.read_bytes(), names_in(tmp_path)) == (before, ["a.db"])
 
 
 def filled(path: Path, *, is_expendable: bool = False) -> None:
@@ -394,7 +411,7 @@ def test_what_was_submitted_is_written_before_the_end(tmp_path: Path) -> None:
     store.close()
     assert all(future.done() for future in futures)
     assert ask(path, "SELECT count(*) FROM item") == 300
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.db"], "checkpointed"
+    assert names_in(tmp_path) == ["a.db"], "checkpointed"
     assert descriptors_of(path) == []
 
 
@@ -484,7 +501,7 @@ def test_peeking_reads_a_file_at_rest_and_leaves_no_trace(tmp_path: Path) -> Non
     filled(path)
     before = path.read_bytes()
     assert database(path).peek(count) == 200
-    assert (path.read_bytes(), [entry.name for entry in tmp_path.iterdir()]) == (before, ["a.db"])
+    assert (path.read_bytes(), names_in(tmp_path)) == (before, ["a.db"])
 
 
 def test_peeking_beside_a_running_one_sees_what_it_wrote_last(tmp_path: Path) -> None:
@@ -529,3 +546,166 @@ def test_free_pages_are_counted_and_given_back(tmp_path: Path) -> None:
         assert store.submit(lambda con: (free_share(con), shrink(con, 10))).result() == (0.0, 0)
         assert store.size_bytes() >= store.submit(file_bytes).result()
     assert path.stat().st_size < full / 5
+
+
+# several processes; two Databases are to each other what two processes are, for the locks are of the opened file
+
+
+def test_one_that_is_not_shared_keeps_others_out_until_it_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    for first, second in ((False, False), (False, True), (True, False)):
+        with opened(path, is_shared=first):
+            for is_expendable in (False, True):
+                other = database(path, is_shared=second, is_expendable=is_expendable)
+                with pytest.raises(HeldError, match="another process has it open"):
+                    other.open()
+                assert descriptors_of(tmp_path / "a.db.lock") == [f"{path}.lock"]
+        with opened(path, is_shared=second):
+            pass
+    assert descriptors_of(path) == []
+
+
+def test_several_that_share_see_each_others_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+
+    async def run() -> None:
+        with opened(path, is_shared=True) as one, opened(path, is_shared=True) as two:
+            await asyncio.gather(*(store.write(add) for store in (one, two) * 50))
+            assert [await store.read(count) for store in (one, two)] == [100, 100]
+        assert ask(path, "PRAGMA integrity_check") == "ok"
+
+    asyncio.run(run())
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.db", "a.db.lock", "a.db.turn"]
+
+
+def test_the_turn_is_had_while_opening_writing_and_closing(tmp_path: Path) -> None:
+    path, seen = tmp_path / "a.db", []
+
+    def is_free() -> bool:
+        lock = FileLock(f"{path}.turn")
+        was_had = lock.take()
+        lock.close()
+        return was_had
+
+    def migrate(connection: Connection) -> None:
+        connection.execute("CREATE TABLE item (n INTEGER PRIMARY KEY, text TEXT) STRICT")
+        seen.append(is_free())
+
+    with opened(path, (migrate,), is_shared=True) as store:
+        seen.append(is_free())
+        seen.append(store.submit(lambda connection: is_free()).result())
+        seen.append(is_free())
+        finish = store._finish
+        store._finish = lambda: seen.append(is_free()) or finish()  # type: ignore[method-assign,func-returns-value]
+    assert seen == [False, True, False, True, False]
+
+
+def test_a_turn_that_another_keeps_is_a_store_error_and_the_end_comes_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BUSY_MS", 20)
+    path = tmp_path / "a.db"
+    lock = FileLock(f"{path}.turn")
+    with opened(path, is_shared=True) as store:
+        assert lock.take()
+        with pytest.raises(StoreError, match="another process has been writing for 20 ms"):
+            store.submit(add).result()
+        lock.give()
+        store.submit(add).result()
+        assert lock.take()
+    lock.close()
+    assert descriptors_of(path) == []
+    assert ask(path, "SELECT count(*) FROM item") == 1
+
+
+def test_a_turn_of_several_writes_lets_nobody_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BUSY_MS", 20)
+    path = tmp_path / "a.db"
+
+    async def run() -> None:
+        with opened(path, is_shared=True) as one, opened(path, is_shared=True) as two:
+            async with one.turn():
+                await one.write(add)
+                with pytest.raises(StoreError, match="another process"):
+                    await two.write(add)
+                with pytest.raises(StoreError, match="another process"):
+                    async with two.turn():
+                        pass
+                await one.write(add)
+            async with two.turn():
+                assert await two.write(count) == 2
+
+    asyncio.run(run())
+
+
+def test_who_no_longer_waits_for_its_turn_does_not_keep_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+
+    async def run() -> None:
+        with opened(path, is_shared=True) as one, opened(path, is_shared=True) as two:
+            hold, begun = threading.Event(), threading.Event()
+
+            def busy(connection: Connection) -> bool:
+                begun.set()
+                return hold.wait(5)
+
+            done = one.submit(busy)
+            await asyncio.to_thread(begun.wait, 5)
+
+            async def turn() -> None:
+                async with one.turn():
+                    raise AssertionError
+
+            waiting = asyncio.ensure_future(turn())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiting
+            hold.set()
+            assert await asyncio.wrap_future(done)
+            await two.write(add)
+
+    asyncio.run(run())
+
+
+def test_what_others_have_open_is_not_migrated(tmp_path: Path) -> None:
+    path, newer = tmp_path / "a.db", (TABLE, ("CREATE TABLE more (n INTEGER) STRICT",))
+    with opened(path, is_shared=True) as old:
+        with pytest.raises(HeldError, match="end all its processes first"):
+            database(path, newer, is_shared=True).open()
+        old.submit(add).result()
+    with opened(path, newer, is_shared=True) as new, opened(path, newer, is_shared=True) as other:
+        for store in (new, other):
+            store.submit(add).result()
+    assert (ask(path, "PRAGMA user_version"), ask(path, "SELECT count(*) FROM item")) == (2, 3)
+
+
+def test_a_broken_file_is_moved_aside_when_the_last_of_those_that_share_lets_go(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    filled(path, is_expendable=True)
+    damage(path, 20, 1)
+
+    def spoil(connection: Connection) -> None:
+        connection.execute("UPDATE item SET text = ''")
+
+    async def run() -> None:
+        with (
+            opened(path, is_expendable=True, is_shared=True) as one,
+            opened(path, is_expendable=True, is_shared=True) as two,
+        ):
+            with pytest.raises(CorruptError):
+                await one.write(spoil)
+            with pytest.raises(StoreError, match="moved aside when no other process has it open"):
+                await one.write(add)
+            assert (one.moved_aside, path.exists()) == ("", True)
+            await two.write(add)
+            with pytest.raises(CorruptError):
+                await two.write(spoil)
+            assert Path(two.moved_aside).stat().st_size >= 200_000
+            for store in (one, two):
+                await store.write(add)
+            assert [await store.read(count) for store in (one, two)] == [2, 2]
+        assert len([name for name in names_in(tmp_path) if "corrupt" in name]) == 1
+
+    asyncio.run(run())
+    assert ask(path, "PRAGMA integrity_check") == "ok"

@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         (
             "health", "authority", "metrics", "accesslog", "explain", "admin", "listeners", "secret", "seed", "demo",
-            "assembly", "offline", "gateway", "cli",
+            "assembly", "offline", "sharing", "gateway", "cli",
         )
     ),
 )  # fmt: skip

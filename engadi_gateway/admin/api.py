@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
@@ -50,6 +50,7 @@ class Console(Explained, Protocol):
     def limits_status(self) -> list[dict[str, Any]]: ...
     def state(self) -> dict[str, Any]: ...
     def services(self) -> Mapping[str, Service]: ...
+    def writing(self) -> AbstractAsyncContextManager[None]: ...
     async def change(self, change: Change) -> Snapshot: ...
     async def flushed(self) -> None: ...
 
@@ -88,6 +89,7 @@ class Endpoint:
     success: int = 200
     media: str = "application/json"
     is_guarded: bool = False  # takes If-Match
+    is_dry: bool = False  # changes no configuration, though it is no GET
 
     @property
     def route_id(self) -> str:
@@ -116,7 +118,6 @@ class Api:
     def __init__(self, console: Console, endpoints: tuple[Endpoint, ...]) -> None:
         self._console = console
         self._endpoints = {endpoint.route_id: endpoint for endpoint in endpoints}
-        self._writes = asyncio.Lock()  # what If-Match was held against is what is changed
 
     async def serve(self, exchange: Exchange, body: bytes) -> LocalReply:
         """Answer one exchange.
@@ -146,9 +147,9 @@ class Api:
 
     async def _run(self, endpoint: Endpoint, call: Call) -> LocalReply:
         try:
-            if endpoint.method == "GET":
+            if endpoint.method == "GET" or endpoint.is_dry:
                 return await endpoint.handler(call)
-            async with self._writes:
+            async with self._console.writing():  # what If-Match was held against is what is changed
                 return await endpoint.handler(call)
         except StoreError:
             raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE)) from None

@@ -55,7 +55,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", f"{BASE}/services", observe.list_services, "Services with health and circuit"),
     Endpoint("GET", f"{BASE}/services/{{name}}/health", observe.service_health, "Check one service now", params=_NAME),
     Endpoint("POST", f"{BASE}/services/{{name}}/reset", observe.reset_service, "Close a service's circuit",
-             params=_NAME),
+             params=_NAME, is_dry=True),
 
     Endpoint("GET", f"{BASE}/stats", observe.stats, "Totals, error rate, services, statuses, endpoints", query=_HOURS),
     Endpoint("GET", f"{BASE}/logs", observe.logs, "The request log, newest first", query=_LOGS),
@@ -83,6 +83,6 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              params={"n": Text(pattern=r"[0-9]{1,15}", longest=15, shortest=1)}),
 
     Endpoint("POST", f"{BASE}/explain", observe.explain_request, "What would be done with a request, and why",
-             body=EXPLAIN),
+             body=EXPLAIN, is_dry=True),
 )
 # fmt: on

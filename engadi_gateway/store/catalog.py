@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,15 +132,15 @@ def seed_routes(services: Mapping[str, Service], now: str) -> tuple[Route, ...]:
     )
 
 
-def _database(path: str) -> Database:
-    return Database(path, MIGRATIONS, synchronous="FULL", application_id=_APPLICATION_ID)
+def _database(path: str, *, is_shared: bool = False) -> Database:
+    return Database(path, MIGRATIONS, synchronous="FULL", application_id=_APPLICATION_ID, is_shared=is_shared)
 
 
 class Catalog:
-    """The configuration's database."""
+    """The configuration's database; `is_shared`: other processes write to it too."""
 
-    def __init__(self, path: str) -> None:
-        self._database = _database(path)
+    def __init__(self, path: str, *, is_shared: bool = False) -> None:
+        self._database = _database(path, is_shared=is_shared)
         self._services: Mapping[str, Service] = {}
         self._settings_cors = CorsPolicy()
 
@@ -202,6 +203,14 @@ class Catalog:
             return self._load(connection)
 
         return await self._database.write(work)
+
+    @property
+    def is_shared(self) -> bool:
+        return self._database.is_shared
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """While in it, nobody else changes the configuration, in any process; one at a time. Raises StoreError."""
+        return self._database.turn()
 
     async def load(self) -> Snapshot:
         return await self._database.read(self._load)

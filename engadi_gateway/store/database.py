@@ -1,7 +1,8 @@
 """The only door to sqlite3: one writer thread a file, a few readers, migrations.
 
 All writes and checkpoints of a file go through one connection on one thread. That is a rule of safety: versions before
-3.51.3 can corrupt a WAL when two connections write and checkpoint at once.
+3.51.3 can corrupt a WAL when two connections write and checkpoint at once. So a second process is kept out, or, where
+the file is shared, takes its turn (`store.locks`).
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from engadi_gateway.store import files
+from engadi_gateway.store.locks import Locks
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
@@ -30,6 +33,7 @@ _READ_LIMIT_S = 5.0
 _PROGRESS_STEPS = 10_000
 _BUSY_MS = 5000
 _BUSY_CLOSING_MS = 500
+_OPENING_MS = 30_000  # others may be migrating or checking
 _DISK_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO))
 _PRAGMAS = (
     "PRAGMA foreign_keys=ON",
@@ -55,6 +59,10 @@ class UnavailableError(StoreError):
     """Raised when a disk is full or fails, or others hold a lock: the same may go well later."""
 
 
+class HeldError(StoreError):
+    """Raised when other processes have a file open that must not be shared, or not now."""
+
+
 class Database:
     """One sqlite file.
 
@@ -66,6 +74,7 @@ class Database:
         is_expendable: a broken file is moved aside and a new one begun, once in a run; one that cannot be had now is
             opened by a later write. One that is not is checked whole when it is opened (so it should be small), and
             left as it is.
+        is_shared: other processes may have it open too, and all take turns to write.
     """
 
     def __init__(
@@ -76,6 +85,7 @@ class Database:
         synchronous: Literal["FULL", "NORMAL"],
         application_id: int,
         is_expendable: bool = False,
+        is_shared: bool = False,
     ) -> None:
         self.path = path
         self.moved_aside = ""  # where the broken file went
@@ -84,10 +94,14 @@ class Database:
         self._synchronous = synchronous
         self._application_id = application_id
         self._is_expendable = is_expendable
+        self.is_shared = is_shared
+        self._locks = Locks(path, is_shared=is_shared)
+        self._broken: tuple[int, int] | None = None  # which file it was
         self._connection: Connection | None = None  # the writer thread's, once that runs
         self._writer: threading.Thread | None = None
-        self._queue: queue.SimpleQueue[tuple[Work[Any], Future[Any]] | None] = queue.SimpleQueue()
-        self._readers: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._readers: queue.SimpleQueue[tuple[int, Connection]] = queue.SimpleQueue()
+        self._era = 0  # a new one begins when the file is left
         self._pool: ThreadPoolExecutor | None = None
         self._gate = threading.Lock()  # between the last submit and close
         self._is_closing = False
@@ -98,30 +112,43 @@ class Database:
         """Create or migrate the file and start the writer. Blocking.
 
         Raises:
-            CorruptError, StoreError: nothing is left open.
+            HeldError, CorruptError, StoreError: nothing is left open.
         """
         try:
-            self._connection = self._opened()
-        except CorruptError:
-            if not self._is_expendable:
-                raise
-            self._move_aside()
-            self._connection = self._opened()
+            with self._turn(_OPENING_MS):
+                self._connection = self._usable()
         except UnavailableError as error:
             if not self._is_expendable:
+                self._locks.close()
                 raise
             self.missing = str(error)
+        except BaseException:
+            self._locks.close()
+            raise
         self._pool = ThreadPoolExecutor(_READERS, "engadi-reader")
         self._writer = threading.Thread(target=self._write_forever, name="engadi-writer", daemon=True)
         self._writer.start()
 
+    def _usable(self) -> Connection:
+        """The file opened, or what takes its place."""
+        if self._broken is None or self._broken != files.identity(self.path):
+            try:
+                return self._opened()
+            except CorruptError:
+                if not self._is_expendable or self.moved_aside:
+                    raise
+                self._broken = files.identity(self.path)
+        self._move_aside()
+        return self._opened()
+
     def _opened(self) -> Connection:
         try:
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            files.create(self.path)
+            if not self._locks.enter():
+                raise HeldError(f"{self.path}: another process has it open ([server] reuse_port = yes shares it)")
             connection = sqlite3.connect(self.path, _BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
         except OSError as error:
-            kind = UnavailableError if error.errno in _DISK_ERRNOS else StoreError
-            raise kind(f"{self.path}: {error.strerror}") from None
+            raise _os_error(self.path, error) from None
         except sqlite3.Error as error:
             raise _store_error(self.path, error) from None
         try:
@@ -143,9 +170,16 @@ class Database:
         if _pragma(connection, "journal_mode=WAL") != "wal":
             raise StoreError(f"{self.path}: no write-ahead log is possible here (a network file system?)")
         if 0 < version < len(self._migrations):
+            self._enter_alone()
             self._back_up(connection, version)
         for number, migration in enumerate(self._migrations[version:], version + 1):
             self._migrate(connection, number, migration)
+        self._locks.enter()
+
+    def _enter_alone(self) -> None:
+        """What others have open is not changed under them."""
+        if not self._locks.is_alone():
+            raise HeldError(f"{self.path}: of an older version that is still running; end all its processes first")
 
     def _check(self, connection: Connection) -> int:
         """The file's schema version, if the file is whole, ours and not too new."""
@@ -176,16 +210,15 @@ class Database:
         connection.execute("VACUUM INTO ?", (str(copy),))
 
     def _move_aside(self) -> None:
-        stem = aside = f"{self.path}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-        number = 1
-        while Path(aside).exists():
-            number += 1
-            aside = f"{stem}-{number}"
-        for suffix in ("", "-wal", "-shm"):
-            source = Path(f"{self.path}{suffix}")
-            if source.exists():
-                source.rename(f"{aside}{suffix}")
-        self.moved_aside = aside
+        """Raises UnavailableError while other processes have it open: they would go on writing to it."""
+        if not self._locks.is_alone():
+            raise UnavailableError(f"{self.path}: damaged; moved aside when no other process has it open")
+        try:
+            self.moved_aside = files.move_aside(self.path)
+        except OSError as error:
+            raise _os_error(self.path, error) from None
+        if self.is_shared:
+            self._locks.leave()  # whoever comes first makes the new one, and shares it
 
     def peek(self, work: Work[T]) -> T:
         """Run `work` on the file as it lies there; for commands that only look. Blocking.
@@ -211,51 +244,87 @@ class Database:
 
     def submit(self, work: Work[T]) -> Future[T]:
         """As `write`, for callers that do not wait. Never blocks; a closed database fails the future."""
+        return self._enqueue(lambda: self._transact(work))
+
+    def _enqueue(self, job: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
         with self._gate:
             # what the writer itself adds while it finishes is still done
             if self._writer is None or (self._is_closing and threading.current_thread() is not self._writer):
                 future.set_exception(StoreError(f"{self.path}: closed"))
             else:
-                self._queue.put((work, future))
+                self._queue.put((job, future))
         return future
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Until the end of the block nobody else writes, in any process; one block at a time.
+
+        Raises:
+            StoreError: another process did not end its turn in time.
+        """
+        taken = self._enqueue(lambda: self._take_turn(_BUSY_MS, is_held=True))
+        try:
+            await asyncio.wrap_future(taken)
+            yield
+        finally:
+            self._enqueue(self._locks.end_turn)  # after what was taken, even if nobody waited for that any more
+
+    def _take_turn(self, wait_ms: int, *, is_held: bool = False) -> None:
+        try:
+            if not self._locks.take_turn(wait_ms / 1000, is_held=is_held):
+                raise UnavailableError(f"{self.path}: another process has been writing for {wait_ms} ms")
+        except OSError as error:
+            raise _os_error(self.path, error) from None
+
+    @contextlib.contextmanager
+    def _turn(self, wait_ms: int) -> Iterator[None]:
+        self._take_turn(wait_ms)
+        try:
+            yield
+        finally:
+            self._locks.give_turn()
 
     def _write_forever(self) -> None:
         while (entry := self._queue.get()) is not None:
-            self._run(*entry)
+            _run(*entry)
         while not self._queue.empty():
             entry = self._queue.get()
             assert entry is not None
-            self._run(*entry)
-        connection = self._connection
-        if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                connection.execute("PRAGMA optimize")
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            connection.close()
+            _run(*entry)
+        with contextlib.suppress(StoreError), self._turn(_BUSY_MS):
+            self._finish()
+        if self._connection is not None:  # somebody is writing and has it open, so that this close changes nothing
+            self._connection.close()
+        self._locks.close()
 
-    def _run(self, work: Work[T], future: Future[T]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            connection = self._connected()
-            if self._is_closing:  # others' locks must not hold up the end
-                connection.execute(f"PRAGMA busy_timeout={_BUSY_CLOSING_MS}")
-            with _transaction(connection):
-                result = work(connection)
-        except sqlite3.Error as error:
-            failure = _store_error(self.path, error)
-            if isinstance(failure, CorruptError):
-                self._begin_anew()
-            future.set_exception(failure)
-        except BaseException as error:  # the waiter gets it; this thread must live
-            future.set_exception(error)
-        else:
-            future.set_result(result)
+    def _finish(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA optimize")
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._connection.close()
+            self._connection = None
+
+    def _transact(self, work: Work[T]) -> T:
+        busy_ms = _BUSY_CLOSING_MS if self._is_closing else _BUSY_MS  # others' locks must not hold up the end
+        with self._turn(busy_ms):
+            try:
+                connection = self._connected()
+                if self._is_closing:
+                    connection.execute(f"PRAGMA busy_timeout={busy_ms}")
+                with _transaction(connection):
+                    return work(connection)
+            except sqlite3.Error as error:
+                failure = _store_error(self.path, error)
+                if isinstance(failure, CorruptError):
+                    self._begin_anew()
+                raise failure from None
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection = self._opened()
+            self._connection = self._usable()
+            self._era += 1
             self.missing = ""
         return self._connection
 
@@ -265,8 +334,10 @@ class Database:
             return
         self._connection.close()
         self._connection = None
-        with contextlib.suppress(OSError):
+        self._broken = files.identity(self.path)
+        with contextlib.suppress(StoreError):
             self._move_aside()
+        self._era += 1
 
     # reading
 
@@ -298,24 +369,27 @@ class Database:
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[Connection]:
-        era = self.moved_aside
-        try:
-            connection = self._readers.get_nowait()
-        except queue.Empty:
-            connection = _read_only(self.path)
+        era, connection = self._idle_reader()
         try:
             yield connection
         except BaseException:
             connection.close()
             raise
-        if era == self.moved_aside:
-            self._readers.put(connection)
-        else:
-            connection.close()
+        self._readers.put((era, connection))
+
+    def _idle_reader(self) -> tuple[int, Connection]:
+        while True:
+            try:
+                era, connection = self._readers.get_nowait()
+            except queue.Empty:
+                return self._era, _read_only(self.path)
+            if era == self._era:
+                return era, connection
+            connection.close()  # of a file that was left
 
     def size_bytes(self) -> int:
         """The file with its WAL."""
-        return sum(_size(f"{self.path}{suffix}") for suffix in ("", "-wal"))
+        return files.size_bytes(self.path)
 
     def close(self) -> None:
         """Finish what was submitted, checkpoint, close; reads under way are cut short. Blocking."""
@@ -327,9 +401,20 @@ class Database:
         assert pool is not None
         pool.shutdown()
         while not self._readers.empty():
-            self._readers.get().close()
+            self._readers.get()[1].close()
         self._queue.put(None)
         self._writer.join()  # last, because a reader that closes last leaves an empty WAL behind
+
+
+def _run(job: Callable[[], T], future: Future[T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = job()
+    except BaseException as error:  # the waiter gets it; the writer must live
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 def file_bytes(connection: Connection) -> int:
@@ -383,11 +468,9 @@ def _transaction(connection: Connection) -> Iterator[None]:
         raise
 
 
-def _size(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except OSError:
-        return 0
+def _os_error(path: str, error: OSError) -> StoreError:
+    kind = UnavailableError if error.errno in _DISK_ERRNOS else StoreError
+    return kind(f"{path}: {error.strerror}")
 
 
 def _store_error(path: str, error: sqlite3.Error) -> StoreError:

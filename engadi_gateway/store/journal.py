@@ -99,13 +99,26 @@ class Journal:
         retention_days, max_bytes: older rows, and the oldest beyond that size, go, a table at a time; 0: any size.
         queue_rows: rows that may wait for the writer.
         segment_rows: rows of one table, at least.
+        is_shared: other processes write to it too.
     """
 
     def __init__(
-        self, path: str, *, retention_days: int, max_bytes: int, queue_rows: int, segment_rows: int = SEGMENT_ROWS
+        self,
+        path: str,
+        *,
+        retention_days: int,
+        max_bytes: int,
+        queue_rows: int,
+        segment_rows: int = SEGMENT_ROWS,
+        is_shared: bool = False,
     ) -> None:
         self._database = Database(
-            path, MIGRATIONS, synchronous="NORMAL", application_id=_APPLICATION_ID, is_expendable=True
+            path,
+            MIGRATIONS,
+            synchronous="NORMAL",
+            application_id=_APPLICATION_ID,
+            is_expendable=True,
+            is_shared=is_shared,
         )
         self.retention_days = retention_days
         self.max_bytes = max_bytes
@@ -251,13 +264,19 @@ class Journal:
     # health
 
     async def save_health(self, rows: list[ServiceHealth]) -> None:
-        """Keep these, and no others."""
+        """Keep these, and no others; what somebody saw stays until somebody sees more."""
         values = [tuple(_health_column(getattr(row, name)) for name in _HEALTH) for row in rows]
-        insert = f"INSERT INTO service_health ({', '.join(_HEALTH)}) VALUES ({', '.join('?' * len(_HEALTH))})"  # noqa: S608
+        names, marks = ", ".join(_HEALTH), ", ".join("?" * len(_HEALTH))
+        changed = ", ".join(f"{name} = excluded.{name}" for name in _HEALTH)
+        upsert = (
+            f"INSERT INTO service_health ({names}) VALUES ({marks}) ON CONFLICT (service_name) DO UPDATE SET {changed}"  # noqa: S608
+            " WHERE excluded.last_check IS NOT NULL OR excluded.service_url <> service_url"
+        )
+        forget = f"DELETE FROM service_health WHERE service_name NOT IN ({', '.join('?' * len(rows))})"  # noqa: S608
 
         def work(connection: Connection) -> None:
-            connection.execute("DELETE FROM service_health")
-            connection.executemany(insert, values)
+            connection.execute(forget, [row.service_name for row in rows])
+            connection.executemany(upsert, values)
 
         await self._database.write(work)
 

@@ -1,0 +1,104 @@
+"""Several processes over the same databases: each takes what the others wrote, and writes on top of it.
+
+Nothing is sent between them. Each looks at the number of the newest revision several times a second, one short read,
+and loads the configuration when it moved. Whoever writes has the turn from before it reads until it has written, so
+that what If-Match was held against is what is changed, and revisions follow one from the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+from engadi_gateway.errors import ConfigurationError
+from engadi_gateway.model import Snapshot
+from engadi_gateway.store.catalog import Catalog
+from engadi_gateway.store.database import HeldError, StoreError
+
+T = TypeVar("T")
+LOOK_S = 0.25
+_FREE_LOOK_S = 0.1
+
+
+class Sharing:
+    """Keeps a gateway's configuration that of the catalog; without others there is nothing to do.
+
+    Args:
+        revision: of the snapshot that is served.
+        take: compile a snapshot and serve it; ConfigurationError when it cannot be, and then the old one stays.
+    """
+
+    def __init__(self, catalog: Catalog, revision: Callable[[], int], take: Callable[[Snapshot], None]) -> None:
+        self.lock = asyncio.Lock()  # between the writers of this process
+        self._catalog = catalog
+        self._revision = revision
+        self._take = take
+        self._refused = 0  # the newest revision that cannot be served here
+        self._log = logging.getLogger("engadi")
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
+        """What is read in the block is the newest, and nobody writes but the block.
+
+        Raises:
+            StoreError: nobody may write now.
+        """
+        async with self.lock, self._catalog.turn():
+            if not await self._catch_up():
+                raise StoreError("the configuration is one that cannot be served here")
+            yield
+
+    async def look(self) -> None:
+        """Take a newer configuration, if there is one. Raises StoreError."""
+        if await self._catalog.current_revision() not in {self._revision(), self._refused}:
+            async with self.lock:
+                await self._catch_up()
+
+    async def _catch_up(self) -> bool:
+        if not self._catalog.is_shared or await self._catalog.current_revision() == self._revision():
+            return True
+        snapshot = await self._catalog.load()
+        try:
+            self._take(snapshot)
+        except ConfigurationError as error:
+            if self._refused != snapshot.revision:
+                self._refused = snapshot.revision
+                self._log.error("revision %d cannot be served here, the old one stays: %s", snapshot.revision, error)
+            return False
+        return True
+
+    async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """For ever: look, wait. What goes wrong is said once, until it goes well again."""
+        said = ""
+        while self._catalog.is_shared:
+            try:
+                await self.look()
+                said = ""
+            except StoreError as error:
+                if str(error) != said:
+                    said = str(error)
+                    self._log.error("the configuration's revision cannot be read: %s", error)
+            await sleep(LOOK_S)
+
+
+async def when_free(open_it: Callable[[], T], patience_s: float) -> T:
+    """Open a database in a thread. One that is not shared may still be a predecessor's, which ends: wait so long.
+
+    Raises:
+        HeldError: it is not free yet. StoreError: it cannot be used.
+    """
+    deadline, is_said = time.monotonic() + patience_s, False
+    while True:
+        try:
+            return await asyncio.to_thread(open_it)
+        except HeldError as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not is_said:
+                logging.getLogger("engadi").warning("waiting at most %g s: %s", patience_s, error)
+                is_said = True
+        await asyncio.sleep(_FREE_LOOK_S)

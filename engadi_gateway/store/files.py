@@ -1,0 +1,53 @@
+"""A database's files as the file system has them: made, told apart, moved aside, measured. Raises OSError."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+
+
+def create(path: str) -> None:
+    """A new file is its owner's alone. One that is there is not opened: to close it would lose this process's locks."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """Which file it is, by whatever name; None: there is none."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def move_aside(path: str) -> str:
+    """Rename it and its companions; to what."""
+    stem = aside = f"{path}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    number = 1
+    while Path(aside).exists():
+        number += 1
+        aside = f"{stem}-{number}"
+    for suffix in ("", "-wal", "-shm"):
+        source = Path(f"{path}{suffix}")
+        if source.exists():
+            source.rename(f"{aside}{suffix}")
+    return aside
+
+
+def size_bytes(path: str) -> int:
+    """With its WAL."""
+    total = 0
+    for suffix in ("", "-wal"):
+        try:
+            total += Path(f"{path}{suffix}").stat().st_size
+        except OSError:
+            continue
+    return total
