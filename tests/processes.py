@@ -29,9 +29,10 @@ def free_port() -> int:
 class Process:
     """A gateway as a process; `lines` is what it said on stderr."""
 
-    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, port: int, folder: Path) -> None:
         self.process = process
         self.port = port
+        self.folder = folder
         self.lines: list[str] = []
 
     async def wait_for(self, text: str) -> None:
@@ -77,7 +78,7 @@ async def started(folder: Path, ini: str, **environment: str) -> AsyncIterator[P
         env=environment_of(**{"PORT": str(port), **environment}),
         stderr=asyncio.subprocess.PIPE,
     )
-    async with Process(process, port).watched() as running:
+    async with Process(process, port, folder).watched() as running:
         yield running
 
 

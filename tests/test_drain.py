@@ -25,14 +25,17 @@ async def _read_all(sock: socket.socket) -> bytes:
     return data
 
 
-def test_a_connection_that_nobody_has_taken_yet_is_served(tmp_path: Path) -> None:
-    """The kernel accepted it before the door closed: its client cannot know that we had not."""
+@pytest.mark.parametrize("turns", range(4))
+def test_a_connection_that_nobody_has_taken_yet_is_served(tmp_path: Path, turns: int) -> None:
+    """The kernel accepted it before the door closed, or asyncio did but a turn of the loop before."""
 
     async def run() -> None:
         async with upstream() as auth, running(tmp_path, auth) as gateway:
             socks = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(5)]
             for sock in socks:
                 sock.sendall(GET)
+            for _ in range(turns):
+                await asyncio.sleep(0)
             stopping = asyncio.create_task(gateway.stop(grace_s=5))
             for sock in socks:
                 with sock:

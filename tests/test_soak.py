@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from tests.soak import faults, kills, restarts
+from tests.soak import faults, kills, restarts, streams
 
 
 def test_a_flapping_upstream(tmp_path: Path) -> None:
@@ -38,3 +38,11 @@ def test_restarts_under_load_with_the_socket_held_open(tmp_path: Path) -> None:
     assert report.wrong == []
     assert set(report.ends) == {"answered"}
     assert report.ends["answered"] > 50
+
+
+def test_streams_live_through_writes_and_reloads(tmp_path: Path) -> None:
+    report = asyncio.run(streams.soak(tmp_path, streams=24, writes=20, reloads=4, seed=9))
+    assert report.wrong == []
+    assert (report.streams, report.writes, report.reloads) == (24, 20, 4)
+    assert report.fewest_of_one >= 2
+    assert set(report.left_over.values()) == {0}

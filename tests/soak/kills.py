@@ -24,11 +24,11 @@ from typing import Any
 from engadi_gateway.model import CorsPolicy
 from engadi_gateway.store.catalog import load_snapshot
 from engadi_gateway.store.codec import to_json
-from tests.fakes import RawClient, Reply, Upstream, upstream
+from tests.fakes import RawClient, Upstream, upstream
 from tests.harness import ADMIN, ask_on
 from tests.processes import ROOT, environment_of, free_port, ini_of
+from tests.soak.writes import remember, some_write
 
-BASE = "/api/v1/gateway"
 FLUSH_S = 0.25
 #: A row is late by the interval, and by what a batch takes to be written.
 SLACK_S = 2.0
@@ -166,36 +166,11 @@ async def _write_for_ever(port: int, seen: Seen, dice: random.Random) -> None:
     while True:
         async with _client(port) as client:
             for _ in range(500):
-                method, target, body = _some_write(dice, mine)
+                method, target, body = some_write(dice, mine)
                 reply = await ask_on(client, method, target, bearer=ADMIN, body=body)
                 if reply.is_whole and reply.status < 300:
                     seen.written.append(reply.one("x-request-id"))
-                    _remember(method, target, reply, mine)
-
-
-def _some_write(dice: random.Random, mine: list[str]) -> tuple[str, str, Any]:
-    kind = dice.choice(("new route", "new rule", "change", "change", "delete", "cors"))
-    tag = f"{dice.getrandbits(64):016x}"
-    if kind == "cors":
-        return "PUT", f"{BASE}/config/cors", {"enabled": True, "allow_origins": [f"https://{tag}.test"]}
-    if kind == "new rule":
-        rule = {"name": tag, "limit_type": "global", "max_requests": 1_000_000_000, "window_seconds": 1}
-        return "POST", f"{BASE}/config/rate-limits", rule
-    if kind == "new route" or not mine:
-        route = {"path_pattern": f"/soak/{tag}/*", "target_service": "auth", "is_public": True}
-        return "POST", f"{BASE}/routes", route
-    target = dice.choice(mine)
-    if kind == "delete" and len(mine) > 5:
-        return "DELETE", target, None
-    number = dice.randrange(1, 1_000_000)
-    return "PUT", target, {"priority": number} if "/routes/" in target else {"window_seconds": number}
-
-
-def _remember(method: str, target: str, reply: Reply, mine: list[str]) -> None:
-    if method == "POST":
-        mine.append(reply.one("location"))
-    elif method == "DELETE":
-        mine.remove(target)
+                    remember(method, target, reply, mine)
 
 
 # afterwards

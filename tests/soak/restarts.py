@@ -98,7 +98,7 @@ async def _activated(folder: Path, listener: socket.socket) -> AsyncIterator[Pro
         sys.executable, "-c", launcher,
         cwd=folder, env=environment_of(), pass_fds=[listener.fileno()], stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    gateway = Process(process, listener.getsockname()[1])
+    gateway = Process(process, listener.getsockname()[1], folder)
     async with gateway.watched():
         yield gateway
 
