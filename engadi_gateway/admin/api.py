@@ -189,7 +189,7 @@ def _query(exchange: Exchange, schemas: Mapping[str, Schema], faults: list[Fault
 
 
 def _typed(value: str, schema: Schema) -> Any:
-    is_number = not isinstance(schema, Text) and value.isascii() and value.isdigit() and len(value) <= 15
+    is_number = not isinstance(schema, Text) and value.isascii() and value.isdigit() and len(value) <= 16
     return int(value) if is_number else value
 
 

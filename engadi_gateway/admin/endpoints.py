@@ -16,7 +16,7 @@ _NAME: dict[str, Schema] = {"name": SERVICE}
 _MOMENT = Text(longest=40, format="date-time")
 _LOGS: dict[str, Schema] = {
     "method": Text(longest=32),
-    "path": Text(longest=8192),
+    "path": Text(longest=4096),  # with the others within a target
     "target_service": Text(longest=64),
     "user_id": Text(longest=1024),
     "client_ip": Text(longest=45),

@@ -35,7 +35,7 @@ _PROBLEM_RESPONSE: Json = {
     "description": "A problem (RFC 9457)",
     "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
 }
-_ALWAYS = ("400", "404", "405", "413", "422", "429", "500", "503")
+_ALWAYS = ("400", "404", "405", "413", "414", "422", "429", "431", "500", "503")
 _PROTECTED = ("401", "403")
 
 

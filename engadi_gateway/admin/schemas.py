@@ -33,7 +33,7 @@ class Schema(Protocol):
 
 @dataclass(frozen=True)
 class Text:
-    """A string. `is_good` raises ValueError with a sentence; `format` is only said."""
+    """A string. `is_good` raises ValueError with a sentence; `format` and `says`, a pattern, are only said."""
 
     pattern: str = ""
     longest: int = 1024
@@ -41,6 +41,7 @@ class Text:
     choices: tuple[str, ...] = ()
     is_good: Callable[[str], object] | None = None
     format: str = ""
+    says: str = ""
 
     def check(self, value: Any, pointer: str) -> list[Fault]:
         if not isinstance(value, str):
@@ -64,6 +65,8 @@ class Text:
             document = {"type": "string", "enum": list(self.choices)}
         if self.pattern:
             document["pattern"] = f"^(?:{self.pattern})$"
+        elif self.says:
+            document["pattern"] = self.says
         if self.format:
             document["format"] = self.format
         return document
@@ -199,7 +202,7 @@ def _not_blank(text: str) -> None:
         raise ValueError("white space around it, or characters that cannot be printed")
 
 
-PATH_PATTERN = Text(is_good=_pattern, shortest=1)
+PATH_PATTERN = Text(is_good=_pattern, shortest=1, says="^/")
 SERVICE = Text(pattern=SERVICE_NAME.pattern, longest=64, shortest=1)
 #: What cannot stand in a request head (RFC 3986) would be found out only when a request is sent.
 URL = Text(pattern=r"(?:https?://[A-Za-z0-9._~:/\[\]@!$&'()*+,;=%-]+)?", is_good=parse_url, longest=2048)
