@@ -44,7 +44,8 @@ from engadi_gateway.listeners import (
 from engadi_gateway.metrics import Metrics
 from engadi_gateway.model import Listener, LogRow, Service, Snapshot
 from engadi_gateway.net.accept import Acceptor
-from engadi_gateway.net.client import Batch, ClientConnection
+from engadi_gateway.net.batch import Batch
+from engadi_gateway.net.client import ClientConnection
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.net.deadlines import Ticker
 from engadi_gateway.net.fetch import Fetcher

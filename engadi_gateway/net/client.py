@@ -19,6 +19,7 @@ from typing import cast
 
 from engadi_gateway.errors import Reason, Refusal, RefusedError, rendered
 from engadi_gateway.model import Framing, Listener, RequestHead
+from engadi_gateway.net.batch import Batch
 from engadi_gateway.net.context import Context, LocalReply
 from engadi_gateway.net.forward import Forward
 from engadi_gateway.net.local import LocalCall
@@ -45,7 +46,6 @@ _READ_BYTES = 65536
 _MAX_PIPELINED_BYTES = 65536
 _LINGER_BYTES = 65536
 _MAX_WAITS = 3
-_STALL_S = 0.05
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -63,45 +63,6 @@ def _has_unread(transport: asyncio.Transport) -> bool:
     poll = select.poll()
     poll.register(transport.get_extra_info("socket"), select.POLLIN)
     return bool(poll.poll(0))
-
-
-class Batch:
-    """Heads that arrive in one turn of the loop are parsed first, then acted on: 13 to 15 % less at 64 connections.
-
-    Each entry is guarded: one failure never takes its neighbours along.
-    """
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._ready: list[ClientConnection] = []
-
-    def add(self, connection: ClientConnection) -> None:
-        if not self._ready:
-            self._context.loop.call_soon(self._run)
-        self._ready.append(connection)
-
-    def _run(self) -> None:
-        if self._context.upcalls.is_stalled():
-            self._context.loop.call_later(_STALL_S, self._run)
-            return
-        ready, self._ready = self._ready, []
-        now, wall = time.monotonic(), time.time()
-        acting = []
-        for connection in ready:
-            try:
-                if connection.read_head(now, wall):
-                    acting.append(connection)
-            except Exception:
-                self._crash(connection)
-        for connection in acting:
-            try:
-                connection.act()
-            except Exception:
-                self._crash(connection)
-
-    def _crash(self, connection: ClientConnection) -> None:
-        self._context.upcalls.fault("request")
-        connection.crash()
 
 
 class ClientConnection(asyncio.Protocol):
