@@ -60,8 +60,11 @@ class State(Enum):
 
 
 def _has_unread(transport: asyncio.Transport) -> bool:
+    sock = transport.get_extra_info("socket")
+    if sock.fileno() < 0:  # closed under us (TLS), which we are told next
+        return False
     poll = select.poll()
-    poll.register(transport.get_extra_info("socket"), select.POLLIN)
+    poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
 
 
