@@ -14,7 +14,7 @@ from tests.fuzz import grammar, live, offline
 from tests.fuzz.__main__ import Bounds, run_live, run_offline
 from tests.fuzz.oracle import Asked, Intake, requests_by_h11
 
-ROUNDS = {"replies": 3000, "chunks": 3000, "streams": 100}
+ROUNDS = {"replies": 3000, "chunks": 3000, "streams": 100, "names": 2000, "paths": 5000}
 
 
 @pytest.mark.parametrize("part", ROUNDS)

@@ -115,6 +115,9 @@ class HeaderPolicy(dict[bytes, Action]):
     def _classify(self, name: bytes) -> Action:
         if not _PLAIN_NAME.fullmatch(name):
             return self._ambiguous
+        bare = b"-".join(part for part in name.split(b"-") if part)
+        if bare != name:  # X--User-Id: a name like others, unless it could be read as one that matters here
+            return Action.KEEP if bare and self._classify(bare) == Action.KEEP else self._ambiguous
         if name in self._own:
             return Action.DROP
         if name in self._note_only:

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz [--seconds 60 | --rounds N] [--seed N] [replies] [chunks] [streams] [live]`: bytes made up.
+"""`python -m tests.fuzz [--seconds 60 | --rounds N] [--seed N] [replies] [chunks] [streams] [names] [paths] [live]`: bytes made up.
 
 Everything follows from the seed: a fault is printed with the part and the round in which it is found again.
 """
@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from tests.fuzz import live, offline
+from tests.fuzz import identity, live, offline
 
 OFFLINE: dict[str, Callable[[Random], list[str]]] = {
     "replies": offline.replies,
     "chunks": offline.chunks,
     "streams": offline.streams,
+    "names": identity.names,
+    "paths": identity.paths,
 }
 PARTS = (*OFFLINE, "live")
 _ROUNDS_PER_WORLD = 20
