@@ -146,6 +146,7 @@ def refresh(context: Context, settings: Settings) -> None:
     context.keep_alive_requests = settings.server_keep_alive_requests
     found = seats(settings)
     context.seats.most, context.seats.most_per_address = found.most, found.most_per_address
+    context.seats.ipv6_prefix = found.ipv6_prefix
     context.pools.take(pool_limits(settings))
 
 

@@ -41,12 +41,13 @@ def a_token(secret: str = SECRET, algorithm: str = "HS256", **claims: Any) -> st
 
 
 def headers_seen(*names: str, path: str = CONTENT + "/x") -> Probe:
-    """Which of these fields the upstream gets, asked with a token."""
+    """Which of these fields the upstream gets, and from whom: all are sent by the client too, who is called mallory."""
 
-    async def probe(world: World) -> list[str]:
-        assert (await get(world, path, BEARER)).status == 200
+    async def probe(world: World) -> dict[str, str]:
+        own = {name: "mallory" for name in names if name != "authorization"}
+        assert (await get(world, path, BEARER, headers=own)).status == 200
         seen = (world.auth if path.startswith(AUTH) else world.content).seen[-1]
-        return [name for name in names if seen.all(name)]
+        return {name: seen.one(name) for name in names if seen.all(name)}
 
     return probe
 
@@ -89,8 +90,10 @@ async def are_buckets_few(world: World) -> bool:
 
 
 async def neighbours_of_a_network(world: World) -> list[int]:
+    """What two of them get; and what the seats of connections are counted by."""
     addresses = ("2001:db8:0:1::1", "2001:db8:0:2::1")
-    return [(await get(world, AUTH + "/x", headers={"X-Forwarded-For": ip})).status for ip in addresses]
+    statuses = [(await get(world, AUTH + "/x", headers={"X-Forwarded-For": ip})).status for ip in addresses]
+    return [*statuses, world.gateway._context.seats.ipv6_prefix]
 
 
 def _reset(world: World) -> None:
@@ -176,7 +179,8 @@ def preflight(field_name: str = "", asks: str = "PUT", headers: str = "", origin
 async def rows_written(world: World) -> int:
     before = world.gateway.journal.stats().rows_written
     await get(world, AUTH + "/x")
-    await world.gateway.flushed()
+    world.gateway.flush()
+    await world.gateway.journal.written(20)
     return world.gateway.journal.stats().rows_written - before
 
 

@@ -41,6 +41,16 @@ def status_of(path: str = AUTH + "/x", bearer: str | None = None, method: str = 
     return probe
 
 
+def sizes_taken(path: str, bearer: str | None, *sizes: int) -> Probe:
+    """Which of these body sizes are not too large."""
+
+    async def probe(world: World) -> list[int]:
+        replies = [await get(world, path, bearer, "POST", body=b"x" * size) for size in sizes]
+        return [size for size, reply in zip(sizes, replies, strict=True) if reply.status != 413]
+
+    return probe
+
+
 async def health_name(world: World) -> str:
     return str(json_of(await get(world, "/health"))["service"])
 
@@ -52,7 +62,7 @@ async def backlog(world: World) -> int:
 
 
 async def whom_the_upstream_sees(world: World) -> str:
-    await get(world, AUTH + "/x", headers={"X-Forwarded-For": "203.0.113.9"})
+    await get(world, AUTH + "/x", headers={"X-Forwarded-For": "198.51.100.7, 203.0.113.9"})
     return world.auth.seen[-1].one("x-real-ip")
 
 

@@ -27,7 +27,7 @@ from tests import probes_traffic as traffic
 from tests.fakes import raw_client, upstream
 from tests.harness import SECRET
 from tests.probes_stages import a_token, headers_seen, preflight, reply_field
-from tests.probes_traffic import status_of, times_sent
+from tests.probes_traffic import sizes_taken, status_of, times_sent
 from tests.processes import ini_of, started
 from tests.world import APP, AUTH, BEARER, CONTENT, LONG_SECRET, Probe, a_world, get, until
 
@@ -59,7 +59,9 @@ ROWS: dict[str, Row] = {
     "gateway.name": Row(traffic.health_name, "One", "One", "Other", "Other"),
 
     "server.backlog": Row(traffic.backlog, 7, 7, 9, 9),
-    "server.trusted_proxies": Row(traffic.whom_the_upstream_sees, "", "127.0.0.1", "127.0.0.0/8", "203.0.113.9"),
+    "server.trusted_proxies": Row(
+        traffic.whom_the_upstream_sees,
+        "127.0.0.0/8", "203.0.113.9", "127.0.0.1, 203.0.113.0/24", "198.51.100.7"),
     "server.head_timeout": Row(traffic.late_head, 50.0, 408, 200.0, 200),
     "server.body_timeout": Row(traffic.late_body, 50.0, 408, 200.0, 200),
     "server.write_timeout": Row(traffic.late_reader, 50.0, False, 200.0, True),
@@ -70,7 +72,7 @@ ROWS: dict[str, Row] = {
     "server.max_head_bytes": Row(status_of(headers={"X": "y" * 300}), 300, 431, 16384, 200),
     "server.max_header_lines": Row(status_of(headers=FIVE_LINES), 5, 431, 6, 200),
     "server.max_target_bytes": Row(status_of(AUTH + "/" + "x" * 100), 100, 414, 8192, 200),
-    "server.max_body_bytes": Row(status_of(method="PUT", body=b"123456"), 5, 413, 6, 200),
+    "server.max_body_bytes": Row(sizes_taken(AUTH + "/x", None, 5, 6, 7), 5, [5], 6, [5, 6]),
     "server.underscore_headers": Row(status_of(headers={"X_User": "1"}), "drop", 200, "reject", 400),
 
     "upstream.timeout": Row(traffic.late_upstream, 50.0, 504, 200.0, 200),
@@ -105,9 +107,12 @@ ROWS: dict[str, Row] = {
     "jwt.required_claims": Row(_WITH_KEY, ("exp", "sub"), 200, ("exp", "sub", "email"), 401),
     "jwt.role_claim": Row(status_of("/api/v1/gateway/routes", ROLES), "role", 403, "groups", 200),
     "jwt.claim_headers": Row(
-        headers_seen("x-user-id", "x-who"), (("sub", "X-User-ID"),), ["x-user-id"], (("sub", "X-Who"),), ["x-who"]),
-    "jwt.forward_authorization": Row(headers_seen("authorization"), True, ["authorization"], False, []),
-    "jwt.public_routes": Row(headers_seen("x-user-id", path=AUTH + "/x"), "ignore", [], "optional", ["x-user-id"]),
+        headers_seen("x-user-id", "x-who"),
+        (("sub", "X-User-ID"),), {"x-user-id": "alice", "x-who": "mallory"}, (("sub", "X-Who"),), {"x-who": "alice"}),
+    "jwt.forward_authorization": Row(
+        headers_seen("authorization"), True, {"authorization": f"Bearer {BEARER}"}, False, {}),
+    "jwt.public_routes": Row(
+        headers_seen("x-user-id", path=AUTH + "/x"), "ignore", {}, "optional", {"x-user-id": "alice"}),
     "jwt.cache_size": Row(stages.remembered_tokens, 1, 1, 10, 2),
     "jwt.max_token_bytes": Row(_WITH_KEY, 64, 401, 8192, 200),
     "jwt.remote_url": Row(stages.who_is_asked, "", ["200", "auth"], "{content}/validate", ["200", "content"], REMOTE),
@@ -121,7 +126,7 @@ ROWS: dict[str, Row] = {
     "limits.max_buckets": Row(
         stages.are_buckets_few, 2, True, 1000, False, {**BEHIND_PROXY, "limits_per_user": 9, "limits_per_ip": 9}),
     "limits.ipv6_prefix": Row(
-        stages.neighbours_of_a_network, 64, [200, 200], 32, [200, 429], {**BEHIND_PROXY, "limits_per_ip": 1}),
+        stages.neighbours_of_a_network, 64, [200, 200, 64], 32, [200, 429, 32], {**BEHIND_PROXY, "limits_per_ip": 1}),
 
     "breaker.enabled": Row(stages.failures_until_open, False, 4, True, 1, {**TRIPS, "breaker_enabled": None}),
     "breaker.failure_threshold": Row(stages.failures_until_open, 3, 3, 2, 2, TRIPS),
@@ -155,8 +160,8 @@ ROWS: dict[str, Row] = {
 
     "admin.role": Row(status_of("/api/v1/gateway/routes", a_token(role="boss")), "admin", 403, "boss", 200),
     "admin.max_body_bytes": Row(
-        status_of("/api/v1/gateway/routes", a_token(role="admin"), "POST", body="x" * 2000),
-        1024, 413, 4096, 422),
+        sizes_taken("/api/v1/gateway/routes", a_token(role="admin"), 1024, 2048, 3072),
+        1024, [1024], 2048, [1024, 2048]),
 }  # fmt: skip
 
 #: Options whose effect another test shows.
@@ -230,11 +235,27 @@ def test_a_drain_waits_as_long_as_was_said(tmp_path: Path, timeout_s: float, is_
             await until(lambda: world.auth.seen)
             stopping = asyncio.create_task(world.gateway.__aexit__())
             if not is_whole:
-                await stopping
+                async with asyncio.timeout(15):  # or else it waits for what is never answered
+                    await stopping
             await until(lambda: world.gateway.lifecycle != "running")
             world.released.set()
             assert (await client.rest()).endswith(b"\r\n\r\nok") is is_whole
             await stopping
+
+    asyncio.run(run())
+
+
+def test_the_process_does_too(tmp_path: Path) -> None:
+    """Its patience with this client is 0 s; the 20 s in which it must have ended are fewer than the default's 30."""
+
+    async def run() -> None:
+        async with a_world(tmp_path / "upstreams") as world:
+            ini = ini_of(world.auth.url, "[gateway]\ndrain_timeout = 0\n")
+            async with started(tmp_path, ini) as gateway, raw_client(gateway.port) as client:
+                await client.send(b"GET /api/v1/auth/hold HTTP/1.1\r\nHost: h\r\n\r\n")
+                await until(lambda: world.auth.seen)
+                gateway.signal(signal.SIGTERM)
+                assert await gateway.code() == 0
 
     asyncio.run(run())
 
@@ -277,7 +298,7 @@ def test_what_is_said_on_stderr(tmp_path: Path, more: str, has_debug_words: bool
             assert await gateway.code() == 0
             said = "".join(gateway.lines)
             assert ("Using selector" in said) is has_debug_words
-            assert ("debug=True" in said) is is_asyncio_debugging
+            assert ("debug=True" in said) is is_asyncio_debugging  # the loop's farewell
 
     asyncio.run(run())
 
