@@ -163,7 +163,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("server", "port", parse_int, "8000", "port of all addresses; 0 takes a free one", "PORT", low=0, high=65535),
     Option("server", "unix_socket", parse_str, "", "path of a unix socket to listen on as well"),
     Option("server", "backlog", parse_int, "2048", "connections that may wait to be accepted", low=1),
-    Option("server", "reuse_port", parse_bool, "no", "SO_REUSEPORT: several processes share the port"),
+    Option("server", "reuse_port", parse_bool, "no", "several processes share the port and the databases"),
     Option("server", "loop", one_of("auto", "asyncio", "uvloop"), "asyncio",
            "event loop; auto takes uvloop where it is installed"),
     Option("server", "tls_certificate", parse_str, "", "PEM file; with tls_key the listeners speak TLS"),

@@ -473,6 +473,16 @@ HEALTH = [
 ]
 
 
+def test_who_has_not_looked_yet_forgets_nothing_of_what_another_saw(tmp_path: Path) -> None:
+    known = HEALTH[0]
+    unseen = ServiceHealth(known.service_name, known.service_url)
+    moved = replace(unseen, service_url="http://elsewhere")
+    with opened(tmp_path) as journal:
+        for saved, kept in ((known, known), (unseen, known), (moved, moved), (known, known)):
+            asyncio.run(journal.save_health([saved]))
+            assert asyncio.run(journal.load_health()) == [kept]
+
+
 def test_health_is_kept_as_it_was_last_saved(tmp_path: Path) -> None:
     with opened(tmp_path) as journal:
         assert asyncio.run(journal.load_health()) == []
