@@ -16,6 +16,8 @@ from pathlib import Path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _STOP_S = 15.0
+#: In place of a core: any of them.
+ANYWHERE = -1
 
 
 def members(group: int) -> list[int]:
@@ -69,6 +71,11 @@ def _resident_kib(pid: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("VmRSS:")), 0)
 
 
+def cores_of(core: int) -> set[int]:
+    """What that stands for."""
+    return os.sched_getaffinity(0) if core == ANYWHERE else {core}
+
+
 class Process:
     """A program in a session of its own, pinned to one core; what it says goes to `folder`/output."""
 
@@ -76,7 +83,9 @@ class Process:
         self._path = folder / "output"
         self._output = self._path.open("ab")
         ours = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {core})  # inherited; a child that pins itself would need a hook between fork and exec
+        os.sched_setaffinity(
+            0, cores_of(core)
+        )  # inherited; a child that pins itself would need a hook between fork and exec
         try:
             self._child = subprocess.Popen(
                 list(command),

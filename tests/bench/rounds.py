@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.bench.accounting import Process
+from tests.bench.accounting import Process, cores_of
 from tests.bench.load import Job, failed
 from tests.bench.loads import Load
 from tests.bench.peers import PLENTY, ROOT, Command, Duty, Peer, Place, Setup, free_port
@@ -203,7 +203,7 @@ class Bench:
 def run_load(job: Job, core: int) -> dict[str, Any]:
     """A job in a process of its own."""
     ours = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, cores_of(core))
     limit_s = job.seconds + job.warm_s + _GRACE_S + (job.warm_requests + job.requests) / 1000
     try:
         done = subprocess.run(
