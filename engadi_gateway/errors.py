@@ -59,7 +59,6 @@ class Reason(Enum):
 
     # what the gateway can bear
     OVERLOADED = ("overloaded", 503, "Overloaded", "connection_limit_reached", "")
-    DRAINING = ("draining", 503, "Shutting down", "proxy_internal_response", "closes")
     BREAKER_OPEN = ("breaker_open", 503, "Service unavailable", "destination_unavailable", "")
     NO_TARGET = ("no_target", 503, "No target for this route", "destination_unavailable", "")
 
@@ -68,6 +67,8 @@ class Reason(Enum):
     DNS_TIMEOUT = ("dns_timeout", 504, "Upstream name not found in time", "dns_timeout", "failure")
     CONNECT_REFUSED = ("connect_refused", 502, "Upstream not reachable", "connection_refused", "failure")
     CONNECT_TIMEOUT = ("connect_timeout", 504, "Upstream not reachable in time", "connection_timeout", "failure")
+    TLS_CERTIFICATE = (
+        "tls_certificate", 502, "Upstream certificate not accepted", "tls_certificate_error", "failure")
     TLS_ERROR = ("tls_error", 502, "Upstream TLS failed", "tls_protocol_error", "failure")
     UPSTREAM_CLOSED = ("upstream_closed", 502, "Upstream closed the connection", "connection_terminated", "failure")
     UPSTREAM_INVALID = ("upstream_invalid", 502, "Upstream sent no valid answer", "http_protocol_error", "failure")
@@ -99,6 +100,15 @@ class Reason(Enum):
 #: What the breaker counts of the statuses an upstream sends itself: 502 503 504 and never a 500, which is one
 #: request's bug rather than a service's outage.
 FAILURE_STATUSES = frozenset((502, 503, 504))
+
+#: When to come back, in seconds, where the refusal does not know better.
+RETRY_AFTER_S = {
+    Reason.OVERLOADED: 1,
+    Reason.AUTH_UNAVAILABLE: 5,
+    Reason.BREAKER_OPEN: 5,
+    Reason.NO_TARGET: 5,
+    Reason.STORE_UNAVAILABLE: 5,
+}
 
 HeaderLine = tuple[bytes, bytes]
 

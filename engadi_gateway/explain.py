@@ -21,6 +21,7 @@ from engadi_gateway.wire.forwarded import (
     resolve_client,
 )
 from engadi_gateway.wire.headers import HeaderPolicy
+from engadi_gateway.wire.problem import refusal_lines
 from engadi_gateway.wire.request import HeadLimits, RefusedHeadError, parse_head, take_head
 
 _REQUEST_ID = "00000000-0000-4000-8000-000000000000"
@@ -77,7 +78,7 @@ def explain(  # noqa: PLR0913 - a request has so many parts
         "verdict": "wait" if wait is not None else "refuse" if refusal is not None else "serve",
         "reason": refusal.code if refusal is not None else Reason.OK.code,
         "status": refusal.reason.status if refusal is not None else None,
-        "reply_headers": _lines(exchange.reply_lines + rendered(refusal.headers if refusal is not None else ())),
+        "reply_headers": _lines(exchange.reply_lines + rendered(refusal_lines(refusal) if refusal is not None else ())),
         "upstream": None,
     }
     if wait is None and refusal is None and exchange.target is not None:

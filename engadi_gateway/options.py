@@ -22,6 +22,8 @@ BOOLEANS = {
 _DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)")
+#: Of a bucket: beyond this a float no longer counts single requests.
+MAX_REQUESTS = 10_000_000
 SERVICE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 
 
@@ -235,8 +237,10 @@ OPTIONS: tuple[Option, ...] = (
     Option("jwt", "remote_negative_cache", parse_duration_s, "5s", "how long a remote no is kept"),
 
     Option("limits", "enabled", parse_bool, "yes", "rate limits", "RATE_LIMIT_ENABLED"),
-    Option("limits", "per_user", parse_int, "1000", "requests a user and window", "RATE_LIMIT_PER_USER", 1, 10_000_000),
-    Option("limits", "per_ip", parse_int, "500", "requests per address and window", "RATE_LIMIT_PER_IP", 1, 10_000_000),
+    Option("limits", "per_user", parse_int, "1000", "requests a user and window",
+           "RATE_LIMIT_PER_USER", 1, MAX_REQUESTS),
+    Option("limits", "per_ip", parse_int, "500", "requests per address and window",
+           "RATE_LIMIT_PER_IP", 1, MAX_REQUESTS),
     Option("limits", "window", parse_duration_s, "1h", "the window of both", "RATE_LIMIT_WINDOW", 1, 31_536_000),
     Option("limits", "max_buckets", parse_int, "1000000", "buckets kept at once; the fullest go first", low=100),
     Option("limits", "ipv6_prefix", parse_int, "64", "IPv6 addresses count as this network", low=32, high=128),

@@ -481,6 +481,24 @@ def test_livez_and_readyz(tmp_path: Path) -> None:
     with_gateway(tmp_path, session)
 
 
+@pytest.mark.parametrize("path", ["/health", "/livez", "/readyz", f"{BASE}/health", f"{BASE}/openapi.json"])
+def test_monitors_may_add_to_public_pages_what_they_like(tmp_path: Path, path: str) -> None:
+    async def session(gateway: Gateway) -> None:
+        for query in ("x=1", "verbose&verbose", "%zz", "&".join("abcdefgh" * 10)):
+            assert (await ask(gateway.port, "GET", f"{path}?{query}")).status == 200, query
+
+    with_gateway(tmp_path, session)
+
+
+def test_options_of_the_whole_is_answered_by_the_gateway(tmp_path: Path) -> None:
+    async def session(gateway: Gateway) -> None:
+        await create_route(gateway, "/*", is_public=True)
+        reply = await ask(gateway.port, "OPTIONS", "*")
+        assert (reply.status, reply.body) == (204, b"")
+
+    with_gateway(tmp_path, session)
+
+
 def test_services_with_health_and_circuit(tmp_path: Path) -> None:
     async def session(gateway: Gateway) -> None:
         await create_route(gateway, "/dead/*", target_service="dead", target_url="http://127.0.0.1:1", is_public=True)
@@ -668,6 +686,9 @@ BAD: dict[str, tuple[tuple[str, str, Any, dict[str, str]], tuple[int, str, list[
     "a host of dots": (("POST", "/routes", {**ROUTE, "host": "a..b"}, {}), (422, "invalid_fields", ["/host"])),
     "reserved": (("POST", "/routes", {**ROUTE, "path_pattern": "/api/v1/gateway/mine"}, {}),
                  (422, "invalid_fields", ["/path_pattern"])),
+    "an inactive rule too large to be used": (
+        ("POST", "/config/rate-limits", {**RULE, "max_requests": 10_000_001, "is_active": False}, {}),
+        (422, "invalid_fields", ["/max_requests"])),
     "a rule without a size": (("POST", "/config/rate-limits", {**RULE, "max_requests": 0}, {}),
                               (422, "invalid_fields", ["/max_requests"])),
     "a rule for a thing": (("POST", "/config/rate-limits", {**RULE, "limit_type": "per_thing"}, {}),

@@ -302,5 +302,5 @@ def test_a_peer_that_never_says_goodbye_delays_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ["nobody vouches", "another name"])
 def test_tls_is_verified(tmp_path: Path, case: str) -> None:
     shown = Certificate(tmp_path, "127.0.0.1" if case == "nobody vouches" else "other.example")
-    with pytest.raises(FetchError, match=r"^tls_error$"):
+    with pytest.raises(FetchError, match=r"^tls_certificate$"):
         over_tls(sends(b"HTTP/1.1 204 x\r\n\r\n"), shown, None if case == "nobody vouches" else shown)

@@ -201,7 +201,8 @@ def test_the_breaker_opens_probes_and_closes(tmp_path: Path) -> None:
     async def run() -> None:
         async with upstream(script) as auth, running(tmp_path, auth, **values) as gateway:
             for _ in range(3):
-                assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 503
+                failed = await ask(gateway.port, "GET", "/api/v1/auth/x")
+                assert (failed.status, failed.all("proxy-status")) == (503, ["engadi; received-status=503"])
             refused = await ask(gateway.port, "GET", "/api/v1/auth/x")
             assert (refused.status, json_of(refused)["code"], refused.one("retry-after")) == (503, "breaker_open", "1")
             assert len(auth.seen) == 3
@@ -604,7 +605,7 @@ def test_waiting_for_a_connection_ends_in_time(tmp_path: Path) -> None:
             while not auth.seen:
                 await asyncio.sleep(0.01)
             late = await ask(gateway.port, "GET", "/api/v1/auth/x")
-            assert (late.status, json_of(late)["code"]) == (503, "overloaded")
+            assert (late.status, json_of(late)["code"], late.one("retry-after")) == (503, "overloaded", "1")
             release.set()
             assert (await first).status == 200
 

@@ -333,7 +333,7 @@ def test_without_the_extra_a_sentence_says_how_to_install_it(monkeypatch: pytest
         raise NotImplementedError(name)
 
     monkeypatch.setattr(jwt, "get_algorithm_by_name", known_without_cryptography)
-    with pytest.raises(ConfigurationError, match=r"pip install 'engadi-gateway\[crypto\]'"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'PyJWT\[crypto\]'"):
         keyring_of(("RS256",), "", "")
 
 

@@ -82,6 +82,9 @@ def test_every_row_gives_a_reply_that_h11_reads(reason: Reason, method: str, is_
     assert lines[b"cache-control"] == b"no-store"
     assert (lines[b"vary"], lines[b"allow"]) == (b"Origin", b"GET")
     assert lines.get(b"connection") == (b"close" if is_closing else None)
+    assert ("retry-after" in {name.decode() for name in lines}) is (reason.status == 503), (
+        "each 503 says when to come back"
+    )
     proxy_status = f"engadi; error={reason.proxy_error}".encode() if reason.proxy_error else None
     assert lines.get(b"proxy-status") == proxy_status
     if reason.status == 204:
@@ -120,4 +123,11 @@ def test_a_refusals_own_lines_stand_before_proxy_status() -> None:
         (b"Cache-Control", b"no-store"),
         (b"Retry-After", b"3"),
         (b"Proxy-Status", b"engadi; error=destination_unavailable"),
+    ]
+
+
+def test_who_does_not_know_when_to_come_back_says_a_default() -> None:
+    assert (b"Retry-After", b"1") in refusal_lines(Refusal(Reason.OVERLOADED))
+    assert [line for line in refusal_lines(Refusal(Reason.NO_TARGET)) if line[0] == b"Retry-After"] == [
+        (b"Retry-After", b"5")
     ]

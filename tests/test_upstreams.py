@@ -56,7 +56,8 @@ def test_https_upstreams_are_verified(tmp_path: Path, host: str, is_known: bool,
             reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
             assert reply.status == status
             if status != 200:
-                assert json_of(reply)["code"] == "tls_error"
+                assert json_of(reply)["code"] == "tls_certificate"
+                assert reply.one("proxy-status") == "engadi; error=tls_certificate_error"
 
     asyncio.run(run())
 

@@ -137,7 +137,7 @@ class Api:
             for name, schema in endpoint.params.items()
             for fault in schema.check(params[name], f"/{name}")
         ]
-        query = _query(exchange, endpoint.query, faults)
+        query = _query(exchange, endpoint.query, faults, is_lenient=endpoint.is_public)
         document = _document(exchange, endpoint, body)
         if endpoint.body is not None:
             faults += endpoint.body.check(document, "")
@@ -166,17 +166,21 @@ class Api:
             raise RefusedError(Refusal(Reason.PREFLIGHT_DENIED, "origin not allowed"))
 
 
-def _query(exchange: Exchange, schemas: Mapping[str, Schema], faults: list[Fault]) -> dict[str, Any]:
-    """The query's values; a value for a number is read as one. Unknown and repeated names are faults."""
+def _query(
+    exchange: Exchange, schemas: Mapping[str, Schema], faults: list[Fault], *, is_lenient: bool
+) -> dict[str, Any]:
+    """The query's values; numbers are read as such. What is unknown or repeated is a fault, or passed over."""
     text = exchange.head.target.decode("latin-1").partition("?")[2]
     try:
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=50)
     except ValueError:
-        faults.append(Fault("/query", "malformed"))
+        faults += [] if is_lenient else [Fault("/query", "malformed")]
         return {}
     values: dict[str, Any] = {}
     for name, value in pairs:
         pointer = f"/query/{escaped(name)}"
+        if is_lenient and (name not in schemas or name in values):
+            continue  # monitors and caches add what they like
         if name not in schemas:
             faults.append(Fault(pointer, "unknown parameter"))
         elif name in values:

@@ -12,8 +12,7 @@ from typing import Any, Protocol
 
 from engadi_gateway.errors import Fault
 from engadi_gateway.model import LimitMode, LimitType
-from engadi_gateway.options import SERVICE_NAME, parse_url
-from engadi_gateway.pipeline.limits import MAX_CAPACITY
+from engadi_gateway.options import MAX_REQUESTS, SERVICE_NAME, parse_url
 from engadi_gateway.pipeline.patterns import parse_pattern
 
 Json = dict[str, Any]
@@ -240,7 +239,7 @@ RULE = Object(
     {
         "name": Text(pattern=r"[A-Za-z0-9_.-]{1,64}", longest=64, shortest=1),
         "limit_type": Text(choices=tuple(LimitType)),
-        "max_requests": Number(1, MAX_CAPACITY),
+        "max_requests": Number(1, MAX_REQUESTS),
         "window_seconds": Number(1, 31_536_000),
         "path_pattern": Text(is_good=parse_pattern),
         "mode": Text(choices=tuple(LimitMode)),

@@ -288,6 +288,7 @@ class Forward:
         exchange.error_message = None  # an earlier attempt's
         if head.status in FAILURE_STATUSES:
             exchange.reason = Reason.UPSTREAM_5XX
+            exchange.reply_lines.append(b"Proxy-Status: engadi; received-status=%d" % head.status)
         framing = head.framing
         if framing is _TO_CLOSE or framing is _CHUNKED:
             framing = _TO_CLOSE if exchange.head.is_http10 else _CHUNKED

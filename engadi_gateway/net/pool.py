@@ -275,7 +275,9 @@ def dial_failure(error: Exception) -> tuple[Reason, str]:
     if isinstance(error, DialTimeoutError):
         return error.reason, error.reason.title
     if isinstance(error, ssl.SSLError):
-        return Reason.TLS_ERROR, getattr(error, "verify_message", "") or error.reason or "TLS failed"
+        is_certificate = isinstance(error, ssl.SSLCertVerificationError)
+        reason = Reason.TLS_CERTIFICATE if is_certificate else Reason.TLS_ERROR
+        return reason, getattr(error, "verify_message", "") or error.reason or "TLS failed"
     if isinstance(error, socket.gaierror):
         return Reason.DNS_ERROR, "name not found"
     if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}:

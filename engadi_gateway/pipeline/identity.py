@@ -107,7 +107,7 @@ def _require_crypto(algorithms: tuple[str, ...]) -> None:
         try:
             jwt.get_algorithm_by_name(name)
         except NotImplementedError:
-            detail = f"{name} needs the crypto extra: python -m pip install 'engadi-gateway[crypto]'"
+            detail = f"{name} needs the crypto extra: python -m pip install 'PyJWT[crypto]'"
             raise ConfigurationError([Fault("jwt.algorithms", detail)]) from None
 
 

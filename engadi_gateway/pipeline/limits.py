@@ -21,13 +21,13 @@ from weakref import WeakValueDictionary
 
 from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal
 from engadi_gateway.model import LimitMode, LimitType, RateLimitRule
+from engadi_gateway.options import MAX_REQUESTS
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.patterns import parse_pattern, pattern_matches, pattern_readings, readings
 
 #: A thousandth of a token is forgiven: rounding after months must not cost a whole one.
 _ROUNDING = 0.001
 _CEILING = 0.999999
-MAX_CAPACITY = 10_000_000
 _MEMO_SIZE = 4096
 _MEMO_PATH_LENGTH = 256
 #: Buckets are filed by the sixteenth of a window in which they will be full.
@@ -254,8 +254,8 @@ def rule_faults(rule: RateLimitRule) -> list[Fault]:
     faults = []
     if not (rule.name.isascii() and rule.name.isprintable() and 1 <= len(rule.name) <= 64):
         faults.append(Fault("/name", "1 to 64 printable ASCII characters (it stands in a header, RFC 9651)"))
-    if not 1 <= rule.max_requests <= MAX_CAPACITY:
-        faults.append(Fault("/max_requests", f"1 to {MAX_CAPACITY}"))
+    if not 1 <= rule.max_requests <= MAX_REQUESTS:
+        faults.append(Fault("/max_requests", f"1 to {MAX_REQUESTS}"))
     if rule.window_seconds < 1:
         faults.append(Fault("/window_seconds", "1 or more"))
     if rule.path_pattern:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from http import HTTPStatus
 
-from engadi_gateway.errors import HeaderLine, Reason, Refusal, rendered
+from engadi_gateway.errors import RETRY_AFTER_S, HeaderLine, Reason, Refusal, rendered
 
 PROXY_NAME = b"engadi"
 _PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
@@ -51,8 +51,11 @@ def problem_body(refusal: Refusal, request_id: str) -> bytes:
 
 
 def refusal_lines(refusal: Refusal) -> list[HeaderLine]:
-    """What every refusal carries besides its own header lines: no caching, and its reason as Proxy-Status."""
+    """Its own header lines, and what every one carries: no caching, when to come back, its reason as Proxy-Status."""
     lines: list[HeaderLine] = [(b"Cache-Control", b"no-store"), *refusal.headers]
+    retry_after_s = RETRY_AFTER_S.get(refusal.reason)
+    if retry_after_s is not None and not any(name == b"Retry-After" for name, _ in refusal.headers):
+        lines.append((b"Retry-After", b"%d" % retry_after_s))
     if refusal.reason.proxy_error:
         lines.append((b"Proxy-Status", b"%b; error=%b" % (PROXY_NAME, refusal.reason.proxy_error.encode("ascii"))))
     return lines
