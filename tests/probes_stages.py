@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from engadi_gateway.pipeline.identity import make_token
-from engadi_gateway.store.journal import LogFilter
+from engadi_gateway.store.questions import LogFilter
 from tests.harness import SECRET, token
 from tests.logrows import a_row
 from tests.world import (

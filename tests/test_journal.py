@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import sqlite3
 import threading
 from collections import Counter
@@ -16,9 +17,11 @@ from typing import Any
 import pytest
 
 from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
-from engadi_gateway.store import segments
+from engadi_gateway.store import journal as journal_module
+from engadi_gateway.store import segments, tally
 from engadi_gateway.store.database import Connection, StoreError
-from engadi_gateway.store.journal import Journal, JournalStats, LogFilter, _query_of
+from engadi_gateway.store.journal import Journal, JournalStats
+from engadi_gateway.store.questions import LogFilter, query_of
 from tests.logrows import a_row, random_rows
 
 NOW = 1_790_000_000_000
@@ -207,7 +210,7 @@ def test_each_filter_selects_what_it_says_newest_first(history: Journal, wanted:
     ids=str,
 )
 def test_each_filter_is_answered_by_the_index_that_selects_most(history: Journal, wanted: LogFilter, plan: str) -> None:
-    query = _query_of(wanted)
+    query = query_of(wanted)
 
     def work(connection: Connection) -> list[str]:
         statement, values = segments.select(segments.segments(connection)[-1], query)
@@ -260,6 +263,101 @@ def test_statistics_are_those_of_the_rows(history: Journal) -> None:
     assert stats["total_requests"] == len(mine)
     assert stats["requests_by_status"] == Counter(str(row.status_code) for row in mine)
     assert asyncio.run(history.performance(168, now_ms))["max"] == max(row.response_time for row in mine)
+
+
+# the statistics follow the rows
+
+
+def asked(journal: Journal, now_ms: int = NOW) -> int:
+    """How many requests the statistics tell of."""
+    return int(asyncio.run(journal.stats_of(168, now_ms))["total_requests"])
+
+
+def summed(path: Path) -> int:
+    """Up to which row the file itself has them."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return int(connection.execute("SELECT last_id FROM log_summed").fetchone()[0])
+
+
+def test_they_are_stored_when_many_wait_when_asked_for_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tally, "STORED_ROWS", 250)
+    rows = random_rows(600, NOW - HOUR_MS, NOW)
+    with opened(tmp_path) as journal:
+        journal.put(rows[:100])
+        settled(journal)
+        assert summed(tmp_path / "log.db") == 0
+        put_in_batches(journal, rows[100:400])
+        settled(journal)
+        assert 250 <= summed(tmp_path / "log.db") <= 400
+        journal.put(rows[400:500])
+        assert asked(journal) == 500
+        assert summed(tmp_path / "log.db") == 500
+        journal.put(rows[500:])
+    assert summed(tmp_path / "log.db") == 600
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_after_a_kill_nothing_is_missing_and_nothing_counted_twice(tmp_path: Path, asks: bool) -> None:
+    rows = random_rows(700, NOW - HOUR_MS, NOW)
+    with opened(tmp_path, segment_rows=150) as journal:
+        put_in_batches(journal, rows[:300])
+        if asks:
+            assert asked(journal) == 300
+        put_in_batches(journal, rows[300:600])
+        settled(journal)
+        (tmp_path / "killed").mkdir()
+        for name in ("log.db", "log.db-wal"):  # what a kill leaves: the file and its log, as they are
+            shutil.copy(tmp_path / name, tmp_path / "killed" / name)
+    with opened(tmp_path / "killed", segment_rows=150) as journal:
+        journal.put(rows[600:])
+        assert asked(journal) == 700
+        assert len(everything(journal)) == 700
+
+
+def test_several_may_write_into_one_file(tmp_path: Path) -> None:
+    rows = random_rows(1_200, NOW - HOUR_MS, NOW)
+    with (
+        opened(tmp_path, segment_rows=300, is_shared=True) as one,
+        opened(tmp_path, segment_rows=300, is_shared=True) as other,
+    ):
+        for start in range(0, 1_200, 100):
+            (one if start % 300 else other).put(rows[start : start + 100])
+            assert start % 400 or asked(one) <= start + 100
+        assert settled(one).rows_failed == settled(other).rows_failed == 0
+        assert asked(one) == asked(other) == 1_200
+        assert len(everything(one)) == 1_200
+
+
+def test_what_cannot_be_summed_now_is_answered_from_what_is_there(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        run(journal, lambda connection: connection.execute("PRAGMA busy_timeout=10"))
+        journal.put([a_row(created_at=NOW)] * 3)
+        assert asked(journal) == 3
+        journal.put([a_row(created_at=NOW)] * 4)
+        settled(journal)
+        with contextlib.closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert asked(journal) == 3
+            with pytest.raises(StoreError, match="locked"):
+                asyncio.run(journal.prune(NOW))
+            other.execute("ROLLBACK")
+        assert asked(journal) == 7
+
+
+def test_whoever_asks_does_not_wait_for_a_busy_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_SUMMED_S", 0.01)
+    hold = threading.Event()
+    with opened(tmp_path) as journal:
+        journal.put([a_row(created_at=NOW)] * 3)
+        settled(journal)
+        journal._database.submit(lambda connection: hold.wait(5))
+        assert asked(journal) == 0
+        hold.set()
+        settled(journal)
+        monkeypatch.setattr(journal_module, "_SUMMED_S", 5.0)
+        assert asked(journal) == 3
 
 
 # bad days
@@ -328,6 +426,7 @@ def test_a_batch_that_failed_is_tried_once_more(tmp_path: Path) -> None:
         hold.set()
         stats = settled(journal)
         assert (stats.rows_written, stats.rows_failed, stats.last_error) == (50, 0, "")
+        assert asked(journal) == 50, "counted once"
 
 
 def test_rows_after_the_end_are_counted(tmp_path: Path) -> None:
@@ -363,6 +462,7 @@ def test_a_log_that_breaks_while_open_is_moved_aside_and_no_row_is_lost(
         journal.put([a_row(request_id="after", created_at=NOW + DAY_MS)])
         stats = settled(journal)
         assert (stats.rows_written, stats.rows_failed) == (1, 0)
+        assert asked(journal, NOW + DAY_MS) == 1
         assert Path(stats.moved_aside).exists()
         assert [row["request_id"] for row in everything(journal)] == ["after"]
     assert any(stats.moved_aside in record.getMessage() for record in caplog.records)

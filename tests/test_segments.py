@@ -58,10 +58,37 @@ def test_ids_go_on_from_table_to_table_and_after_all_but_the_last_are_gone() -> 
             closed(connection, rows[start : start + 4])
         assert names(connection) == {OPEN, "gateway_log_1", "gateway_log_2", "gateway_log_3"}
         assert [row[0] for row in found(connection)] == list(range(12, 0, -1))
-        assert [segments.drop_oldest(connection, NOW) for _ in range(2)] == [4, 4]
+        segments.set_summed_id(connection, 8)
+        assert [segments.drop_oldest(connection, NOW) for _ in range(3)] == [4, 4, 0], "none that was not summed"
         segments.add_rows(connection, rows[:2])
         assert [row[0] for row in found(connection)] == [14, 13, 12, 11, 10, 9]
         assert names(connection) == {OPEN, "gateway_log_3"}
+
+
+def test_ids_go_on_when_all_is_gone() -> None:
+    with tables() as connection:
+        closed(connection, [a_row()] * 4)
+        segments.set_summed_id(connection, 4)
+        assert segments.drop_oldest(connection, 1 << 62) == 4
+        assert found(connection) == []
+        assert segments.last_id(connection) == 4
+        assert segments.add_rows(connection, [a_row()] * 2) == 5
+        assert [row[0] for row in found(connection)] == [6, 5]
+
+
+def test_rows_are_read_in_the_order_they_came() -> None:
+    rows = random_rows(12, NOW - DAY_MS, NOW)
+    with tables() as connection:
+        for start in range(0, 8, 4):
+            closed(connection, rows[start : start + 4])
+        segments.add_rows(connection, rows[8:])
+        for after in range(12):
+            for count in (1, 3, 5, 100):
+                assert segments.rows_after(connection, after, count) == (
+                    min(12, after + count),
+                    rows[after : after + count],
+                )
+        assert segments.rows_after(connection, 12, 5) == (12, [])
 
 
 def test_an_empty_table_is_never_closed() -> None:
@@ -259,6 +286,7 @@ def test_a_table_goes_when_all_its_rows_are_old() -> None:
     with tables() as connection:
         closed(connection, [a_row(created_at=NOW + number) for number in (5, 1)])  # one of them took long
         closed(connection, [a_row(created_at=NOW + 3)])
+        segments.set_summed_id(connection, 3)
         assert segments.drop_oldest(connection, NOW + 3) == 0
         assert segments.drop_oldest(connection, NOW + 5) == 1, "the other one is kept by its last row"
         assert segments.drop_oldest(connection, NOW + 5) == 0

@@ -17,7 +17,7 @@ from engadi_gateway.explain import explain
 from engadi_gateway.model import ServiceHealth
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.seed import timestamp
-from engadi_gateway.store.journal import LogFilter
+from engadi_gateway.store.questions import LogFilter
 
 _DEFAULT_HOURS = 24
 

@@ -242,18 +242,24 @@ class Database:
         """Run `work` on the writer thread in one transaction; its result, or StoreError."""
         return await asyncio.wrap_future(self.submit(work))
 
-    def submit(self, work: Work[T]) -> Future[T]:
-        """As `write`, for callers that do not wait. Never blocks; a closed database fails the future."""
-        return self._enqueue(lambda: self._transact(work))
+    def submit(self, work: Work[T], done: Callable[[Future[T]], None] | None = None) -> Future[T]:
+        """As `write`, for callers that do not wait. Never blocks; a closed database fails the future.
 
-    def _enqueue(self, job: Callable[[], T]) -> Future[T]:
+        `done` is called on the writer thread after the commit or failure, before the next work; if closed, at once.
+        """
+        return self._enqueue(lambda: self._transact(work), done)
+
+    def _enqueue(self, job: Callable[[], T], done: Callable[[Future[T]], None] | None = None) -> Future[T]:
         future: Future[T] = Future()
+        if done is not None:
+            future.add_done_callback(done)
         with self._gate:
             # what the writer itself adds while it finishes is still done
-            if self._writer is None or (self._is_closing and threading.current_thread() is not self._writer):
-                future.set_exception(StoreError(f"{self.path}: closed"))
-            else:
+            is_closed = self._is_closing and threading.current_thread() is not self._writer
+            if self._writer is not None and not is_closed:
                 self._queue.put((job, future))
+                return future
+        future.set_exception(StoreError(f"{self.path}: closed"))  # not in the gate: `done` may come back
         return future
 
     @contextlib.asynccontextmanager

@@ -7,9 +7,7 @@ lock) is tried once more, then counted and dropped. A broken file is moved aside
 from __future__ import annotations
 
 import asyncio
-import base64
-import itertools
-import json
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -18,8 +16,20 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
-from engadi_gateway.store import rollup, segments
-from engadi_gateway.store.database import Connection, Database, Migration, file_bytes, free_share, shrink, used_bytes
+from engadi_gateway.store import questions, rollup, segments
+from engadi_gateway.store.database import (
+    Connection,
+    Database,
+    Migration,
+    StoreError,
+    file_bytes,
+    free_share,
+    shrink,
+    used_bytes,
+)
+from engadi_gateway.store.questions import LogFilter, LogPage
+from engadi_gateway.store.sums import HOUR_MS, MINUTE_MS
+from engadi_gateway.store.tally import Tally
 
 _APPLICATION_ID = 0x456E474C  # "EnGL"
 _DAY_MS = 86_400_000
@@ -32,8 +42,7 @@ _SPANS = 240  # forgotten at once
 _MINUTES_KEPT_MS = 8 * _DAY_MS  # questions reach a week back
 _VACUUM_PAGES = 256
 _FREE_SHARE = 0.25
-_IS_ERROR = dict(segments.INDEXES)["id"]
-_IS_UNCOMMON = {column: condition for column, condition in segments.INDEXES if column in segments.COMMON}
+_SUMMED_S = 1.0
 
 MIGRATIONS: tuple[Migration, ...] = (
     (
@@ -49,33 +58,6 @@ MIGRATIONS: tuple[Migration, ...] = (
     ),
 )
 _HEALTH = tuple(field.name for field in fields(ServiceHealth))
-
-
-@dataclass(frozen=True, slots=True)
-class LogFilter:
-    """What GET /logs asks for; None: not asked. Times in epoch ms, `cursor` as a page gave it."""
-
-    method: str | None = None
-    path: str | None = None
-    target_service: str | None = None
-    user_id: str | None = None
-    client_ip: str | None = None
-    request_id: str | None = None
-    status_code: int | None = None
-    reason: str | None = None
-    start_ms: int | None = None
-    end_ms: int | None = None
-    limit: int = 100
-    offset: int = 0
-    cursor: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LogPage:
-    """Rows as JSON objects, newest first; `next_cursor` None at the end."""
-
-    items: list[dict[str, Any]]
-    next_cursor: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +106,8 @@ class Journal:
         self.max_bytes = max_bytes
         self._queue_rows = queue_rows
         self._segment_rows = segment_rows
+        self._tally = Tally(is_shared=is_shared)  # the writer thread's
+        self._is_summing = False
         # each counter is written by one thread alone: these two by the loop's, the others by the writer's
         self._taken = self._shed = 0
         self._written = self._failed = 0
@@ -140,6 +124,7 @@ class Journal:
         self._last_error = self._database.missing
         if self._last_error:
             self._say_lost()
+        self._keep_up()
         self._index()
 
     def _say_lost(self) -> None:
@@ -167,16 +152,20 @@ class Journal:
         self._shed += shed
         if kept:
             self._taken += len(kept)
-            future = self._database.submit(lambda connection: self._insert(connection, kept))
-            future.add_done_callback(lambda done: self._inserted(done, kept, is_second=False))
+            self._submit(kept, is_second=False)
         return shed
 
-    def _insert(self, connection: Connection, rows: list[LogRow]) -> tuple[float, bool]:
+    def _submit(self, rows: list[LogRow], *, is_second: bool) -> None:
+        self._database.submit(
+            lambda connection: self._insert(connection, rows),
+            lambda future: self._inserted(future, rows, is_second=is_second),
+        )
+
+    def _insert(self, connection: Connection, rows: list[LogRow]) -> tuple[int, float, bool]:
         began = time.perf_counter()
-        segments.add_rows(connection, rows)
-        rollup.add_rows(connection, rows)
+        first_id = segments.add_rows(connection, rows)
         is_closed = self._close_if_due(connection, rows[-1].created_at)
-        return (time.perf_counter() - began) * 1000, is_closed
+        return first_id, (time.perf_counter() - began) * 1000, is_closed
 
     def _close_if_due(self, connection: Connection, now_ms: int) -> bool:
         """A table is at most a share of what is kept, for it goes as a whole."""
@@ -185,14 +174,17 @@ class Journal:
             max_rows = min(max_rows, max(_LEAST_ROWS, self.max_bytes // _SHARES // _ROW_BYTES))
         return segments.close_if_due(connection, now_ms, max_rows, max_age_ms)
 
-    def _inserted(self, future: Future[tuple[float, bool]], rows: list[LogRow], *, is_second: bool) -> None:
+    def _inserted(self, future: Future[tuple[int, float, bool]], rows: list[LogRow], *, is_second: bool) -> None:
         error = future.exception()
         if error is None:
+            first_id, self._last_write_ms, is_closed = future.result()
+            self._tally.add(first_id, rows)
             self._written += len(rows)
-            self._last_write_ms, is_closed = future.result()
             self._last_error = ""
             if is_closed:
                 self._index()
+            if self._tally.is_due and not self._is_summing:
+                self._keep_up()
         elif is_second:
             was_well = not self._last_error
             self._failed += len(rows)
@@ -201,13 +193,40 @@ class Journal:
                 self._say_lost()
         else:
             self._say_if_moved()
-            again = self._database.submit(lambda connection: self._insert(connection, rows))
-            again.add_done_callback(lambda done: self._inserted(done, rows, is_second=True))
+            self._submit(rows, is_second=True)
+
+    def _sum_up(self) -> Future[bool]:
+        """Take rows into the statistics; whether there are more."""
+        return self._database.submit(self._tally.store, self._summed)
+
+    def _summed(self, future: Future[bool]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._tally.stored()
+
+    def _keep_up(self) -> None:
+        """Take all rows into the statistics, batches going in between; what fails is tried again with a later batch."""
+        self._is_summing = True
+        self._database.submit(self._tally.store, self._kept_up)
+
+    def _kept_up(self, future: Future[bool]) -> None:
+        self._summed(future)
+        self._is_summing = False
+        if future.exception() is not None:
+            self._say_if_moved()
+        elif future.result():
+            self._keep_up()
+
+    async def _up_to_date(self) -> None:
+        """As far as that can be had soon; whoever asks gets what is there."""
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(_SUMMED_S):
+                while await asyncio.wrap_future(self._sum_up()):
+                    pass
 
     def _index(self) -> None:
         """Index closed tables, batches of rows going in between; what fails is tried again by `prune`."""
         if not self._is_closing:
-            self._database.submit(segments.index_next).add_done_callback(self._indexed)
+            self._database.submit(segments.index_next, self._indexed)
 
     def _indexed(self, future: Future[bool]) -> None:
         if future.exception() is not None:
@@ -244,21 +263,28 @@ class Journal:
         Raises:
             ValueError: the cursor is none of ours. StoreError: the database did not answer.
         """
-        query = _query_of(wanted)
-        rows = await self._database.read(lambda connection: _take(connection, query, wanted.offset, wanted.limit + 1))
-        items = [_row_as_json(row) for row in rows[: wanted.limit]]
+        query = questions.query_of(wanted)
+        rows = await self._database.read(
+            lambda connection: questions.take(connection, query, wanted.offset, wanted.limit + 1)
+        )
+        items = [questions.as_json(row) for row in rows[: wanted.limit]]
         more = len(rows) > wanted.limit
-        return LogPage(items, _cursor_of(items[-1]["id"]) if more else None)
+        return LogPage(items, questions.cursor_of(items[-1]["id"]) if more else None)
 
     async def errors(self, limit: int) -> list[dict[str, Any]]:
         """The newest rows with a status of 400 and above."""
-        query = segments.Query((_IS_ERROR,))
-        return [_row_as_json(row) for row in await self._database.read(lambda con: _take(con, query, 0, limit))]
+        query = segments.Query((questions.IS_ERROR,))
+        return [
+            questions.as_json(row)
+            for row in await self._database.read(lambda con: questions.take(con, query, 0, limit))
+        ]
 
     async def stats_of(self, hours: int, now_ms: int) -> dict[str, Any]:
+        await self._up_to_date()
         return await self._database.read(lambda connection: rollup.stats(connection, hours, now_ms))
 
     async def performance(self, hours: int, now_ms: int) -> dict[str, Any]:
+        await self._up_to_date()
         return await self._database.read(lambda connection: rollup.performance(connection, hours, now_ms))
 
     # health
@@ -294,11 +320,13 @@ class Journal:
             StoreError: the database did not answer.
         """
         limit_ms = now_ms - self.retention_days * _DAY_MS
+        while await asyncio.wrap_future(self._sum_up()):
+            pass
         await self._database.write(lambda connection: self._close_if_due(connection, now_ms))
         await self._repeat(lambda connection: segments.drop_oldest(connection, limit_ms))
         await self._repeat(lambda connection: self._shorten(connection, now_ms))
         minutes_ms = now_ms - _MINUTES_KEPT_MS
-        for span, before_ms in ((rollup.MINUTE_MS, minutes_ms), (rollup.HOUR_MS, min(limit_ms, minutes_ms))):
+        for span, before_ms in ((MINUTE_MS, minutes_ms), (HOUR_MS, min(limit_ms, minutes_ms))):
             await self._repeat(lambda connection, s=span, b=before_ms: rollup.prune(connection, s, b, _SPANS))  # type: ignore[misc]
         await self._repeat(self._shrink)
         self._index()
@@ -313,7 +341,7 @@ class Journal:
             return 0
         return (
             segments.drop_oldest(connection, 1 << 62)
-            or rollup.prune(connection, rollup.MINUTE_MS, now_ms - rollup.HOUR_MS, _SPANS)
+            or rollup.prune(connection, MINUTE_MS, now_ms - HOUR_MS, _SPANS)
             or segments.close_open(connection)
         )
 
@@ -325,55 +353,9 @@ class Journal:
     def close(self) -> None:
         """Write what waits, then close. Blocking."""
         self._is_closing = True
+        self._sum_up()
         self._database.close()
 
 
 def _health_column(value: Any) -> Any:
     return str(value) if isinstance(value, HealthStatus) else value
-
-
-def _take(connection: Connection, query: segments.Query, skip: int, count: int) -> list[tuple[Any, ...]]:
-    return list(itertools.islice(segments.find(connection, query), skip, skip + count))
-
-
-#: Filters that compare a column for equality. Each has an index; those of the narrow ones are the better choice.
-_EQUAL = ("method", "path", "target_service", "user_id", "client_ip", "request_id", "status_code", "reason")
-_NARROW = frozenset(("path", "user_id", "client_ip", "request_id"))
-
-
-def _query_of(wanted: LogFilter) -> segments.Query:
-    asked = [(name, value) for name in _EQUAL if (value := getattr(wanted, name)) is not None]
-    conditions = [f"{name} = ?" for name, _ in asked]
-    if not any(name in _NARROW for name, _ in asked):
-        # these select nothing more: they let sqlite use the partial indexes
-        conditions += [_IS_UNCOMMON[name] for name, value in asked if segments.COMMON.get(name, value) != value]
-    return segments.Query(
-        tuple(conditions),
-        tuple(value for _, value in asked),
-        0 if wanted.start_ms is None else wanted.start_ms,
-        1 << 62 if wanted.end_ms is None else wanted.end_ms,
-        1 << 62 if wanted.cursor is None else _id_of(wanted.cursor),
-    )
-
-
-def _cursor_of(row_id: int) -> str:
-    return base64.urlsafe_b64encode(json.dumps([row_id]).encode()).decode("ascii").rstrip("=")
-
-
-def _id_of(cursor: str) -> int:
-    try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        (row_id,) = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-    except (ValueError, TypeError):
-        raise ValueError("not a cursor of this API") from None
-    if not isinstance(row_id, int) or isinstance(row_id, bool) or not 0 <= row_id < 1 << 62:
-        raise ValueError("not a cursor of this API")
-    return row_id
-
-
-def _row_as_json(row: tuple[Any, ...]) -> dict[str, Any]:
-    document = dict(zip(segments.COLUMNS, row, strict=True))
-    created = document["created_at"]
-    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(created // 1000))
-    document["created_at"] = f"{text}.{created % 1000:03d}Z"
-    return document

@@ -1,43 +1,28 @@
 """Statistics that cost the same with ten thousand and ten million rows: counts and latency histograms per span.
 
-Each batch of rows is summed in memory into the minutes and hours it belongs to, and the sums are added to what is
-kept. A question about the last hours reads whole hours, and minutes only at both edges. Latencies fall into logarithmic
-buckets, whose middle is less than 1 % off; a histogram is one JSON object, for a row a bucket would outgrow the log.
+What rows add up to (`sums`) is added to what is kept of its minutes and hours. A question about the last hours reads
+whole hours, and minutes only at both edges. A histogram is one packed value, for a row a bucket would outgrow the log.
 
-An endpoint is a method and a path in which what looks like an id is `{id}`. Strangers choose paths, so a span keeps a
-bounded number of endpoints, and what matched no route is one of them.
+Strangers choose paths, so a span keeps a bounded number of endpoints apart.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from engadi_gateway.model import LogRow
 from engadi_gateway.store.database import Connection
+from engadi_gateway.store.sums import HOUR_MS, MINUTE_MS, Latencies, Span, Sums, value_of
 
-MINUTE_MS = 60_000
-HOUR_MS = 3_600_000
 OTHER = "_OTHER"
-UNMATCHED = "_UNMATCHED"
 PERCENTILES = (50, 90, 95, 99)
 #: How many endpoints a span keeps apart.
 MAX_ENDPOINTS = {MINUTE_MS: 100, HOUR_MS: 300}
 
-_ERROR = 0.0099  # of a bucket's middle; what is left to 1 % is for rounding the answer
-_LOG_GAMMA = math.log((1 + _ERROR) / (1 - _ERROR))
-_ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
-_SMALLEST_MS = 0.001
-_LONGEST_PATH = 200
 _TOP = 10
-_ID = re.compile(
-    r"(?<=/)(?:[0-9]+|[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|[0-9a-fA-F]{16,}|[^/]{40,})(?=/|\Z)"
-)
 
 SCHEMA = (
     """CREATE TABLE rollup (
@@ -47,7 +32,7 @@ SCHEMA = (
     ) STRICT, WITHOUT ROWID""",
     """CREATE TABLE rollup_latency (
         span INTEGER NOT NULL, start INTEGER NOT NULL, service TEXT NOT NULL, requests INTEGER NOT NULL,
-        total REAL NOT NULL, least REAL NOT NULL, most REAL NOT NULL, buckets TEXT NOT NULL,
+        total REAL NOT NULL, least REAL NOT NULL, most REAL NOT NULL, buckets BLOB NOT NULL,
         PRIMARY KEY (span, start, service)
     ) STRICT, WITHOUT ROWID""",
     """CREATE TABLE rollup_endpoint (
@@ -59,101 +44,63 @@ SCHEMA = (
 TABLES = ("rollup", "rollup_latency", "rollup_endpoint")
 
 
-def bucket_of(latency_ms: float) -> int:
-    """The logarithmic bucket of a latency."""
-    return math.ceil(math.log(max(latency_ms, _SMALLEST_MS)) / _LOG_GAMMA)
+# adding
 
 
-def value_of(bucket: int) -> float:
-    """The middle of a bucket: less than 1 % from every latency in it."""
-    return math.exp(bucket * _LOG_GAMMA) * (1 - _ERROR)
+def add(connection: Connection, sums: Sums) -> None:
+    """Add sums to their minutes and hours."""
+    for span, start, summed in sums.spans():
+        _add_counts(connection, span, start, summed)
+        for service, latencies in summed.latencies.items():
+            _add_latencies(connection, (span, start, service), latencies)
+        _add_endpoints(connection, span, start, summed)
 
 
-@lru_cache(maxsize=4096)
-def endpoint_of(method: str, path: str) -> str:
-    """Method and path, `{id}` for what looks like one, so that endpoints are few."""
-    return f"{method} {_ID.sub('{id}', path)}"
-
-
-# adding a batch
-
-#: (start, service, status, reason) -> requests, bytes in, bytes out
-_Counts = dict[tuple[Any, ...], list[int]]
-#: (start, service) -> latencies
-_Times = dict[tuple[int, str], list[float]]
-#: (start, endpoint) -> requests, errors, latencies' sum
-_Endpoints = dict[tuple[Any, ...], list[float]]
-
-
-def add_rows(connection: Connection, rows: Sequence[LogRow]) -> None:
-    """Add a batch to its minutes and hours."""
-    counts: _Counts = defaultdict(lambda: [0, 0, 0])
-    times: _Times = defaultdict(list)
-    endpoints: _Endpoints = defaultdict(lambda: [0, 0, 0.0])
-    for row in rows:
-        start = row.created_at - row.created_at % MINUTE_MS
-        service = row.target_service or ""
-        count = counts[start, service, row.status_code, row.reason]
-        count[0] += 1
-        count[1] += row.bytes_in
-        count[2] += row.bytes_out
-        times[start, service].append(row.response_time)
-        endpoint = UNMATCHED if row.route_id is None else endpoint_of(row.method, row.path[:_LONGEST_PATH])
-        known = endpoints[start, endpoint]
-        known[0] += 1
-        known[1] += row.status_code >= 400
-        known[2] += row.response_time
-    histograms = {key: Counter(map(bucket_of, values)) for key, values in times.items()}
-    for span in (MINUTE_MS, HOUR_MS):
-        _add_counts(connection, span, counts)
-        for (start, service), values in times.items():
-            _add_latencies(connection, (span, start - start % span, service), values, histograms[start, service])
-        _add_endpoints(connection, span, endpoints)
-
-
-def _add_counts(connection: Connection, span: int, counts: _Counts) -> None:
+def _add_counts(connection: Connection, span: int, start: int, summed: Span) -> None:
     connection.executemany(
         "INSERT INTO rollup VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
         " requests = requests + excluded.requests, bytes_in = bytes_in + excluded.bytes_in,"
         " bytes_out = bytes_out + excluded.bytes_out",
-        [(span, start - start % span, *rest, *sums) for (start, *rest), sums in counts.items()],
+        [(span, start, *key, *count) for key, count in summed.counts.items()],
     )
 
 
-def _add_latencies(connection: Connection, key: tuple[int, int, str], values: list[float], new: Counter[int]) -> None:
+def _add_latencies(connection: Connection, key: tuple[int, int, str], latencies: Latencies) -> None:
     row = connection.execute(
         "SELECT requests, total, least, most, buckets FROM rollup_latency WHERE span = ? AND start = ? AND service = ?",
         key,
     ).fetchone()
-    count, total, least, most, text = row or (0, 0.0, math.inf, -math.inf, "{}")
-    buckets = json.loads(text)
-    for bucket, requests in new.items():
-        name = str(bucket)
-        buckets[name] = buckets.get(name, 0) + requests
+    if row is not None:
+        requests, total, least, most, histogram = row
+        latencies = Latencies(requests, total, least, most, dict(unpacked(histogram))).plus(latencies)
     connection.execute(
         "INSERT OR REPLACE INTO rollup_latency VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            *key,
-            count + len(values),
-            total + math.fsum(values),
-            min(least, *values),
-            max(most, *values),
-            _ENCODE(buckets),
-        ),
+        (*key, *latencies[:4], packed(latencies.buckets)),
     )
 
 
-def _add_endpoints(connection: Connection, span: int, endpoints: _Endpoints) -> None:
+def packed(buckets: dict[int, int]) -> bytes:
+    """A histogram: the buckets as 16-bit numbers, then the counts as 32-bit ones, in the same order."""
+    return struct.pack(f"<{len(buckets)}h{len(buckets)}I", *buckets, *buckets.values())
+
+
+def unpacked(histogram: bytes) -> Iterator[tuple[int, int]]:
+    """Bucket and count, of what `packed` made."""
+    count = len(histogram) // 6
+    values = struct.unpack(f"<{count}h{count}I", histogram)
+    return zip(values[:count], values[count:], strict=True)
+
+
+def _add_endpoints(connection: Connection, span: int, start: int, summed: Span) -> None:
     """The busiest first, so that they are kept apart where there is no room for all."""
-    rooms: dict[int, int] = {}
-    for (minute, endpoint), sums in sorted(endpoints.items(), key=lambda item: -item[1][0]):
-        start = minute - minute % span
+    room = None
+    for endpoint, sums in sorted(summed.endpoints.items(), key=lambda item: -item[1][0]):
         if _has_added(connection, (*sums, span, start, endpoint)):
             continue
-        if start not in rooms:
-            rooms[start] = MAX_ENDPOINTS[span] - _count_endpoints(connection, span, start)
-        name = endpoint if rooms[start] > 0 else OTHER
-        rooms[start] -= 1
+        if room is None:
+            room = MAX_ENDPOINTS[span] - _count_endpoints(connection, span, start)
+        name = endpoint if room > 0 else OTHER
+        room -= 1
         if name is endpoint or not _has_added(connection, (*sums, span, start, name)):
             connection.execute("INSERT INTO rollup_endpoint VALUES (?, ?, ?, ?, ?, ?)", (span, start, name, *sums))
 
@@ -244,14 +191,12 @@ def performance(connection: Connection, hours: int, now_ms: int) -> dict[str, An
         f"SELECT service, sum(total), min(least), max(most) FROM rollup_latency WHERE {condition} GROUP BY service",  # noqa: S608
         values,
     ).fetchall()
-    buckets: dict[str, dict[int, int]] = defaultdict(dict)
-    # added up by sqlite, which lets go of the interpreter meanwhile
-    for service, bucket, requests in connection.execute(
-        "SELECT service, CAST(key AS INTEGER) AS bucket, sum(value) FROM rollup_latency, json_each(buckets)"  # noqa: S608
-        f" WHERE {condition} GROUP BY service, bucket",
-        values,
-    ):
-        buckets[service][bucket] = requests
+    buckets: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    histograms = f"SELECT service, buckets FROM rollup_latency WHERE {condition}"  # noqa: S608
+    for service, histogram in connection.execute(histograms, values):
+        mine = buckets[service]
+        for bucket, requests in unpacked(histogram):
+            mine[bucket] += requests
     services = {row[0] or "none": _summary([row], [buckets[row[0]]]) for row in extremes}
     return {"hours": hours, **_summary(extremes, list(buckets.values())), "services": services}
 

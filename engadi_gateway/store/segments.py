@@ -51,6 +51,9 @@ SCHEMA = (
         number INTEGER PRIMARY KEY, first_id INTEGER NOT NULL, last_id INTEGER NOT NULL, first_ms INTEGER NOT NULL,
         last_ms INTEGER NOT NULL, indexes INTEGER NOT NULL
     ) STRICT""",
+    # up to which id rows are in the statistics; ids go on from there when no row is left
+    "CREATE TABLE log_summed (last_id INTEGER NOT NULL) STRICT",
+    "INSERT INTO log_summed VALUES (0)",
 )
 _NAMES = ", ".join(LogRow._fields)
 _MARKS = ", ".join("?" * len(LogRow._fields))
@@ -85,16 +88,36 @@ class Query:
 # writing
 
 
-def add_rows(connection: Connection, rows: Sequence[LogRow]) -> None:
-    """Append to the open table."""
-    if _span_of_ids(connection) is None:
-        last = connection.execute("SELECT coalesce(max(last_id), 0) FROM log_segment").fetchone()[0]
-        connection.execute(_INSERT_FIRST, (last + 1, *rows[0]))
+def add_rows(connection: Connection, rows: Sequence[LogRow]) -> int:
+    """Append to the open table; the id of the first one. The others follow it without a gap."""
+    span = _span_of_ids(connection)
+    first_id = last_id(connection) + 1
+    if span is None:
+        connection.execute(_INSERT_FIRST, (first_id, *rows[0]))
         rows = rows[1:]
     whole = len(rows) - len(rows) % _AT_ONCE
     for start in range(0, whole, _AT_ONCE):
         connection.execute(_INSERT_MANY, list(chain.from_iterable(rows[start : start + _AT_ONCE])))
     connection.executemany(_INSERT, rows[whole:])
+    return first_id
+
+
+def last_id(connection: Connection) -> int:
+    """The newest row's, also when that is gone."""
+    query = f"SELECT max(id) FROM {OPEN}"  # noqa: S608 - ours
+    newest = connection.execute(query).fetchone()[0]
+    if newest is None:
+        newest = connection.execute("SELECT coalesce(max(last_id), 0) FROM log_segment").fetchone()[0]
+    return max(int(newest), summed_id(connection))
+
+
+def summed_id(connection: Connection) -> int:
+    """The last row that is in the statistics."""
+    return int(connection.execute("SELECT last_id FROM log_summed").fetchone()[0])
+
+
+def set_summed_id(connection: Connection, row_id: int) -> None:
+    connection.execute("UPDATE log_summed SET last_id = ?", (row_id,))
 
 
 def close_if_due(connection: Connection, now_ms: int, max_rows: int, max_age_ms: int) -> bool:
@@ -141,9 +164,9 @@ def index_next(connection: Connection) -> bool:
 
 
 def drop_oldest(connection: Connection, before_ms: int) -> int:
-    """Drop one closed table whose rows are all from before; how many rows went."""
-    query = "SELECT number, last_id - first_id + 1 FROM log_segment WHERE last_ms < ? ORDER BY number LIMIT 1"
-    row = connection.execute(query, (before_ms,)).fetchone()
+    """Drop one closed table whose rows are all from before, and in the statistics; how many rows went."""
+    query = "SELECT number, last_id - first_id + 1 FROM log_segment WHERE last_ms < ? AND last_id <= ?"
+    row = connection.execute(f"{query} ORDER BY number LIMIT 1", (before_ms, summed_id(connection))).fetchone()
     if row is None:
         return 0
     connection.execute(f"DROP TABLE {_table(row[0])}")
@@ -163,6 +186,16 @@ def _span_of_ids(connection: Connection) -> tuple[int, int] | None:
 
 
 # reading
+
+
+def rows_after(connection: Connection, row_id: int, count: int) -> tuple[int, list[LogRow]]:
+    """So many rows at most that were written next after that one, in their order, and the id of the last of them."""
+    found: list[tuple[Any, ...]] = []
+    for segment in reversed(segments(connection)):
+        if segment.last_id > row_id and len(found) < count:
+            query = f"SELECT id, {_NAMES} FROM {segment.table} WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 - ours
+            found += connection.execute(query, (row_id, count - len(found))).fetchall()
+    return found[-1][0] if found else last_id(connection), [LogRow._make(row[1:]) for row in found]
 
 
 def find(connection: Connection, query: Query) -> Iterator[tuple[Any, ...]]:

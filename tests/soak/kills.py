@@ -2,7 +2,7 @@
 
 After each: both files are whole; every acknowledged write is there; revisions are numbered without a gap, and what they
 say one after the other is what the tables hold; of the log at most the rows of the last flush interval are missing, and
-the statistics are those of the rows that are there.
+the statistics are those of the rows that are there: up to the id that they name, and of all of them once it is opened.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 from engadi_gateway.model import CorsPolicy
 from engadi_gateway.store.catalog import load_snapshot
 from engadi_gateway.store.codec import to_json
+from engadi_gateway.store.journal import Journal
 from tests.fakes import RawClient, Upstream, upstream
 from tests.harness import ADMIN, ask_on
 from tests.processes import ROOT, environment_of, free_port, ini_of
@@ -237,6 +238,12 @@ def _history_faults(connection: sqlite3.Connection, revisions: list[tuple[Any, .
     return faults + [f"tables and revisions differ: {key}" for key in differing[:3]]
 
 
+def _open_and_close(path: str) -> None:
+    journal = Journal(path, retention_days=30, max_bytes=0, queue_rows=1)
+    journal.open()
+    journal.close()
+
+
 def _look_at_log(connection: sqlite3.Connection, seen: Seen, seen_before: set[str], report: Report) -> None:
     names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE 'gateway_log%'")
     ids: list[str] = []
@@ -245,9 +252,14 @@ def _look_at_log(connection: sqlite3.Connection, seen: Seen, seen_before: set[st
     there = set(ids)
     if len(there) != len(ids):
         report.wrong.append(f"{len(ids) - len(there)} rows twice")
-    for (total,) in connection.execute("SELECT sum(requests) FROM rollup GROUP BY span"):
-        if total != len(ids):
-            report.wrong.append(f"{total} requests in the statistics, {len(ids)} rows")
+    for when in ("when killed", "once opened"):
+        summed_id = connection.execute("SELECT last_id FROM log_summed").fetchone()[0]
+        if summed_id > len(ids) or (when == "once opened" and summed_id < len(ids)):
+            report.wrong.append(f"{when}: {summed_id} rows in the statistics of {len(ids)}")
+        for (total,) in connection.execute("SELECT sum(requests) FROM rollup GROUP BY span"):
+            if total != summed_id:
+                report.wrong.append(f"{when}: {total} requests in the statistics of {summed_id} rows")
+        _open_and_close(connection.execute("PRAGMA database_list").fetchone()[2])
     killed = seen.killed_at
     lost = [killed - at for request_id, at in seen.answered.items() if request_id not in there]
     report.answered += len(seen.answered)

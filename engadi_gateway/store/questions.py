@@ -1,0 +1,97 @@
+"""What GET /logs asks, as a query of the log's tables, and its pages.
+
+A cursor is the id of the last row shown: the page after it costs the same however deep it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from engadi_gateway.store import segments
+from engadi_gateway.store.database import Connection
+
+IS_ERROR = dict(segments.INDEXES)["id"]
+_IS_UNCOMMON = {column: condition for column, condition in segments.INDEXES if column in segments.COMMON}
+
+
+@dataclass(frozen=True, slots=True)
+class LogFilter:
+    """What GET /logs asks for; None: not asked. Times in epoch ms, `cursor` as a page gave it."""
+
+    method: str | None = None
+    path: str | None = None
+    target_service: str | None = None
+    user_id: str | None = None
+    client_ip: str | None = None
+    request_id: str | None = None
+    status_code: int | None = None
+    reason: str | None = None
+    start_ms: int | None = None
+    end_ms: int | None = None
+    limit: int = 100
+    offset: int = 0
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """Rows as JSON objects, newest first; `next_cursor` None at the end."""
+
+    items: list[dict[str, Any]]
+    next_cursor: str | None
+
+
+def take(connection: Connection, query: segments.Query, skip: int, count: int) -> list[tuple[Any, ...]]:
+    """So many rows that fit, newest first, after the first `skip` of them."""
+    return list(itertools.islice(segments.find(connection, query), skip, skip + count))
+
+
+#: Filters that compare a column for equality. Each has an index; those of the narrow ones are the better choice.
+_EQUAL = ("method", "path", "target_service", "user_id", "client_ip", "request_id", "status_code", "reason")
+_NARROW = frozenset(("path", "user_id", "client_ip", "request_id"))
+
+
+def query_of(wanted: LogFilter) -> segments.Query:
+    """The query for the filter; ValueError: its cursor is none of ours."""
+    asked = [(name, value) for name in _EQUAL if (value := getattr(wanted, name)) is not None]
+    conditions = [f"{name} = ?" for name, _ in asked]
+    if not any(name in _NARROW for name, _ in asked):
+        # these select nothing more: they let sqlite use the partial indexes
+        conditions += [_IS_UNCOMMON[name] for name, value in asked if segments.COMMON.get(name, value) != value]
+    return segments.Query(
+        tuple(conditions),
+        tuple(value for _, value in asked),
+        0 if wanted.start_ms is None else wanted.start_ms,
+        1 << 62 if wanted.end_ms is None else wanted.end_ms,
+        1 << 62 if wanted.cursor is None else _id_of(wanted.cursor),
+    )
+
+
+def cursor_of(row_id: int) -> str:
+    """The cursor for what is older than that row."""
+    return base64.urlsafe_b64encode(json.dumps([row_id]).encode()).decode("ascii").rstrip("=")
+
+
+def _id_of(cursor: str) -> int:
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        (row_id,) = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (ValueError, TypeError):
+        raise ValueError("not a cursor of this API") from None
+    if not isinstance(row_id, int) or isinstance(row_id, bool) or not 0 <= row_id < 1 << 62:
+        raise ValueError("not a cursor of this API")
+    return row_id
+
+
+def as_json(row: tuple[Any, ...]) -> dict[str, Any]:
+    """A row (`segments.COLUMNS`) as the API shows it."""
+    document = dict(zip(segments.COLUMNS, row, strict=True))
+    created = document["created_at"]
+    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(created // 1000))
+    document["created_at"] = f"{text}.{created % 1000:03d}Z"
+    return document
