@@ -26,7 +26,7 @@ from engadi_gateway.assembly import files_wanted, trial_faults
 from engadi_gateway.demo import demo_upstreams
 from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.gateway import Gateway
-from engadi_gateway.listeners import BindError, allow_open_files, inherited_sockets, notify_systemd
+from engadi_gateway.listeners import BindError, allow_open_files, inherited_sockets, notify_systemd, watchdog_interval_s
 from engadi_gateway.offline import Offline, all_faults
 from engadi_gateway.options import parse_duration_s
 from engadi_gateway.pipeline.identity import make_token
@@ -254,15 +254,24 @@ async def _serve_until_stopped(args: argparse.Namespace, settings: Settings) -> 
                 _say(f"  {sentence}")
         gateway = Gateway(settings, inherited=inherited_sockets())
         await gateway.start()
+        watchdog = asyncio.create_task(_feed_watchdog(watchdog_interval_s() / 2))
         try:
             await _run(args, gateway)
         finally:
             await gateway.stop(grace_s=gateway.settings.gateway_drain_timeout)
+            watchdog.cancel()
     return 0
 
 
+async def _feed_watchdog(every_s: float) -> None:
+    """From the loop, so that a loop that hangs is seen; 0: nobody watches."""
+    while every_s:
+        notify_systemd("WATCHDOG=1")
+        await asyncio.sleep(every_s)
+
+
 async def _run(args: argparse.Namespace, gateway: Gateway) -> None:
-    """Until SIGTERM or SIGINT; a second one stops at once. SIGHUP reads the configuration again."""
+    """Until SIGTERM or SIGINT; a second one, or SIGQUIT, stops at once. SIGHUP reads the configuration again."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     reloads: set[asyncio.Task[None]] = set()
@@ -280,9 +289,25 @@ async def _run(args: argparse.Namespace, gateway: Gateway) -> None:
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(signal.SIGHUP, reload)
+    def stop_at_once() -> None:
+        stopping.set()
+        stop()
+
+    def tell_state() -> None:
+        now, breakers = time.monotonic(), gateway.breakers
+        circuits = {name: breakers.status(name, now)["state"] for name in breakers.names()}
+        _say(json.dumps({**gateway.state(), "circuits": circuits}))
+
+    handlers = {
+        signal.SIGTERM: stop,
+        signal.SIGINT: stop,
+        signal.SIGQUIT: stop_at_once,
+        signal.SIGHUP: reload,
+        signal.SIGUSR1: gateway.flush,  # "reopen the logs": they go to stdout and stderr, there is nothing to open
+        signal.SIGUSR2: tell_state,
+    }
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
     for name in gateway.addresses:
         _say(f"listening on {name}")
     notify_systemd("READY=1")

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
@@ -35,11 +35,13 @@ from engadi_gateway.errors import ConfigurationError, Reason, Refusal, RefusedEr
 from engadi_gateway.health import HealthChecker
 from engadi_gateway.listeners import (
     Door,
+    Inherited,
     client_tls,
     notify_systemd,
     open_doors,
     renew_tls,
     server_tls,
+    with_admin_door,
 )
 from engadi_gateway.metrics import Metrics
 from engadi_gateway.model import Listener, LogRow, Service, Snapshot
@@ -87,15 +89,16 @@ class Gateway:
 
     Args:
         settings: see `Settings.load` and `Settings.of`.
-        inherited: sockets handed over by socket activation, used in place of the settings' addresses.
+        inherited: sockets handed over, with names, in place of the settings' addresses; `admin` is the admin API's.
     """
 
-    def __init__(self, settings: Settings, *, inherited: list[Any] | None = None) -> None:
+    def __init__(self, settings: Settings, *, inherited: Sequence[Inherited] = ()) -> None:
+        settings = with_admin_door(settings, inherited)
         self.settings = settings
         self.lifecycle = Lifecycle.STARTING
         self.metrics = Metrics()
         self.access_log = AccessLog(settings.log_access)
-        self._inherited = inherited or []
+        self._inherited = inherited
         self._log = logging.getLogger("engadi")
         self._doors: list[Door] = []
         self._acceptors: list[Acceptor] = []
@@ -466,7 +469,8 @@ class Gateway:
     def _close_doors(self) -> None:
         """Take in who stands before a door that nobody else keeps open, and close it."""
         for door, acceptor in zip(self._doors, self._acceptors, strict=True):
-            if door.socket not in self._inherited:
+            door.remove_path()
+            if not door.is_inherited:
                 acceptor.take_in()
             acceptor.close()
 
@@ -477,6 +481,8 @@ class Gateway:
             connection.cut()
 
     async def _close_all(self) -> None:
+        for door in self._doors:
+            door.remove_path()
         for acceptor in self._acceptors:
             acceptor.close()
         for door in self._doors:

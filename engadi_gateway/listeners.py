@@ -7,11 +7,14 @@ happened yet.
 from __future__ import annotations
 
 import os
+import re
 import resource
 import socket
 import ssl
 import stat
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from engadi_gateway.errors import ConfigurationError, Fault
@@ -27,14 +30,32 @@ class BindError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """A bound socket and what a connection through it is."""
+    """A bound socket and what a connection through it is; `path` is the file of a unix socket that is ours alone."""
 
     socket: socket.socket
     listener: Listener
     name: str
+    is_inherited: bool = False
+    path: str = ""
+
+    def remove_path(self) -> None:
+        """Before it closes; afterwards the path may be another's."""
+        if self.path and self.socket.fileno() >= 0:
+            Path(self.path).unlink(missing_ok=True)
 
 
-def open_doors(settings: Settings, inherited: list[socket.socket]) -> list[Door]:
+#: A socket that was handed over, and its name (LISTEN_FDNAMES); one named `admin` is the admin API's.
+Inherited = tuple[str, socket.socket]
+ADMIN = "admin"
+
+
+def with_admin_door(settings: Settings, inherited: Sequence[Inherited]) -> Settings:
+    """An inherited admin socket is what `admin.listen` would be."""
+    addresses = [_name(sock, "tcp").removeprefix("tcp://") for name, sock in inherited if name == ADMIN]
+    return replace(settings, values={**settings.values, "admin_listen": addresses[0]}) if addresses else settings
+
+
+def open_doors(settings: Settings, inherited: Sequence[Inherited]) -> list[Door]:
     """Bind everything the settings name, or take what was inherited in place of it.
 
     Raises:
@@ -44,9 +65,11 @@ def open_doors(settings: Settings, inherited: list[socket.socket]) -> list[Door]
     has_own_admin = bool(settings.admin_listen)
     doors: list[Door] = []
     try:
-        if inherited:
-            doors += [_door(sock, scheme, serves_admin=not has_own_admin) for sock in inherited]
-        else:
+        taken = [(name == ADMIN, sock) for name, sock in inherited]
+        for is_admin, sock in taken:
+            door = _door(sock, scheme, serves_admin=is_admin or not has_own_admin, is_admin=is_admin)
+            doors.append(replace(door, is_inherited=True))
+        if all(is_admin for is_admin, _ in taken):
             port = settings.server_port
             for host in settings.server_host:
                 sock = bind_tcp(host, port, settings)
@@ -54,24 +77,24 @@ def open_doors(settings: Settings, inherited: list[socket.socket]) -> list[Door]
                 port = port or sock.getsockname()[1]  # port 0: all addresses get the one that was free
             if settings.server_unix_socket:
                 sock = bind_unix(settings.server_unix_socket, settings.server_backlog)
-                doors.append(_door(sock, scheme, serves_admin=not has_own_admin))
-        if has_own_admin:
+                door = _door(sock, scheme, serves_admin=not has_own_admin)
+                doors.append(replace(door, path=settings.server_unix_socket))
+        if has_own_admin and not any(is_admin for is_admin, _ in taken):
             host, _, port_text = settings.admin_listen.rpartition(":")
             sock = bind_tcp(host.strip("[]"), int(port_text), settings)
-            doors.append(
-                Door(sock, Listener(scheme, sock.getsockname()[1], True, True), f"admin {_name(sock, scheme)}")
-            )
+            doors.append(_door(sock, scheme, serves_admin=True, is_admin=True))
     except BindError:
         for door in doors:
             door.socket.close()
         raise
-    return doors
+    return sorted(doors, key=lambda door: door.listener.is_admin)
 
 
-def _door(sock: socket.socket, scheme: str, *, serves_admin: bool) -> Door:
+def _door(sock: socket.socket, scheme: str, *, serves_admin: bool, is_admin: bool = False) -> Door:
     address = sock.getsockname()
     port = address[1] if isinstance(address, tuple) else 0
-    return Door(sock, Listener(scheme, port, False, serves_admin), _name(sock, scheme))
+    name = f"admin {_name(sock, scheme)}" if is_admin else _name(sock, scheme)
+    return Door(sock, Listener(scheme, port, is_admin, serves_admin), name)
 
 
 def _name(sock: socket.socket, scheme: str) -> str:
@@ -139,20 +162,39 @@ def allow_open_files(wanted: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
-def inherited_sockets() -> list[socket.socket]:
-    """What socket activation handed over (sd_listen_fds(3)); the environment is cleaned for children."""
+def inherited_sockets() -> list[Inherited]:
+    """What socket activation handed over (sd_listen_fds(3)); the environment is cleaned for children.
+
+    Raises:
+        BindError: the environment promises what is not there.
+    """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
-    count = int(os.environ.get("LISTEN_FDS", "0"))
+    count, names = (os.environ.get(key, "") for key in ("LISTEN_FDS", "LISTEN_FDNAMES"))
     for key in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(key, None)
+    if not re.fullmatch(r"[0-9]{1,4}", count):
+        raise BindError(f"LISTEN_FDS: expected a number, not {count!r}")
     found = []
-    for fd in range(_FIRST_FD, _FIRST_FD + count):
-        os.set_inheritable(fd, False)
-        sock = socket.socket(fileno=fd)
-        sock.setblocking(False)
-        found.append(sock)
+    for fd, name in zip_longest(range(_FIRST_FD, _FIRST_FD + int(count)), names.split(":")):
+        if fd is None:
+            break
+        try:
+            os.set_inheritable(fd, False)
+            sock = socket.socket(fileno=fd)
+            sock.setblocking(False)
+        except OSError as error:
+            raise BindError(f"LISTEN_FDS: descriptor {fd}: {error.strerror}") from None
+        found.append((name or "", sock))
     return found
+
+
+def watchdog_interval_s() -> float:
+    """How often systemd wants to hear WATCHDOG=1 (sd_watchdog_enabled(3)); 0: never."""
+    usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if pid not in {"", str(os.getpid())} or not re.fullmatch(r"[0-9]{1,15}", usec):
+        return 0.0
+    return int(usec) / 1_000_000
 
 
 def notify_systemd(message: str) -> bool:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from engadi_gateway import Gateway, Settings
+from engadi_gateway.listeners import bind_tcp
 from tests.certificates import certify
 from tests.fakes import OK, RawClient, Seen, Wire, raw_client, upstream
-from tests.harness import ADMIN, ask, ask_on, json_of
+from tests.harness import ADMIN, ask, ask_on, json_of, settings_for
 from tests.processes import ROOT, environment_of, free_port, ini_of, started
 
 GET = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -220,6 +223,92 @@ def test_ipv4_ipv6_and_unix_listeners_at_once(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_sigquit_stops_at_once_and_cleanly(tmp_path: Path) -> None:
+    async def script(seen: Seen, wire: Wire) -> None:
+        await asyncio.sleep(60)
+
+    async def run() -> None:
+        ini = "[server]\nhost = 127.0.0.1\nunix_socket = gw.sock\n[gateway]\ndrain_delay = 60s\n[log]\nflush_interval = 60s\n"
+        async with upstream(script) as auth, started(tmp_path, f"{ini}[services]\nauth = {auth.url}\n") as gateway:
+            async with raw_client(gateway.port) as busy:
+                await busy.send(GET)
+                while not auth.seen:
+                    await asyncio.sleep(0.01)
+                assert (tmp_path / "gw.sock").is_socket()
+                gateway.signal(signal.SIGQUIT)
+                assert await busy.rest() == b""
+            assert await gateway.code() == 0
+            assert not (tmp_path / "gw.sock").exists()
+        with contextlib.closing(sqlite3.connect(tmp_path / "engadi_gateway-log.db")) as log:
+            assert log.execute("SELECT reason FROM gateway_log").fetchall() == [("client_closed",)]
+
+    asyncio.run(run())
+
+
+def test_sigusr1_writes_what_waits_and_sigusr2_tells_the_state(tmp_path: Path) -> None:
+    async def run() -> None:
+        ini = "[log]\nflush_interval = 60s\naccess = off\n"
+        async with upstream() as auth, started(tmp_path, ini_of(auth.url, ini)) as gateway:
+            assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+            gateway.signal(signal.SIGUSR1)
+            rows: list[object] = []
+            while not rows:
+                with contextlib.closing(sqlite3.connect(tmp_path / "engadi_gateway-log.db")) as log:
+                    rows = log.execute("SELECT path FROM gateway_log").fetchall()
+                await asyncio.sleep(0.01)
+            assert rows == [("/api/v1/auth/x",)]
+            gateway.signal(signal.SIGUSR2)
+            await gateway.wait_for('"lifecycle"')
+            told = json.loads(gateway.lines[-1])
+            assert (told["lifecycle"], told["circuits"], told["log"]["rows_written"]) == (
+                "running",
+                {"auth": "closed"},
+                1,
+            )
+            assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"LISTEN_FDS": "many"}, "LISTEN_FDS: expected a number, not 'many'\n"),
+        ({"LISTEN_FDS": "1"}, "LISTEN_FDS: descriptor 3: "),
+    ],
+)
+def test_sockets_that_were_promised_and_are_not_there(tmp_path: Path, environment: dict[str, str], said: str) -> None:
+    (tmp_path / "gateway.ini").write_text("")
+    launcher = (
+        "import os, sys\n"
+        "os.environ.update(LISTEN_PID=str(os.getpid()))\n"
+        f"os.execv(sys.executable, [sys.executable, {str(ROOT / 'run.py')!r}])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", launcher], cwd=tmp_path, env=environment_of(**environment), capture_output=True,
+        text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.startswith(said), done.stderr.count("\n")) == (69, True, 1)
+
+
+def test_an_inherited_socket_named_admin_is_the_admin_door(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth:
+            admin = bind_tcp("127.0.0.1", 0, Settings.of())
+            settings = settings_for(tmp_path, {"auth": auth.url})
+            async with Gateway(settings, inherited=[("admin", admin)]) as gateway:
+                admin_port = admin.getsockname()[1]
+                assert gateway.port != admin_port
+                for _ in range(2):
+                    assert (await ask(admin_port, "GET", "/api/v1/gateway/routes", bearer=ADMIN)).status == 200
+                    assert (await ask(admin_port, "GET", "/api/v1/auth/x")).status == 404
+                    assert (await ask(gateway.port, "GET", "/api/v1/gateway/routes", bearer=ADMIN)).status == 404
+                    assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+                    await gateway.reload(settings)
+
+    asyncio.run(run())
+
+
 def test_systemd_is_told_and_its_socket_is_used(tmp_path: Path) -> None:
     async def run() -> None:
         notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -227,6 +316,13 @@ def test_systemd_is_told_and_its_socket_is_used(tmp_path: Path) -> None:
         with notify, listener:
             notify.bind(str(tmp_path / "notify.sock"))
             notify.settimeout(20)
+
+            async def told() -> bytes:
+                """What is told besides that the loop is alive."""
+                while (message := await asyncio.to_thread(notify.recv, 1024)) == b"WATCHDOG=1":
+                    pass
+                return message
+
             listener.bind(("127.0.0.1", 0))
             listener.listen(16)
             # what systemd does: the socket is descriptor 3, and the pid is that of the process itself
@@ -242,19 +338,21 @@ def test_systemd_is_told_and_its_socket_is_used(tmp_path: Path) -> None:
                 process = subprocess.Popen(
                     [sys.executable, "-c", launcher],
                     cwd=tmp_path,
-                    env=environment_of(NOTIFY_SOCKET=str(tmp_path / "notify.sock")),
+                    env=environment_of(NOTIFY_SOCKET=str(tmp_path / "notify.sock"), WATCHDOG_USEC="200000"),
                     pass_fds=[listener.fileno()],
                     stderr=subprocess.DEVNULL,
                 )
                 try:
-                    assert await asyncio.to_thread(notify.recv, 1024) == b"READY=1"
+                    assert await told() == b"READY=1"
+                    for _ in range(3):
+                        assert await asyncio.to_thread(notify.recv, 1024) == b"WATCHDOG=1"
                     reply = await ask(listener.getsockname()[1], "GET", "/api/v1/auth/x")
                     assert reply.status == 200
                     process.send_signal(signal.SIGHUP)
-                    assert (await asyncio.to_thread(notify.recv, 1024)).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
-                    assert await asyncio.to_thread(notify.recv, 1024) == b"READY=1"
+                    assert (await told()).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+                    assert await told() == b"READY=1"
                     process.send_signal(signal.SIGTERM)
-                    assert await asyncio.to_thread(notify.recv, 1024) == b"STOPPING=1"
+                    assert await told() == b"STOPPING=1"
                     assert await asyncio.to_thread(process.wait, 20) == 0
                 finally:
                     process.kill()
