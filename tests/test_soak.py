@@ -26,6 +26,14 @@ def test_kill_9_under_load(tmp_path: Path) -> None:
     assert report.answered > 0
 
 
+def test_kill_9_of_two_that_share(tmp_path: Path) -> None:
+    report = asyncio.run(kills.soak(tmp_path, rounds=2, seed=4, processes=2))
+    assert report.wrong == []
+    assert report.kills == 4
+    assert report.writes_acknowledged > 0
+    assert report.answered > 0
+
+
 def test_sigterm_under_load(tmp_path: Path) -> None:
     report = asyncio.run(restarts.drains(tmp_path, rounds=1, seed=5))
     assert report.wrong == []

@@ -15,6 +15,7 @@ from tests.soak import admin, faults, kills, restarts, streams
 RUNS: dict[str, Callable[[Path, int, int], Coroutine[Any, Any, Any]]] = {
     "faults": lambda folder, count, seed: faults.soak(folder, requests=count, seed=seed),
     "kills": lambda folder, count, seed: kills.soak(folder, rounds=count, seed=seed),
+    "shared": lambda folder, count, seed: kills.soak(folder, rounds=count, seed=seed, processes=3),
     "admin": lambda folder, count, seed: admin.soak(folder, examples=count, seed=seed),
     "drains": lambda folder, count, seed: restarts.drains(folder, rounds=count, seed=seed),
     "restarts": lambda folder, count, seed: restarts.restarts(folder, rounds=count, seed=seed),
@@ -41,6 +42,7 @@ def main() -> int:
     for name, text, count, default in (
         ("faults", "a flapping upstream under load", "--requests", 300_000),
         ("kills", "kill -9 under load", "--rounds", 50),
+        ("shared", "kill -9 under load, three processes over the same databases", "--rounds", 50),
         ("streams", "WebSockets and event streams over 200 writes and 20 reloads", "--streams", 400),
         ("admin", "schemathesis against the admin API", "--examples", 500),
         ("drains", "SIGTERM under load", "--rounds", 20),

@@ -1,5 +1,7 @@
 """`python -m tests.soak kills`: kill -9 at random moments, under load, with configuration writes going on.
 
+With several processes over the same files (`shared`) each is killed a moment after the other.
+
 After each: both files are whole; every acknowledged write is there; revisions are numbered without a gap, and what they
 say one after the other is what the tables hold; of the log at most the rows of the last flush interval are missing, and
 the statistics are those of the rows that are there: up to the id that they name, and of all of them once it is opened.
@@ -25,7 +27,7 @@ from engadi_gateway.model import CorsPolicy
 from engadi_gateway.store.catalog import load_snapshot
 from engadi_gateway.store.codec import to_json
 from engadi_gateway.store.journal import Journal
-from tests.fakes import RawClient, Upstream, upstream
+from tests.fakes import RawClient, upstream
 from tests.harness import ADMIN, ask_on
 from tests.processes import ROOT, environment_of, free_port, ini_of
 from tests.soak.writes import remember, some_write
@@ -65,7 +67,7 @@ class Seen:
     written: list[str] = field(default_factory=list)
 
 
-async def soak(folder: Path, *, rounds: int, seed: int) -> Report:
+async def soak(folder: Path, *, rounds: int, seed: int, processes: int = 1) -> Report:
     """Run it; never raises for what it finds."""
     dice, report = random.Random(seed), Report()
     began = time.monotonic()
@@ -73,8 +75,9 @@ async def soak(folder: Path, *, rounds: int, seed: int) -> Report:
     async with upstream() as auth:
         for number in range(rounds):
             is_early = number % 5 == 4
-            seen = await _one_life(folder, auth, dice, report, is_early=is_early)
-            report.kills += 1
+            seen = Seen()
+            await _one_life(folder, auth.url, dice, report, seen, processes=processes, is_early=is_early)
+            report.kills += processes
             report.kills_while_starting += is_early
             _look(folder, seen, seen_before, report)
             auth.seen.clear()
@@ -86,34 +89,55 @@ async def soak(folder: Path, *, rounds: int, seed: int) -> Report:
 # one life
 
 
-async def _one_life(folder: Path, auth: Upstream, dice: random.Random, report: Report, *, is_early: bool) -> Seen:
+@dataclass
+class Life:
+    """A process, and what it says."""
+
+    process: asyncio.subprocess.Process
+    said: list[str] = field(default_factory=list)
+    listening: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def end(self) -> list[str]:
+        """Wait for it, killed as it is; what is wrong."""
+        assert self.process.stderr is not None
+        code = await self.process.wait()
+        self.process._transport.close()  # type: ignore[attr-defined]  # asyncio 3.11 leaves it to the collector
+        wrong = [line for line in self.said if "corrupt" in line or "Traceback" in line or "ERROR" in line]
+        return wrong if code == -signal.SIGKILL else [*wrong, f"ended by itself: {self.said}"]
+
+
+async def _one_life(
+    folder: Path, url: str, dice: random.Random, report: Report, seen: Seen, *, processes: int = 1, is_early: bool
+) -> None:
     port = free_port()
-    (folder / "gateway.ini").write_text(ini_of(auth.url, _INI))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(ROOT / "run.py"), cwd=folder,
-        env=environment_of(PORT=str(port)), stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stderr is not None
-    said: list[str] = []
-    listening = asyncio.Event()
-    talking = asyncio.create_task(_listen_to(process.stderr, said, listening))
-    seen = Seen()
+    shared = "[server]\nreuse_port = yes\n" if processes > 1 else "[server]\n"
+    (folder / "gateway.ini").write_text(ini_of(url, _INI).replace("[server]\n", shared))
+    lives = [await _begin(folder, port) for _ in range(processes)]
+    talking = [asyncio.create_task(_listen_to(life)) for life in lives]
     try:
         if is_early:
             await asyncio.sleep(dice.random() * 0.5)
         else:
-            await asyncio.wait_for(listening.wait(), _STARTED_S)
-            await _load_until(process, port, seen, dice)
+            for life in lives:
+                await asyncio.wait_for(life.listening.wait(), _STARTED_S)
+            await _load_until([life.process for life in lives], port, seen, dice)
     except TimeoutError:
-        report.wrong.append(f"did not start: {said}")
+        report.wrong.append(f"did not start: {[life.said for life in lives]}")
     finally:
-        _kill(process)
-        if await process.wait() != -signal.SIGKILL:
-            report.wrong.append(f"ended by itself: {said}")
-        await talking
-        process._transport.close()  # type: ignore[attr-defined]  # asyncio 3.11 leaves it to the collector
-    report.wrong += [line for line in said if "corrupt" in line or "Traceback" in line or "ERROR" in line]
-    return seen
+        for life in lives:
+            _kill(life.process)
+        await asyncio.gather(*talking)
+        for life in lives:
+            report.wrong += await life.end()
+
+
+async def _begin(folder: Path, port: int) -> Life:
+    return Life(
+        await asyncio.create_subprocess_exec(
+            sys.executable, str(ROOT / "run.py"), cwd=folder,
+            env=environment_of(PORT=str(port)), stderr=asyncio.subprocess.PIPE,
+        )
+    )  # fmt: skip
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
@@ -122,20 +146,23 @@ def _kill(process: asyncio.subprocess.Process) -> None:
         os.kill(process.pid, signal.SIGKILL)
 
 
-async def _listen_to(stderr: asyncio.StreamReader, said: list[str], listening: asyncio.Event) -> None:
-    while line := await stderr.readline():
-        said.append(line.decode())
-        if "listening on" in said[-1]:
-            listening.set()
+async def _listen_to(life: Life) -> None:
+    assert life.process.stderr is not None
+    while line := await life.process.stderr.readline():
+        life.said.append(line.decode())
+        if "listening on" in life.said[-1]:
+            life.listening.set()
 
 
-async def _load_until(process: asyncio.subprocess.Process, port: int, seen: Seen, dice: random.Random) -> None:
-    """Traffic and writes until a random moment, at which it is killed."""
+async def _load_until(processes: list[asyncio.subprocess.Process], port: int, seen: Seen, dice: random.Random) -> None:
+    """Traffic and writes until random moments, at which one after the other is killed."""
     tasks = [asyncio.create_task(_ask_for_ever(port, seen)) for _ in range(CLIENTS)]
     tasks += [asyncio.create_task(_write_for_ever(port, seen, random.Random(dice.random()))) for _ in range(WRITERS)]
     await asyncio.sleep(0.1 + dice.random() * 1.5)
-    _kill(process)
-    seen.killed_at = time.monotonic()
+    for process in processes:
+        _kill(process)
+        seen.killed_at = time.monotonic()
+        await asyncio.sleep(dice.random() * 0.2)
     for end in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(end, BaseException) and not isinstance(end, OSError | EOFError):
             raise end
