@@ -564,6 +564,25 @@ def test_a_failing_prune_is_a_store_error(tmp_path: Path) -> None:
         asyncio.run(journal.prune(NOW))
 
 
+# several processes
+
+
+def test_two_that_share_a_file_keep_one_log_and_its_statistics(tmp_path: Path) -> None:
+    async def run() -> None:
+        with opened(tmp_path, is_shared=True, segment_rows=150) as one, opened(tmp_path, is_shared=True) as two:
+            for number in range(20):
+                for journal in (one, two):
+                    journal.put([a_row(request_id=f"{id(journal)}-{number}-{row}") for row in range(25)])
+                await asyncio.gather(one.written(20), two.written(20))
+            await one.prune(NOW)
+            for journal in (one, two):
+                page = await journal.logs(LogFilter(limit=2000))
+                assert len({row["request_id"] for row in page.items}) == len(page.items) == 1000
+                assert (await journal.stats_of(24 * 7, NOW))["total_requests"] == 1000
+
+    asyncio.run(run())
+
+
 # health
 
 HEALTH = [
