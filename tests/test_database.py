@@ -123,12 +123,20 @@ def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
         ("busy_timeout", 5000),
         ("journal_size_limit", 67108864),
         ("auto_vacuum", 2),
+        ("page_size", 4096),
+        ("wal_autocheckpoint", 1024),
         ("application_id", APPLICATION),
         ("user_version", 1),
     ],
 )
 def test_pragmas_of_the_writer(tmp_path: Path, pragma: str, value: object) -> None:
     with opened(tmp_path / "a.db") as store:
+        assert store.submit(lambda con: con.execute(f"PRAGMA {pragma}").fetchone()[0]).result() == value
+
+
+@pytest.mark.parametrize(("pragma", "value"), [("page_size", 16_384), ("wal_autocheckpoint", 256)])
+def test_a_log_has_large_pages_and_is_checkpointed_as_often(tmp_path: Path, pragma: str, value: int) -> None:
+    with opened(tmp_path / "a.db", is_expendable=True) as store:
         assert store.submit(lambda con: con.execute(f"PRAGMA {pragma}").fetchone()[0]).result() == value
 
 

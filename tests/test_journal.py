@@ -19,7 +19,7 @@ import pytest
 from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
 from engadi_gateway.store import journal as journal_module
 from engadi_gateway.store import segments, tally
-from engadi_gateway.store.database import Connection, StoreError
+from engadi_gateway.store.database import Connection, StoreError, file_bytes
 from engadi_gateway.store.journal import Journal, JournalStats
 from engadi_gateway.store.questions import LogFilter, query_of
 from tests.logrows import a_row, random_rows
@@ -401,9 +401,15 @@ def test_a_lock_of_others_costs_rows_and_nothing_else(tmp_path: Path, caplog: py
         assert (stats.rows_written, stats.rows_failed, stats.last_error) == (1, 10, "")
 
 
+def _fill_disk(connection: Connection) -> None:
+    """There is room for some pages more."""
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count={pages + 5}").fetchall()
+
+
 def test_a_full_disk_costs_rows_and_nothing_else(tmp_path: Path) -> None:
     with opened(tmp_path) as journal:
-        run(journal, lambda connection: connection.execute("PRAGMA max_page_count=30").fetchall())
+        run(journal, _fill_disk)
         big = [a_row(path="/" + "x" * 4_000)] * 50
         journal.put([a_row()])
         journal.put(big)
@@ -419,7 +425,7 @@ def test_a_full_disk_costs_rows_and_nothing_else(tmp_path: Path) -> None:
 def test_a_batch_that_failed_is_tried_once_more(tmp_path: Path) -> None:
     hold = threading.Event()
     with opened(tmp_path) as journal:
-        run(journal, lambda connection: connection.execute("PRAGMA max_page_count=30").fetchall())
+        run(journal, _fill_disk)
         journal._database.submit(lambda connection: hold.wait(5))
         journal.put([a_row(path="/" + "x" * 4_000)] * 50)
         journal._database.submit(lambda con: con.execute("PRAGMA max_page_count=1000000").fetchall())
@@ -515,7 +521,7 @@ def test_the_oldest_rows_go_when_the_log_is_too_large(tmp_path: Path) -> None:
         asyncio.run(journal.prune(NOW + HOUR_MS))
         settled(journal)
         kept = [row["request_id"] for row in everything(journal)]
-        size = run(journal, lambda con: con.execute("PRAGMA page_count").fetchone()[0] * 4096)
+        size = run(journal, file_bytes)
         assert asyncio.run(journal.stats_of(2, NOW + HOUR_MS))["total_requests"] == 40_000, "sums stay"
     assert size <= max_bytes
     assert kept == [row.request_id for row in reversed(rows)][: len(kept)], "the newest are those that stay"

@@ -31,6 +31,10 @@ Migration = tuple[str, ...] | Callable[[Connection], None]
 _READERS = 2
 _READ_LIMIT_S = 5.0
 _PROGRESS_STEPS = 10_000
+_PAGE_BYTES = 4096
+#: Rows that come by the thousand, and indexes written whole, are less work on fewer pages: 4096 costs 8 % more.
+_LOG_PAGE_BYTES = 16_384
+_CHECKPOINT_BYTES = 4 * 1024 * 1024
 _BUSY_MS = 5000
 _BUSY_CLOSING_MS = 500
 _OPENING_MS = 30_000  # others may be migrating or checking
@@ -71,9 +75,9 @@ class Database:
         migrations: in order; the file's `user_version` counts those that were applied.
         synchronous: NORMAL may lose the last commits on a power cut, never more.
         application_id: written into the file, and checked.
-        is_expendable: a broken file is moved aside and a new one begun, once in a run; one that cannot be had now is
-            opened by a later write. One that is not is checked whole when it is opened (so it should be small), and
-            left as it is.
+        is_expendable: a log: a broken file is moved aside and a new one begun, once in a run; one that cannot be had
+            now is opened by a later write; its pages are large. One that is not is checked whole when it is opened (so
+            it should be small), and left as it is.
         is_shared: other processes may have it open too, and all take turns to write.
     """
 
@@ -93,6 +97,7 @@ class Database:
         self._migrations = migrations
         self._synchronous = synchronous
         self._application_id = application_id
+        self._page_bytes = _LOG_PAGE_BYTES if is_expendable else _PAGE_BYTES
         self._is_expendable = is_expendable
         self.is_shared = is_shared
         self._locks = Locks(path, is_shared=is_shared)
@@ -162,10 +167,12 @@ class Database:
         return connection
 
     def _prepare(self, connection: Connection) -> None:
-        if _pragma(connection, "page_count") == 0:
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # only works before the first table
+        if _pragma(connection, "page_count") == 0:  # these only work before the first table
+            connection.execute(f"PRAGMA page_size={self._page_bytes}")
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         for pragma in (*_PRAGMAS, f"PRAGMA synchronous={self._synchronous}"):
             connection.execute(pragma)
+        connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_BYTES // self._page_bytes}")
         version = self._check(connection)
         if _pragma(connection, "journal_mode=WAL") != "wal":
             raise StoreError(f"{self.path}: no write-ahead log is possible here (a network file system?)")

@@ -40,7 +40,7 @@ _ROW_BYTES = 400  # a common row with its indexes
 _SHARES = 24  # at least so many tables of what is kept by age or size
 _SPANS = 240  # forgotten at once
 _MINUTES_KEPT_MS = 8 * _DAY_MS  # questions reach a week back
-_VACUUM_PAGES = 256
+_VACUUM_PAGES = 64
 _FREE_SHARE = 0.25
 _SUMMED_S = 1.0
 
