@@ -108,7 +108,8 @@ def _name(sock: socket.socket, scheme: str) -> str:
 def bind_tcp(host: str, port: int, settings: Settings) -> socket.socket:
     """A listening TCP socket; IPv6 ones are for IPv6 only, so that `0.0.0.0, ::` binds both."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sets TCP_NODELAY on sockets that say that they are TCP, which accepted ones take from this one
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if settings.server_reuse_port:

@@ -201,17 +201,21 @@ async def connections_at_once(world: World) -> int:
     return counts["active"]
 
 
+async def idle_upstream(world: World) -> int:
+    return sum(counts["idle"] for counts in world.gateway.state()["pools"].values())
+
+
 async def kept_idle(world: World) -> int:
     asking, _ = await _held(world, 3)
     world.released.set()
     await asyncio.gather(*asking)
-    return int(next(iter(world.gateway.state()["pools"].values()))["idle"])
+    return await idle_upstream(world)
 
 
 async def idle_later(world: World) -> int:
     await get(world, AUTH + "/x")
     world.gateway._pools.sweep(time.monotonic() + LATER_S)
-    return int(next(iter(world.gateway.state()["pools"].values()))["idle"])
+    return await idle_upstream(world)
 
 
 async def turned_away(world: World) -> int:

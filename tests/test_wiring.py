@@ -1,0 +1,291 @@
+"""What the composition connects: a route's own numbers, the clockwork, the checks and the breaker, sockets and TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engadi_gateway.gateway import Gateway
+from engadi_gateway.store.database import StoreError
+from engadi_gateway.store.journal import LogFilter
+from tests.certificates import certify
+from tests.fakes import raw_client
+from tests.harness import ADMIN, ask, ask_on, json_of, token
+from tests.logrows import a_row
+from tests.probes_stages import a_token
+from tests.probes_traffic import idle_upstream, late_upstream, times_sent
+from tests.world import AUTH, BEARER, CONTENT, World, a_world, get, until
+
+BASE = "/api/v1/gateway"
+_DAY_MS = 86_400_000
+
+
+async def _add_route(world: World, path: str, **fields: Any) -> str:
+    """A public route to the auth service."""
+    body = {"path_pattern": path, "target_service": "auth", "is_public": True, **fields}
+    reply = await ask(world.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=body)
+    assert reply.status == 201, reply.body
+    return str(json_of(reply)["id"])
+
+
+# a route's own numbers
+
+
+@pytest.mark.parametrize(
+    ("of_route", "of_settings", "status"),
+    [(50.0, 200.0, 504), (200.0, 50.0, 200), (None, 50.0, 504), (None, 200.0, 200)],
+)
+def test_a_route_has_its_own_timeout(tmp_path: Path, of_route: float | None, of_settings: float, status: int) -> None:
+    async def run() -> None:
+        async with a_world(tmp_path, upstream_timeout=of_settings) as world:
+            await _add_route(world, AUTH + "/hold", timeout=of_route)
+            assert await late_upstream(world) == status
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("of_route", "of_settings", "times"), [(0, 2, 1), (3, 0, 4), (None, 1, 2)])
+def test_a_route_has_its_own_retry_count(tmp_path: Path, of_route: int | None, of_settings: int, times: int) -> None:
+    async def run() -> None:
+        async with a_world(tmp_path, upstream_retry_count=of_settings) as world:
+            await _add_route(world, AUTH + "/close", retry_count=of_route)
+            assert await times_sent()(world) == times
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("is_reused", "times"), [(False, 2), (True, 3)])
+def test_a_connection_that_may_have_died_idle_costs_no_retry(tmp_path: Path, is_reused: bool, times: int) -> None:
+    async def run() -> None:
+        async with a_world(tmp_path, upstream_retry_count=1) as world:
+            if is_reused:
+                await get(world, AUTH + "/x")
+            assert await times_sent()(world) == times
+
+    asyncio.run(run())
+
+
+# the clockwork
+
+
+def test_old_rows_go_by_themselves_and_health_is_kept_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("engadi_gateway.gateway._PRUNE_EVERY_S", 0.01)
+    caplog.set_level(logging.CRITICAL, "engadi")
+
+    async def run() -> None:
+        async with a_world(tmp_path, log_retention_days=3) as world:
+            journal, prune = world.gateway.journal, world.gateway.journal.prune
+
+            async def prune_late(now_ms: int) -> None:
+                monkeypatch.setattr(journal, "prune", prune)  # a fault is not the end of it
+                raise StoreError("a fault")
+
+            monkeypatch.setattr(journal, "prune", prune_late)
+            await world.gateway.checker.check_now("auth")
+            journal.put([a_row(request_id="old", created_at=int(time.time() * 1000) - 5 * _DAY_MS)])
+            await journal.written(20)
+            async with asyncio.timeout(20):
+                while (await journal.logs(LogFilter(request_id="old"))).items:
+                    await asyncio.sleep(0.01)
+                while not any(row.last_check for row in await journal.load_health()):
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+
+
+def test_the_clock_reaches_all_that_ends_by_itself(tmp_path: Path) -> None:
+    """A tick an hour later: idle connections of both sides, and buckets that are full again, are gone."""
+
+    async def run() -> None:
+        async with a_world(tmp_path, limits_per_user=10, limits_per_ip=10) as world, raw_client(world.port) as client:
+            gateway = world.gateway
+            await ask_on(client, "GET", AUTH + "/x")
+            assert (len(gateway._state.buckets), await idle_upstream(world), len(gateway._connections)) == (2, 1, 1)
+            for sweep in gateway._ticker._sweeps:
+                sweep(time.monotonic() + 3600)
+            assert (len(gateway._state.buckets), await idle_upstream(world)) == (0, 0)
+            await until(lambda: not gateway._connections)
+
+    asyncio.run(run())
+
+
+# checks: the breaker hears of them, and whom they ask follows the routes
+
+
+def test_a_good_check_begins_the_probes_early(tmp_path: Path) -> None:
+    async def run() -> None:
+        values = {"breaker_enabled": True, "breaker_failure_threshold": 1, "upstream_retry_count": 0}
+        async with a_world(tmp_path, **values) as world:
+            await get(world, AUTH + "/503")
+            assert (await get(world, AUTH + "/x")).status == 503
+            await world.gateway.checker.check_now("auth")
+            assert (await get(world, AUTH + "/x")).status == 200
+
+    asyncio.run(run())
+
+
+def test_a_service_that_only_a_route_names_is_checked_as_long_as_the_route_is_there(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with a_world(tmp_path) as world:
+            route = await _add_route(world, "/new/*", target_service="new", target_url=world.content.url)
+            health = json_of(await ask(world.port, "GET", f"{BASE}/services/new/health", bearer=ADMIN))
+            assert (health["status"], world.content.seen[-1].target) == ("healthy", "/health")
+            assert "new" in world.gateway.checker.status()
+            assert (await ask(world.port, "DELETE", f"{BASE}/routes/{route}", bearer=ADMIN)).status == 204
+            assert "new" not in world.gateway.checker.status()
+
+    asyncio.run(run())
+
+
+# what a reload has given stays
+
+
+def test_a_write_after_a_reload_keeps_what_the_reload_gave(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with a_world(tmp_path) as world:
+            old, new = a_token(role="admin"), "another secret, long enough for HS256"
+            await world.gateway.reload(world.settings(jwt_secret_key=new))
+            body = {"path_pattern": "/x", "target_service": "auth"}
+            bearer = a_token(new, role="admin")
+            assert (await ask(world.port, "POST", f"{BASE}/routes", bearer=bearer, body=body)).status == 201
+            assert (await get(world, CONTENT + "/x", bearer)).status == 200
+            assert (await get(world, CONTENT + "/x", old)).status == 401
+
+    asyncio.run(run())
+
+
+def test_the_role_holds_at_the_admin_apis_own_door_too(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with a_world(tmp_path, admin_listen="127.0.0.1:0", admin_role="boss") as world:
+            port = int(world.gateway.addresses[-1].rpartition(":")[2])
+            for role, status in (("admin", 403), ("boss", 200)):
+                assert (await ask(port, "GET", f"{BASE}/routes", bearer=token(role=role))).status == status
+
+    asyncio.run(run())
+
+
+# who leaves
+
+
+def _tasks(gateway: Gateway) -> set[str]:
+    return {task.get_name() for task in gateway._context.tasks}
+
+
+def test_a_client_that_leaves_is_not_waited_for_by_the_question_about_its_token(tmp_path: Path) -> None:
+    async def run() -> None:
+        values = {"jwt_mode": "remote", "jwt_remote_url": "{auth}/hold", "jwt_remote_timeout": 60.0}
+        async with a_world(tmp_path, **values) as world:
+            async with raw_client(world.port) as client:
+                await client.send(
+                    f"GET {CONTENT}/x HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {BEARER}\r\n\r\n".encode()
+                )
+                await until(lambda: world.auth.seen)
+                assert "identity" in _tasks(world.gateway)
+            await until(lambda: "identity" not in _tasks(world.gateway))
+            world.released.set()
+
+    asyncio.run(run())
+
+
+def test_a_look_that_nobody_waits_for_is_given_up(tmp_path: Path) -> None:
+    """GET .../health asks the service; when its client leaves, it stops asking."""
+
+    async def run() -> None:
+        async with a_world(tmp_path, health_path="/hold", health_timeout=60.0) as world:
+            async with raw_client(world.port) as client:
+                target = f"{BASE}/services/auth/health"
+                await client.send(f"GET {target} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {ADMIN}\r\n\r\n".encode())
+                await until(lambda: world.auth.seen)
+                assert "local" in _tasks(world.gateway)
+            await until(lambda: "local" not in _tasks(world.gateway))
+            world.released.set()
+
+    asyncio.run(run())
+
+
+def test_a_write_that_nobody_waits_for_is_finished(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with a_world(tmp_path) as world:
+            body = b'{"path_pattern": "/x", "target_service": "auth", "is_public": true}'
+            async with world.gateway.writing():
+                async with raw_client(world.port) as client:
+                    await client.send(
+                        f"POST {BASE}/routes HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {ADMIN}\r\n"
+                        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                        + body
+                    )
+                    await until(lambda: "local" in _tasks(world.gateway))
+                await until(lambda: not world.gateway._connections)
+            await until(lambda: "local" not in _tasks(world.gateway))
+            assert (await get(world, "/x")).status == 200
+
+    asyncio.run(run())
+
+
+# sockets
+
+
+def test_the_port_of_a_process_that_ended_can_be_had_at_once(tmp_path: Path) -> None:
+    """Connections that the gateway closed first are in TIME_WAIT on its port."""
+
+    async def run() -> None:
+        async with a_world(tmp_path) as world, raw_client(world.port) as client:
+            port = world.port
+            await client.send(b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            assert (await client.reply()).status == 200
+            assert await client.rest() == b""
+        async with a_world(tmp_path / "again", server_port=port) as world:
+            assert (await get(world, AUTH + "/x")).status == 200
+
+    asyncio.run(run())
+
+
+def test_small_writes_are_not_held_back_on_either_side(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with a_world(tmp_path) as world, raw_client(world.port) as client:
+            await client.send(b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n")
+            await client.reply()
+            (connection,) = world.gateway._connections
+            (pool,) = world.gateway._pools._pools.values()
+            for transport in (connection._transport, pool._idle[0].transport):
+                assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    asyncio.run(run())
+
+
+def test_over_tls_http_1_1_is_agreed_on(tmp_path: Path) -> None:
+    certify(tmp_path, "gateway.test")
+
+    async def run() -> None:
+        values = {"server_tls_certificate": f"{tmp_path}/cert.pem", "server_tls_key": f"{tmp_path}/key.pem"}
+        context = ssl.create_default_context(cafile=f"{tmp_path}/cert.pem")
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        async with a_world(tmp_path, **values) as world:
+            _, writer = await asyncio.open_connection(
+                "127.0.0.1", world.port, ssl=context, server_hostname="gateway.test"
+            )
+            assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
+            writer.close()
+            with contextlib.suppress(ssl.SSLError, ConnectionError):
+                await writer.wait_closed()
+
+    asyncio.run(run())
+
+
+def test_the_upstream_hears_which_port_was_asked(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with a_world(tmp_path) as world:
+            await get(world, AUTH + "/x", headers={"X-Forwarded-Port": "1"})
+            assert world.auth.seen[-1].one("x-forwarded-port") == str(world.port)
+
+    asyncio.run(run())
