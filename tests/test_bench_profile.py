@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import pytest
 
 from tests.bench.peers import ROOT
 from tests.bench.profile import OTHER, STAGES, functions, report, shares, stage_of
+from tests.bench.sampler import BEGIN, END
 
 _SELECTOR = "/usr/lib/python3.11/asyncio/selector_events.py"
 _CLIENT = "/x/engadi_gateway/net/client.py"
@@ -72,8 +72,8 @@ def test_the_sampler_sees_where_the_main_thread_is(tmp_path: Path) -> None:
         try:
             while "listening on" not in process.stderr.readline():
                 assert process.poll() is None
-            process.send_signal(signal.SIGUSR1)
-            process.send_signal(signal.SIGUSR2)
+            process.send_signal(BEGIN)
+            process.send_signal(END)
             deadline = time.monotonic() + 20
             while not found.exists():
                 assert time.monotonic() < deadline and process.poll() is None

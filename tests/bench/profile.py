@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from tests.bench.peers.engadi import command
 from tests.bench.proof import ask
 from tests.bench.report import table
 from tests.bench.rounds import Bench, Plan, Running, wait_until
+from tests.bench.sampler import BEGIN, END
 
 _WAIT_S = 30.0
 Code = Sequence[str]  # file name, function name
@@ -129,9 +129,9 @@ def profile(load: Load, arguments: argparse.Namespace) -> str:
         wait_until(lambda: ask(place.port).is_good, process, _WAIT_S)
         running = Running(process, place.port)
         bench.load(load, running)  # what is made once is made now
-        os.kill(process.group, signal.SIGUSR1)
+        os.kill(process.group, BEGIN)
         result = bench.load(replace(load, warm_requests=0), running, warm_s=0.0)
-        os.kill(process.group, signal.SIGUSR2)
+        os.kill(process.group, END)
         if result["bad"]:
             raise SystemExit(f"{result['bad']} wrong answers, the first: {result['first_bad']}")
         return report(_written(found, process), result["requests"], arguments.top)

@@ -1,6 +1,6 @@
 """Serves, and notes where its main thread is: `python -m tests.bench.sampler OUT.json [arguments of run.py]`.
 
-SIGUSR1 begins, SIGUSR2 ends and writes OUT.json. A timer of CPU time (ITIMER_PROF) interrupts at each tick of the
+SIGRTMIN begins, the signal after it ends and writes OUT.json (the gateway has use for the others). A timer of CPU time (ITIMER_PROF) interrupts at each tick of the
 kernel; each stack found weighs what the main thread has spent since the last one, the sampling itself left out. The
 other threads are not sampled: what each spent is read from its own clock.
 """
@@ -20,6 +20,7 @@ from typing import Any
 
 from engadi_gateway.cli import main as cli_main
 
+BEGIN, END = int(signal.SIGRTMIN), int(signal.SIGRTMIN) + 1
 _TICK_S = 0.001  # asked for; the kernel gives what its ticks allow
 
 
@@ -85,8 +86,8 @@ def _name(code: CodeType) -> tuple[str, str]:
 
 def main() -> int:
     sampler = Sampler(Path(sys.argv[1]))
-    signal.signal(signal.SIGUSR1, sampler.begin)
-    signal.signal(signal.SIGUSR2, sampler.end)
+    signal.signal(BEGIN, sampler.begin)
+    signal.signal(END, sampler.end)
     signal.signal(signal.SIGPROF, sampler.sample)
     return cli_main(sys.argv[2:])
 
