@@ -62,6 +62,7 @@ def test_ids_go_on_from_table_to_table_and_after_all_but_the_last_are_gone() -> 
         assert [segments.drop_oldest(connection, NOW) for _ in range(3)] == [4, 4, 0], "none that was not summed"
         segments.add_rows(connection, rows[:2])
         assert [row[0] for row in found(connection)] == [14, 13, 12, 11, 10, 9]
+        assert len(list(iter(lambda: segments.clear_next(connection), False))) == 2
         assert names(connection) == {OPEN, "gateway_log_3"}
 
 
@@ -111,7 +112,7 @@ def test_a_table_is_closed_when_it_is_full_or_old(rows: int, age_ms: int, is_due
 
 def test_the_larger_the_log_the_larger_its_tables() -> None:
     with tables() as connection:
-        connection.execute("INSERT INTO log_segment VALUES (1, 1, 1280, ?, ?, 0)", (NOW, NOW))
+        connection.execute("INSERT INTO log_segment VALUES (1, 1, 2560, ?, ?, 0, 0)", (NOW, NOW))
         for added, is_due in ((19, False), (1, True)):
             segments.add_rows(connection, [a_row(created_at=NOW)] * added)
             assert segments.close_if_due(connection, NOW, 10, DAY_MS) == is_due
@@ -292,3 +293,23 @@ def test_a_table_goes_when_all_its_rows_are_old() -> None:
         assert segments.drop_oldest(connection, NOW + 5) == 0
         assert segments.drop_oldest(connection, NOW + 6) == 2
         assert found(connection) == []
+
+
+def test_a_dropped_table_is_found_no_more_and_cleared_piece_by_piece() -> None:
+    with tables() as connection:
+        for number in range(3):
+            closed(connection, [a_row(created_at=NOW + number)] * 4)
+            segments.set_summed_id(connection, 4 * number + 4)
+        for _ in range(len(INDEXES) + 3):
+            segments.index_next(connection)
+        assert not segments.clear_next(connection)
+        assert segments.drop_oldest(connection, NOW + 2) == segments.drop_oldest(connection, NOW + 2) == 4
+        assert segments.drop_oldest(connection, NOW + 2) == 0
+        assert [row[0] for row in found(connection)] == [12, 11, 10, 9]
+        left = "SELECT count(*) FROM sqlite_schema WHERE tbl_name IN ('gateway_log_1', 'gateway_log_2')"
+        for pieces in range(len(INDEXES) + 3 + 1, -1, -1):  # what was indexed, and two tables
+            assert segments.clear_next(connection)
+            assert connection.execute(left).fetchone()[0] == pieces
+        assert not segments.clear_next(connection)
+        assert names(connection) == {OPEN, "gateway_log_3"}
+        assert indexed(connection).execute("SELECT number, indexes FROM log_segment").fetchall() == [(3, len(INDEXES))]

@@ -176,6 +176,7 @@ def test_whatever_happens_each_row_is_counted_once(steps: list[tuple[str, int]],
                 segments.close_open(connection)
             elif what == "drop":
                 segments.drop_oldest(connection, 1 << 62)
+                segments.clear_next(connection)
             else:
                 connection.execute("BEGIN")
                 part.store(connection) if what == "fail to store" else segments.add_rows(connection, ROWS[:9])

@@ -33,8 +33,8 @@ from engadi_gateway.store.tally import Tally
 
 _APPLICATION_ID = 0x456E474C  # "EnGL"
 _DAY_MS = 86_400_000
-#: Rows of one table: few enough to be read through, so many that there are few tables.
-SEGMENT_ROWS = 50_000
+#: Rows of one table: few enough to be read through and to be indexed in the cache, so many that there are few tables.
+SEGMENT_ROWS = 25_000
 _LEAST_ROWS = 1_000
 _ROW_BYTES = 400  # a common row with its indexes
 _SHARES = 24  # at least so many tables of what is kept by age or size
@@ -324,6 +324,7 @@ class Journal:
             pass
         await self._database.write(lambda connection: self._close_if_due(connection, now_ms))
         await self._repeat(lambda connection: segments.drop_oldest(connection, limit_ms))
+        await self._repeat(segments.clear_next)
         await self._repeat(lambda connection: self._shorten(connection, now_ms))
         minutes_ms = now_ms - _MINUTES_KEPT_MS
         for span, before_ms in ((MINUTE_MS, minutes_ms), (HOUR_MS, min(limit_ms, minutes_ms))):
@@ -340,7 +341,8 @@ class Journal:
         if not self.max_bytes or used_bytes(connection) <= self.max_bytes:
             return 0
         return (
-            segments.drop_oldest(connection, 1 << 62)
+            segments.clear_next(connection)
+            or segments.drop_oldest(connection, 1 << 62)
             or rollup.prune(connection, MINUTE_MS, now_ms - HOUR_MS, _SPANS)
             or segments.close_open(connection)
         )

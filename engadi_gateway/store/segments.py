@@ -35,8 +35,8 @@ INDEXES = (
 #: What most rows have: found soon without an index, which leaves it out and so stays small.
 COMMON = {"reason": "ok", "method": "GET", "status_code": 200}
 #: Closed tables stay in the hundreds: the more rows there are, the larger the next one.
-_SHARE_OF_ALL = 64
-_MOST_ROWS = 500_000
+_SHARE_OF_ALL = 128
+_MOST_ROWS = 250_000
 
 _TABLE = """CREATE TABLE gateway_log (
     id INTEGER PRIMARY KEY, request_id TEXT NOT NULL, method TEXT NOT NULL, path TEXT NOT NULL,
@@ -49,7 +49,7 @@ SCHEMA = (
     _TABLE,
     """CREATE TABLE log_segment (
         number INTEGER PRIMARY KEY, first_id INTEGER NOT NULL, last_id INTEGER NOT NULL, first_ms INTEGER NOT NULL,
-        last_ms INTEGER NOT NULL, indexes INTEGER NOT NULL
+        last_ms INTEGER NOT NULL, indexes INTEGER NOT NULL, is_dropped INTEGER NOT NULL DEFAULT 0
     ) STRICT""",
     # up to which id rows are in the statistics; ids go on from there when no row is left
     "CREATE TABLE log_summed (last_id INTEGER NOT NULL) STRICT",
@@ -144,14 +144,15 @@ def close_open(connection: Connection) -> bool:
     number = connection.execute("SELECT coalesce(max(number), 0) + 1 FROM log_segment").fetchone()[0]
     connection.execute(f"ALTER TABLE {OPEN} RENAME TO {_table(number)}")
     connection.execute(_TABLE)
-    connection.execute("INSERT INTO log_segment VALUES (?, ?, ?, ?, ?, 0)", (number, *span, *times))
+    connection.execute("INSERT INTO log_segment VALUES (?, ?, ?, ?, ?, 0, 0)", (number, *span, *times))
     return True
 
 
 def index_next(connection: Connection) -> bool:
     """Make one index that a closed table still lacks; whether there was one. One at a time, for rows are waiting."""
     row = connection.execute(
-        "SELECT number, indexes FROM log_segment WHERE indexes < ? ORDER BY number LIMIT 1", (len(INDEXES),)
+        "SELECT number, indexes FROM log_segment WHERE indexes < ? AND NOT is_dropped ORDER BY number LIMIT 1",
+        (len(INDEXES),),
     ).fetchone()
     if row is None:
         return False
@@ -164,14 +165,34 @@ def index_next(connection: Connection) -> bool:
 
 
 def drop_oldest(connection: Connection, before_ms: int) -> int:
-    """Drop one closed table whose rows are all from before, and in the statistics; how many rows went."""
+    """Drop one closed table whose rows are all from before, and in the statistics; how many rows went.
+
+    Nobody finds them any more; the table itself is left to `clear_next`.
+    """
     query = "SELECT number, last_id - first_id + 1 FROM log_segment WHERE last_ms < ? AND last_id <= ?"
-    row = connection.execute(f"{query} ORDER BY number LIMIT 1", (before_ms, summed_id(connection))).fetchone()
+    query = f"{query} AND NOT is_dropped ORDER BY number LIMIT 1"
+    row = connection.execute(query, (before_ms, summed_id(connection))).fetchone()
     if row is None:
         return 0
-    connection.execute(f"DROP TABLE {_table(row[0])}")
-    connection.execute("DELETE FROM log_segment WHERE number = ?", (row[0],))
+    connection.execute("UPDATE log_segment SET is_dropped = 1 WHERE number = ?", (row[0],))
     return int(row[1])
+
+
+def clear_next(connection: Connection) -> bool:
+    """Free the pages of one index of a dropped table, at last its own; whether there was one. Rows are waiting."""
+    row = connection.execute(
+        "SELECT number, indexes FROM log_segment WHERE is_dropped ORDER BY number LIMIT 1"
+    ).fetchone()
+    if row is None:
+        return False
+    number, indexes = row
+    if indexes:
+        connection.execute(f"DROP INDEX {_table(number)}_{INDEXES[indexes - 1][0]}")
+        connection.execute("UPDATE log_segment SET indexes = indexes - 1 WHERE number = ?", (number,))
+    else:
+        connection.execute(f"DROP TABLE {_table(number)}")
+        connection.execute("DELETE FROM log_segment WHERE number = ?", (number,))
+    return True
 
 
 def _table(number: int) -> str:
@@ -208,7 +229,7 @@ def find(connection: Connection, query: Query) -> Iterator[tuple[Any, ...]]:
 
 def segments(connection: Connection) -> list[Segment]:
     """The tables, newest first; of the open one nothing is known."""
-    rows = connection.execute("SELECT * FROM log_segment ORDER BY number DESC").fetchall()
+    rows = connection.execute("SELECT * FROM log_segment WHERE NOT is_dropped ORDER BY number DESC").fetchall()
     return [Segment(OPEN, 0, 1 << 62, 0, 1 << 62), *(Segment(_table(number), *rest[:4]) for number, *rest in rows)]
 
 

@@ -122,7 +122,7 @@ class Log:
         return await self.add(count, lambda number: now_ms + (number - first) // 8)
 
     async def indexed(self) -> None:
-        query = f"SELECT count(*) FROM log_segment WHERE indexes < {len(INDEXES)}"
+        query = f"SELECT count(*) FROM log_segment WHERE indexes < {len(INDEXES)} AND NOT is_dropped"
         while True:
             await self.journal.written(60.0)
             if not await self.journal._database.read(lambda connection: connection.execute(query).fetchone()[0]):
