@@ -10,13 +10,14 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from tests.soak import admin, faults, kills, restarts, streams
+from tests.soak import admin, faults, kills, many, restarts, streams
 
 RUNS: dict[str, Callable[[Path, int, int], Coroutine[Any, Any, Any]]] = {
     "faults": lambda folder, count, seed: faults.soak(folder, requests=count, seed=seed),
     "kills": lambda folder, count, seed: kills.soak(folder, rounds=count, seed=seed),
     "shared": lambda folder, count, seed: kills.soak(folder, rounds=count, seed=seed, processes=3),
     "admin": lambda folder, count, seed: admin.soak(folder, examples=count, seed=seed),
+    "many": lambda folder, count, seed: many.soak(folder, seconds=count),
     "drains": lambda folder, count, seed: restarts.drains(folder, rounds=count, seed=seed),
     "restarts": lambda folder, count, seed: restarts.restarts(folder, rounds=count, seed=seed),
     "streams": lambda folder, count, seed: streams.soak(folder, streams=count, writes=200, reloads=20, seed=seed),
@@ -45,6 +46,7 @@ def main() -> int:
         ("shared", "kill -9 under load, three processes over the same databases", "--rounds", 50),
         ("streams", "WebSockets and event streams over 200 writes and 20 reloads", "--streams", 400),
         ("admin", "schemathesis against the admin API", "--examples", 500),
+        ("many", "slow and many clients, each kind for so long", "--seconds", 10),
         ("drains", "SIGTERM under load", "--rounds", 20),
         ("restarts", "restarts under load, the socket held open", "--rounds", 20),
     ):
