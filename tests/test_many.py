@@ -262,3 +262,93 @@ def test_without_a_file_left_who_is_there_is_served_and_who_comes_is_served_late
             assert sum("accepting pauses" in line for line in gateway.lines) == 1
 
     asyncio.run(run())
+
+
+# uploads
+
+
+def test_slow_uploads_take_half_of_the_connections_upstream_at_most(tmp_path: Path) -> None:
+    """The others are kept until they are whole, so that who has something to ask finds a connection."""
+
+    async def run() -> None:
+        values = {"upstream_max_connections": 4, "upstream_queue_timeout": 0.5}
+        start = b"POST /api/v1/auth/x HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nab"
+        async with upstream() as auth, running(tmp_path, auth, **values) as gateway, clients(gateway.port, 10) as slow:
+            for client in slow:
+                await client.send(start)
+            await until(lambda: len(gateway._context.flights) == 10)
+            for _ in range(5):
+                assert (await ask(gateway.port, "GET", "/api/v1/auth/y")).status == 200
+            assert len([raw for raw in auth.raw if raw.startswith(b"POST")]) == 2
+            for client in slow:
+                await client.send(b"cd")
+            for client in slow:
+                await client.send(b"ef")
+                assert (await client.reply()).status == 200
+            assert [seen.body for seen in auth.seen if seen.method == "POST"] == [b"abcdef"] * 10
+
+    asyncio.run(run())
+
+
+def test_an_upload_too_long_to_be_kept_goes_on_its_way(tmp_path: Path) -> None:
+    async def run() -> None:
+        values = {"upstream_max_connections": 2, "upstream_retry_buffer_bytes": 1000}
+        body = bytes(range(256)) * 20
+        head = b"POST /api/v1/auth/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        async with upstream() as auth, running(tmp_path, auth, **values) as gateway, clients(gateway.port, 2) as slow:
+            await slow[0].send(head + b"1\r\nx\r\n")
+            await until(lambda: len(auth.raw) == 1)
+            await slow[1].send(head)
+            for start in range(0, len(body), 100):
+                await slow[1].send(b"64\r\n%b\r\n" % body[start : start + 100] if start + 100 <= len(body) else b"")
+            await until(lambda: len(auth.raw) == 2)
+            await slow[1].send(b"14\r\n%b\r\n0\r\n\r\n" % body[-20:])
+            assert (await slow[1].reply()).status == 200
+            assert auth.seen[-1].body == body
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", [100_000, 6_000], ids=["many reads", "one read"])
+def test_a_body_of_tiny_chunks_is_decoded_in_shares(tmp_path: Path, size: int) -> None:
+    """Others are served in between: asked when the body is there, they are answered before it is read to its end."""
+
+    async def run() -> None:
+        data = bytes(65 + number % 26 for number in range(size))
+        chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in data)
+        head = b"POST /api/v1/auth/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        async with upstream() as auth, running(tmp_path, auth) as gateway, clients(gateway.port, 2) as (one, other):
+            await one.send(head + chunks + b"0\r\n\r\nGET /api/v1/auth/next HTTP/1.1\r\nHost: a\r\n\r\n")
+            await ask_on(other, "GET", "/api/v1/auth/y")
+            assert [seen.target[-1] for seen in auth.seen] == ["y"]
+            assert (await one.reply()).status == 200
+            assert (await one.reply()).status == 200
+            assert [(seen.target[-1], seen.body) for seen in auth.seen[1:]] == [("x", data), ("t", b"")]
+
+    asyncio.run(run())
+
+
+def test_tiny_chunks_for_an_upstream_that_does_not_read_wait_as_others_do(tmp_path: Path) -> None:
+    reading = asyncio.Event()
+
+    async def late(seen: Seen, wire: Wire) -> None:
+        await reading.wait()
+
+    async def run() -> None:
+        data = bytes(50_000)
+        chunks = b"1000\r\n%b\r\n" % bytes(4096) * 3000 + b"".join(b"1\r\n\0\r\n" for _ in data) + b"0\r\n\r\n"
+        head = b"POST /api/v1/auth/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        values = {"server_max_body_bytes": 0}
+        async with (
+            upstream(answer_ok, late) as auth,
+            running(tmp_path, auth, **values) as gateway,
+            raw_client(gateway.port) as one,
+        ):
+            sending = asyncio.create_task(one.send(head + chunks))
+            await until(lambda: any(connection.is_upload_paused for connection in gateway._connections))
+            reading.set()
+            assert (await asyncio.wait_for(one.reply(), 60)).status == 200
+            await sending
+            assert len(auth.seen[0].body) == 4096 * 3000 + len(data)
+
+    asyncio.run(run())

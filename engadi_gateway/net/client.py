@@ -93,6 +93,7 @@ class ClientConnection(asyncio.Protocol):
         self._refused_head: Refusal | None = None
         self._body: ChunkedBody | CountedBody | None = None
         self._requests = 0
+        self._later = b""
         self._is_closing = False
         self._is_queued = False
         self._is_head_awaited = False
@@ -310,30 +311,57 @@ class ClientConnection(asyncio.Protocol):
     # the body
 
     def _await_body(self, head: RequestHead, *, has_begun: bool) -> None:
-        self._set_reading(True)  # what came before the decision may have filled the buffer
+        if self._later:
+            self._feed_later_on()
+        else:
+            self._set_reading(True)  # what came before the decision may have filled the buffer
         if not has_begun and b"expect" in head.notes and not head.is_http10:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _first_body(self, reader: ChunkedBody | CountedBody) -> tuple[bytes, bool]:
         """What of the body is there already, and whether that is all."""
-        body, rest = reader.feed(bytes(self._buffer))
-        self._buffer = bytearray(rest)
+        data, later = reader.share(bytes(self._buffer))
+        body, rest = reader.feed(data)
+        if reader.is_complete:
+            self._buffer = bytearray(rest + later)
+        else:
+            self._buffer, self._later = bytearray(), later
         return body, reader.is_complete
 
     def _body_bytes(self, data: bytes) -> None:
+        if self._later:
+            self._later += data
+            return
         handler, reader = self._handler, self._body
         assert handler is not None and reader is not None
+        data, later = reader.share(data)
         try:
             body, rest = reader.feed(data)
         except RefusedError as error:
             handler.abandon(error.refusal)
             return
+        if later and not reader.is_complete:
+            self._later = later
+            self._feed_later_on()
         if body:
             handler.body(body)
         if reader.is_complete and self._handler is handler:
-            self._buffer += rest
+            self._buffer += rest + later
             self.state = State.REPLY
             handler.body_end()
+
+    def _feed_later_on(self) -> None:
+        """What would hold everybody up waits for the next turn of the loop, and the socket with it."""
+        self._set_reading(False)
+        self._context.loop.call_soon(self._feed_later)
+
+    def _feed_later(self) -> None:
+        if self.state is not State.BODY or self.is_upload_paused or not self._later:
+            return
+        later, self._later = self._later, b""
+        self.data_received(later)
+        if not self._later and not self.is_upload_paused:
+            self._set_reading(True)
 
     def pause_upload(self) -> None:
         self.is_upload_paused = True
@@ -341,7 +369,10 @@ class ClientConnection(asyncio.Protocol):
 
     def resume_upload(self) -> None:
         self.is_upload_paused = False
-        self._set_reading(True)
+        if self._later:
+            self._feed_later_on()
+        else:
+            self._set_reading(True)
 
     def _set_reading(self, is_reading: bool) -> None:
         if is_reading != self._is_reading and self.state is not State.CLOSED:
@@ -468,6 +499,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self.state = State.LINGER
         self._buffer.clear()
+        self._later = b""
         self.is_upload_paused = False
         self._set_reading(True)
         try:

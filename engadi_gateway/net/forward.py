@@ -64,6 +64,7 @@ class Forward:
     _is_retrying = False
     _is_upstream_paused = False
     _attempt_reused = False
+    _is_held = False  # a slow upload takes none of the last connections before it is complete, or too long to keep
     _interim = 0
 
     def __init__(self, context: Context, client: Downstream, exchange: Exchange) -> None:
@@ -93,7 +94,9 @@ class Forward:
             self._keep(body)
         if not is_complete:
             self.deadline = exchange.now + self._context.timeouts.body_s
-        self._attempt()
+            self._is_held = self._pool.is_half_taken and not self._is_too_long_to_hold()
+        if not self._is_held:
+            self._attempt()
 
     def body(self, data: bytes) -> None:
         """More of the request's body, in order."""
@@ -104,6 +107,9 @@ class Forward:
         self._keep(data)
         if self._connection is not None:
             self._connection.send(self._framed(data))
+        elif self._is_held and self._is_too_long_to_hold():
+            self._is_held = False
+            self._attempt()
 
     def body_end(self) -> None:
         """The request's body is complete: from now on the upstream's time runs."""
@@ -113,6 +119,12 @@ class Forward:
             if self._framing is Framing.CHUNKED:
                 self._connection.send(LAST_CHUNK)
             self._connection.request_complete()
+        elif self._is_held:
+            self._is_held = False
+            self._attempt()
+
+    def _is_too_long_to_hold(self) -> bool:
+        return self._body_bytes > self._context.retry.buffer_bytes
 
     def client_gone(self) -> None:
         """Cancel upstream at once; nobody's failure."""

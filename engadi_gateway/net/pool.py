@@ -149,6 +149,11 @@ class Pool:
         self._waiters.append((time.monotonic(), waiter))
         return None
 
+    @property
+    def is_half_taken(self) -> bool:
+        """Whether those who may take their time with a connection must leave the rest to others."""
+        return (len(self._all) - len(self._idle) + len(self._dials)) * 2 >= self._limits.max_connections
+
     def leave(self, waiter: Waiter) -> None:
         """The waiter waits no more (its client left, its time is up)."""
         self._waiters = deque(entry for entry in self._waiters if entry[1] is not waiter)
