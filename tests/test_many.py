@@ -18,6 +18,7 @@ from engadi_gateway.assembly import files_wanted, seats
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.listeners import allow_open_files
 from engadi_gateway.net.client import ClientConnection
+from engadi_gateway.net.local import LocalCall
 from engadi_gateway.net.seats import Seats
 from tests.certificates import certify
 from tests.fakes import RawClient, Seen, Wire, answer_ok, raw_client, upstream
@@ -350,5 +351,20 @@ def test_tiny_chunks_for_an_upstream_that_does_not_read_wait_as_others_do(tmp_pa
             assert (await asyncio.wait_for(one.reply(), 60)).status == 200
             await sending
             assert len(auth.seen[0].body) == 4096 * 3000 + len(data)
+
+    asyncio.run(run())
+
+
+def test_a_body_for_a_public_page_of_ours_is_not_kept(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            await client.send(b"GET /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + bytes(50_000))
+            await until(lambda: len(gateway._context.flights) == 1)
+            (call,) = gateway._context.flights._items
+            assert isinstance(call, LocalCall)
+            await until(lambda: call.exchange.bytes_in == 50_000)
+            assert call._body == []
+            await client.send(bytes(50_000))
+            assert (await client.reply()).status == 200
 
     asyncio.run(run())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from tests.soak import faults, kills, restarts, streams
+from tests.soak import faults, kills, many, restarts, streams
 
 
 def test_a_flapping_upstream(tmp_path: Path) -> None:
@@ -54,3 +54,11 @@ def test_streams_live_through_writes_and_reloads(tmp_path: Path) -> None:
     assert (report.streams, report.writes, report.reloads) == (24, 20, 4)
     assert report.fewest_of_one >= 2
     assert set(report.left_over.values()) == {0}
+
+
+def test_slow_and_many(tmp_path: Path) -> None:
+    """Everybody healthy is answered, memory is bounded, and nothing is left over; latencies are for the long run."""
+    names = ("slow heads", "slow bodies", "header bombs")
+    report = asyncio.run(many.soak(tmp_path, seconds=0.4, names=names, scale=0.2))
+    assert report.wrong == []
+    assert tuple(report.attacks) == names

@@ -20,6 +20,7 @@ class LocalCall:
         self._client = client
         self.exchange = exchange
         self._body: list[bytes] = []
+        self._keeps_body = exchange.route is not None and not exchange.route.is_public
         self._task: asyncio.Task[None] | None = None
         self.deadline = math.inf
 
@@ -35,7 +36,8 @@ class LocalCall:
 
     def _gather(self, data: bytes) -> bool:
         self.exchange.bytes_in += len(data)
-        self._body.append(data)
+        if self._keeps_body:  # what is public takes none, and strangers could fill the memory with it
+            self._body.append(data)
         if self.exchange.bytes_in <= self._context.max_local_body_bytes:
             return True
         self.abandon(Refusal(Reason.BODY_TOO_LARGE, f"longer than {self._context.max_local_body_bytes} bytes"))
