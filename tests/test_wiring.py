@@ -15,7 +15,7 @@ import pytest
 
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.store.database import StoreError
-from engadi_gateway.store.journal import LogFilter
+from engadi_gateway.store.questions import LogFilter
 from tests.certificates import certify
 from tests.fakes import raw_client
 from tests.harness import ADMIN, ask, ask_on, json_of, token
