@@ -169,6 +169,8 @@ REFUSED: dict[str, tuple[bytes, Reason]] = {
     "HTTP/11": (_raw(start="GET / HTTP/11"), Reason.BAD_REQUEST),
     "CONNECT": (_raw(start="CONNECT h:80 HTTP/1.1"), Reason.NOT_IMPLEMENTED),
     "TRACE": (_raw(start="TRACE / HTTP/1.1"), Reason.NOT_IMPLEMENTED),
+    "a method in lower case": (_raw(start="get / HTTP/1.1"), Reason.NOT_IMPLEMENTED),
+    "a method of one letter in lower case": (_raw(start="GEt / HTTP/1.1"), Reason.NOT_IMPLEMENTED),
     "a coding that is none": (_raw("Transfer-Encoding: gzip"), Reason.NOT_IMPLEMENTED),
     "length and coding": (_raw("Content-Length: 1", "Transfer-Encoding: chunked"), Reason.BAD_REQUEST),
     "coding on HTTP/1.0": (_raw("Transfer-Encoding: chunked", start="POST / HTTP/1.0"), Reason.BAD_REQUEST),

@@ -156,8 +156,8 @@ def _head_of(request: h11.Request, limits: HeadLimits, policy: HeaderPolicy) -> 
     if not is_http10 and request.http_version != b"1.1":
         raise _refused(Reason.VERSION_UNSUPPORTED, "HTTP/1.1 and HTTP/1.0 are spoken here")
     method = request.method
-    if method in {b"CONNECT", b"TRACE"}:
-        raise _refused(Reason.NOT_IMPLEMENTED, "CONNECT and TRACE are not served")
+    if method in {b"CONNECT", b"TRACE"} or not method.isupper():  # `get` is another than GET, but not to everybody
+        raise _refused(Reason.NOT_IMPLEMENTED, "CONNECT, TRACE and methods in lower case are not served")
     lines, notes = scan(raw_lines, policy)
     target = normalise(request.target, method)
     authority = notes.get(b"host", b"")

@@ -64,7 +64,11 @@ REQUEST_LINE = [
     bad("a version beyond 32 bits", R.VERSION_CASE, line(f"GET {P}/x HTTP/4294967297.1")),
     # methods
     good("an unknown method", R.METHOD, head(method="BREW"), Saw(f"{P}/x", "BREW")),
-    good("a method in lower case is another", R.METHOD, head(method="get"), Saw(f"{P}/x", "get")),
+    good("a method of upper-case letters and signs", R.METHOD, head(method="M-SEARCH"), Saw(f"{P}/x", "M-SEARCH")),
+    *(
+        bad(f"method {method!r}", R.METHOD_CASE, head(method=method), 501, "not_implemented")
+        for method in ("get", "Post", "heaD", "connect", "trace", "brew", "-", "9")
+    ),
     good("a method of every sign", R.METHOD, head(method="A!#$%&'*+-.^_`|~9"), Saw(f"{P}/x", "A!#$%&'*+-.^_`|~9")),
     bad("a method with a bracket", R.METHOD, head(method="G(T")),
     bad("a method with a slash", R.METHOD, head(method="G/T")),

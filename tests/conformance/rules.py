@@ -34,6 +34,11 @@ MINOR = Rule("9110 2.5", "PRACTICE", "a minor version that there is not is refus
 METHOD = Rule(
     "9110 9.1", "MUST", "a method is a token, is case-sensitive, and an unknown one is the upstream's to judge"
 )
+METHOD_CASE = Rule(
+    "9110 9.1",
+    "PRACTICE",
+    "`get` is another method than GET; as some upstreams take them for one, it is answered with 501",
+)
 NO_CONNECT = Rule("9110 9.3.6", "PRACTICE", "no tunnels: CONNECT is answered with 501")
 NO_TRACE = Rule("9110 9.3.8", "PRACTICE", "TRACE would show the client what only the upstream may see: 501")
 ORIGIN_FORM = Rule(
