@@ -65,6 +65,32 @@ def test_limits_hold_for_finished_and_for_unfinished_heads(name: str) -> None:
     assert _taking(raw, SMALL) is reason
 
 
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\nX: y\nZ: " + b"y" * 300 + b"\r\n\r\n", Reason.BAD_REQUEST),
+        (b"GET / HTTP/1.1\r\nX: " + b"y" * 300 + b"\n\r\n\r\n", Reason.HEADERS_TOO_LARGE),
+        (b" GET / HTTP/1.1\r\nX: " + b"y" * 300 + b"\r\n\r\n", Reason.BAD_REQUEST),
+        (b"GET /" + b"y" * 300 + b" HTTP/1.1\r\n\r\n", Reason.URI_TOO_LONG),
+    ],
+    ids=["a bare LF within the limit", "a bare LF beyond it", "a space first", "a target beyond it"],
+)
+@pytest.mark.parametrize("limits", [SMALL, HeadLimits(max_head_bytes=256)], ids=["short targets", "long targets"])
+def test_what_is_too_large_is_refused_for_one_reason_however_it_comes(
+    raw: bytes, reason: Reason, limits: HeadLimits
+) -> None:
+    assert _taking(raw, limits) is reason
+    assert next(found for at in range(len(raw)) if (found := _taking_some(raw[: at + 1], limits))) is reason
+
+
+def _taking_some(raw: bytes, limits: HeadLimits) -> Reason | None:
+    try:
+        take_head(bytearray(raw), limits)
+    except RefusedError as error:
+        return error.refusal.reason
+    return None
+
+
 def test_a_head_of_exactly_the_limit_is_taken() -> None:
     raw = b"GET / HTTP/1.1\r\nHost: h\r\nX: "
     raw += b"y" * (SMALL.max_head_bytes - len(raw) - 4) + b"\r\n\r\n"

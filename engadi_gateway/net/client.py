@@ -91,6 +91,7 @@ class ClientConnection(asyncio.Protocol):
         self._handler: Forward | LocalCall | None = None
         self._who: Client | None = None
         self._refused_head: Refusal | None = None
+        self._is_head_asked = False  # of a request that could not be read
         self._body: ChunkedBody | CountedBody | None = None
         self._requests = 0
         self._later = b""
@@ -207,6 +208,7 @@ class ClientConnection(asyncio.Protocol):
         buffer, context = self._buffer, self._context
         if buffer[:1] == b"\r":
             skip_blank_lines(buffer)
+        raw = None
         try:
             raw = take_head(buffer, context.head_limits)
             if raw is None:
@@ -218,6 +220,7 @@ class ClientConnection(asyncio.Protocol):
             head, refusal = error.head, error.refusal
         except RefusedError as error:
             self._refused_head = error.refusal
+            self._is_head_asked = (raw or buffer)[:5] == b"HEAD "
             return True
         context.idle.discard(self)
         if self._is_head_awaited:
@@ -483,7 +486,8 @@ class ClientConnection(asyncio.Protocol):
         """Answer what never became an exchange."""
         date, request_id = self._context.date_now(), self._context.ids.next()
         lines = [b"X-Request-ID: " + request_id.encode("ascii")]
-        self._transport.write(refusal_reply(refusal, request_id, lines, date, is_head=False, is_closing=True))
+        is_head = self._is_head_asked
+        self._transport.write(refusal_reply(refusal, request_id, lines, date, is_head=is_head, is_closing=True))
         self._finish(is_clean=False)
 
     def _finish(self, *, is_clean: bool) -> None:

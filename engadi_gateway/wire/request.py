@@ -72,34 +72,35 @@ def take_head(buffer: bytearray, limits: HeadLimits) -> bytes | None:
     """Cut one whole head off the front of `buffer`, or None while it is not all there.
 
     Raises:
-        RefusedError: HEADERS_TOO_LARGE, URI_TOO_LONG, or BAD_REQUEST for a line end that is a bare LF.
+        RefusedError: HEADERS_TOO_LARGE, URI_TOO_LONG, or BAD_REQUEST for a line end that is a bare LF, or a control
+            character; then `buffer` is as it was.
     """
     end = buffer.find(_END)
-    if end < 0:
+    if end < 0 or end + 4 > limits.max_head_bytes:
         _check_unfinished(buffer, limits)
         return None
-    if end + 4 > limits.max_head_bytes:
-        raise _too_large(buffer, limits)
     head = bytes(buffer) if end + 4 == len(buffer) else bytes(buffer[: end + 4])
-    del buffer[: end + 4]
     if head.count(b"\n") != head.count(b"\r\n"):
         raise _refused(Reason.BAD_REQUEST, "line end without CR")
     if head.translate(None, _CONTROLS) != head:
         raise _refused(Reason.BAD_REQUEST, "control character in the head")
+    del buffer[: end + 4]
     return head
 
 
 def _check_unfinished(buffer: bytearray, limits: HeadLimits) -> None:
-    if len(buffer) > limits.max_head_bytes:
-        raise _too_large(buffer, limits)
-    if buffer.count(b"\n") != buffer.count(b"\r\n"):
+    """Refuse what is too large, or can never be a head; for the same reason however it was cut into reads."""
+    start = buffer if len(buffer) <= limits.max_head_bytes else buffer[: limits.max_head_bytes]
+    if start.count(b"\n") != start.count(b"\r\n"):
         raise _refused(Reason.BAD_REQUEST, "line end without CR")
-    if buffer[:1] and buffer[0] < 0x21 and buffer[:1] != b"\r":
+    if start[:1] and start[0] < 0x21 and start[:1] != b"\r":
         raise _refused(Reason.BAD_REQUEST, "no request line")
+    if len(buffer) > limits.max_head_bytes:
+        raise _too_large(start, limits)
 
 
-def _too_large(buffer: bytearray, limits: HeadLimits) -> RefusedError:
-    if buffer.find(b"\r\n", 0, limits.max_target_bytes + 32) < 0:
+def _too_large(start: bytearray, limits: HeadLimits) -> RefusedError:
+    if start.find(b"\r\n", 0, limits.max_target_bytes + 32) < 0:
         return _refused(Reason.URI_TOO_LONG, f"longer than {limits.max_target_bytes} bytes")
     return _refused(Reason.HEADERS_TOO_LARGE, f"longer than {limits.max_head_bytes} bytes")
 
