@@ -160,7 +160,9 @@ class Pool:
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """To who waits, or to the idle; what an upstream sent behind its reply must be nobody's answer."""
-        if not self._waiters:
+        if connection.tls is not self._tls:
+            connection.drop()  # opened under other authorities than those of now
+        elif not self._waiters:
             self._keep(connection)
         elif connection.served == 0 or connection.is_fresh():
             self._waiters.popleft()[1].connected(connection)
@@ -256,14 +258,15 @@ class Pool:
         raise error
 
     async def _try_one(self, address: str) -> UpstreamConnection:
-        loop = asyncio.get_running_loop()
+        loop, tls = asyncio.get_running_loop(), self._tls
         _, connection = await loop.create_connection(
             lambda: UpstreamConnection(self, self._limits.max_head_bytes),
             address,
             self._origin.port,
-            ssl=self._tls,
-            server_hostname=self._origin.host if self._tls else None,
+            ssl=tls,
+            server_hostname=self._origin.host if tls else None,
         )
+        connection.tls = tls
         return connection
 
 
@@ -282,7 +285,7 @@ def dial_failure(error: Exception) -> tuple[Reason, str]:
     if isinstance(error, ssl.SSLError):
         is_certificate = isinstance(error, ssl.SSLCertVerificationError)
         reason = Reason.TLS_CERTIFICATE if is_certificate else Reason.TLS_ERROR
-        return reason, getattr(error, "verify_message", "") or error.reason or "TLS failed"
+        return reason, getattr(error, "verify_message", "") or getattr(error, "reason", "") or "TLS failed"
     if isinstance(error, socket.gaierror):
         return Reason.DNS_ERROR, "name not found"
     if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}:

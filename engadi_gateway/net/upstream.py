@@ -50,7 +50,9 @@ class Owner(Protocol):
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One connection. `served` counts the requests it carried before the present one."""
+    """One connection. `served` counts the requests it carried before the present one; `tls` is what it trusts."""
+
+    tls: ssl.SSLContext | None = None
 
     def __init__(self, owner: Owner, max_head_bytes: int) -> None:
         self.owner = owner

@@ -1,0 +1,449 @@
+"""The pool of one target: who gets which connection, what is opened, what is closed, who waits and how long."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from engadi_gateway.errors import Reason
+from engadi_gateway.net.pool import DialTimeoutError, Pool, PoolLimits, Pools, Resolver, dial_failure, origin_of
+from engadi_gateway.net.upstream import UpstreamConnection
+from tests.fakes import Upstream, upstream
+from tests.world import until
+
+LIMITS = PoolLimits(max_connections=2, max_idle=2, queue_size=2)
+
+
+class Waits:
+    """Somebody who asked for a connection; `got` is what came of it."""
+
+    def __init__(self) -> None:
+        self.got: UpstreamConnection | Reason | None = None
+
+    def connected(self, connection: UpstreamConnection) -> None:
+        assert self.got is None
+        self.got = connection
+
+    def connect_failed(self, reason: Reason, detail: str) -> None:
+        assert self.got is None
+        assert detail
+        self.got = reason
+
+    @property
+    def connection(self) -> UpstreamConnection:
+        assert isinstance(self.got, UpstreamConnection)
+        return self.got
+
+
+class Names(Resolver):
+    """A resolver that knows these addresses, once it is allowed to answer."""
+
+    def __init__(self, *addresses: str) -> None:
+        super().__init__(30.0)
+        self.addresses = list(addresses)
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        await self.may_answer.wait()
+        return self.addresses
+
+
+@asynccontextmanager
+async def a_pool(
+    limits: PoolLimits = LIMITS, names: Resolver | None = None, port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[Pool, Upstream]]:
+    async with upstream() as server:
+        origin = origin_of(f"{'https' if tls else 'http'}://named.test:{port or server.port}")
+        pool = Pool(origin, limits, names or Names("127.0.0.1"), tls)
+        yield pool, server
+        await pool.close()
+        await until(lambda: not any(pool.counts().values()))
+
+
+async def asked(pool: Pool) -> Waits:
+    """Ask, and wait until there is an answer."""
+    waiter = ask(pool)
+    await until(lambda: waiter.got is not None)
+    return waiter
+
+
+def ask(pool: Pool) -> Waits:
+    waiter = Waits()
+    waiter.got = pool.take(waiter)
+    return waiter
+
+
+def told_in_pool(check: Callable[[Pool, Upstream], Awaitable[None]], **how: Any) -> None:
+    async def run() -> None:
+        async with a_pool(**how) as (pool, server):
+            await check(pool, server)
+
+    asyncio.run(run())
+
+
+# values
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "authority", "base_path"),
+    [
+        ("http://h", ("http", "h", 80), b"h", b""),
+        ("https://h", ("https", "h", 443), b"h", b""),
+        ("http://h:80/", ("http", "h", 80), b"h", b""),
+        ("http://h:443", ("http", "h", 443), b"h:443", b""),
+        ("https://h:8443/base/", ("https", "h", 8443), b"h:8443", b"/base"),
+        ("HTTP://Host:1/A/b", ("http", "host", 1), b"host:1", b"/A/b"),
+        ("http://[::1]:8000", ("http", "::1", 8000), b"[::1]:8000", b""),
+        ("http://[::1]", ("http", "::1", 80), b"[::1]", b""),
+    ],
+)
+def test_what_makes_two_connections_the_same(
+    url: str, key: tuple[str, str, int], authority: bytes, base_path: bytes
+) -> None:
+    origin = origin_of(url)
+    assert (origin.key, origin.authority, origin.base_path) == (key, authority, base_path)
+    assert (origin.scheme, origin.host, origin.port) == key
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "detail"),
+    [
+        (DialTimeoutError(Reason.DNS_TIMEOUT), Reason.DNS_TIMEOUT, Reason.DNS_TIMEOUT.title),
+        (DialTimeoutError(Reason.CONNECT_TIMEOUT), Reason.CONNECT_TIMEOUT, Reason.CONNECT_TIMEOUT.title),
+        (ssl.SSLCertVerificationError(1, "x"), Reason.TLS_CERTIFICATE, "TLS failed"),
+        (ssl.SSLError(1, "x"), Reason.TLS_ERROR, "TLS failed"),
+        (socket.gaierror(-2, "x"), Reason.DNS_ERROR, "name not found"),
+        (OSError(errno.EMFILE, "x"), Reason.OVERLOADED, "no file descriptor left"),
+        (OSError(errno.ENFILE, "x"), Reason.OVERLOADED, "no file descriptor left"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), Reason.CONNECT_REFUSED, "refused"),
+        (OSError(), Reason.CONNECT_REFUSED, "not reachable"),
+        (ValueError("secret"), Reason.INTERNAL, "ValueError"),
+    ],
+)
+def test_every_failure_of_a_dial_has_its_reason(error: Exception, reason: Reason, detail: str) -> None:
+    assert dial_failure(error) == (reason, detail)
+
+
+# names
+
+
+@pytest.mark.parametrize(("cache_s", "times"), [(30.0, 1), (0.0, 2)])
+def test_a_name_is_looked_up_once_in_a_while(cache_s: float, times: int) -> None:
+    rows = [(0, 0, 0, "", (address, 80)) for address in ("192.0.2.1", "192.0.2.2", "192.0.2.1")]
+
+    async def run() -> None:
+        resolver = Resolver(cache_s)
+        with mock.patch.object(socket, "getaddrinfo", return_value=rows) as look_up:
+            for _ in range(2):
+                assert await resolver.resolve("a.test", 80) == ["192.0.2.1", "192.0.2.2"]
+            assert look_up.call_count == times
+            await resolver.resolve("b.test", 80)
+            assert look_up.call_count == times + 1
+        resolver.close()
+
+    asyncio.run(run())
+
+
+def test_an_address_is_not_looked_up_and_a_failure_is_not_remembered() -> None:
+    async def run() -> None:
+        resolver = Resolver(30.0)
+        with mock.patch.object(socket, "getaddrinfo", side_effect=socket.gaierror(-2, "x")) as look_up:
+            assert await resolver.resolve("192.0.2.1", 80) == ["192.0.2.1"]
+            assert await resolver.resolve("2001:db8::1", 80) == ["2001:db8::1"]
+            assert look_up.call_count == 0
+            for _ in range(2):
+                with pytest.raises(socket.gaierror):
+                    await resolver.resolve("a.test", 80)
+            assert look_up.call_count == 2
+        resolver.close()
+
+    asyncio.run(run())
+
+
+# dials
+
+
+def test_addresses_are_tried_in_their_order() -> None:
+    async def check(pool: Pool, server: Upstream) -> None:
+        waiter = await asked(pool)
+        assert waiter.connection.transport.get_extra_info("peername")[0] == "127.0.0.1"
+
+    async def run() -> None:
+        async with a_pool(names=Names("127.0.0.2", "127.0.0.1", "127.0.0.3")) as (pool, server):
+            await check(pool, server)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("addresses", [("127.0.0.2", "127.0.0.3"), ()], ids=["all refuse", "none"])
+def test_where_no_address_answers_that_is_told(addresses: tuple[str, ...]) -> None:
+    async def run() -> None:
+        async with a_pool(names=Names(*addresses)) as (pool, _):
+            assert (await asked(pool)).got is Reason.CONNECT_REFUSED
+
+    asyncio.run(run())
+
+
+def test_it_is_told_which_part_of_a_dial_took_too_long() -> None:
+    async def run() -> None:
+        limits = replace(LIMITS, connect_timeout_s=0.01)
+        names = Names("127.0.0.1")
+        names.may_answer.clear()
+        async with a_pool(limits, names) as (pool, _):
+            assert (await asked(pool)).got is Reason.DNS_TIMEOUT
+        held: list[asyncio.StreamWriter] = []  # greeted by nobody: the handshake never ends
+        silent = await asyncio.start_server(lambda _, writer: held.append(writer), "127.0.0.1", 0)
+        port = silent.sockets[0].getsockname()[1]
+        async with silent, a_pool(limits, port=port, tls=ssl.create_default_context()) as (pool, _):
+            assert (await asked(pool)).got is Reason.CONNECT_TIMEOUT
+        for writer in held:
+            writer.close()
+
+    asyncio.run(run())
+
+
+def test_all_that_wait_for_a_target_that_is_gone_are_told_in_their_order() -> None:
+    async def run() -> None:
+        async with a_pool(replace(LIMITS, max_connections=1)) as (pool, server):
+            await server.stop()
+            waiters = [ask(pool) for _ in range(3)]
+            assert pool.counts() == {"active": 0, "idle": 0, "dialling": 1, "waiting": 3}
+            await until(lambda: waiters[0].got is not None)
+            await until(lambda: waiters[2].got is not None)
+            assert [waiter.got for waiter in waiters] == [Reason.CONNECT_REFUSED] * 3
+            await server.start()
+
+    asyncio.run(run())
+
+
+# who gets which
+
+
+def test_the_connection_used_last_goes_first() -> None:
+    async def check(pool: Pool, server: Upstream) -> None:
+        first, second = await asked(pool), await asked(pool)
+        assert pool.counts() == {"active": 2, "idle": 0, "dialling": 0, "waiting": 0}
+        pool.give_back(first.connection)
+        pool.give_back(second.connection)
+        assert pool.counts() == {"active": 0, "idle": 2, "dialling": 0, "waiting": 0}
+        assert [ask(pool).got, ask(pool).got] == [second.got, first.got]
+
+    told_in_pool(check)
+
+
+def test_beyond_the_bound_they_wait_in_order_and_beyond_the_queue_they_are_refused() -> None:
+    async def check(pool: Pool, server: Upstream) -> None:
+        first, second = await asked(pool), await asked(pool)
+        third, fourth = ask(pool), ask(pool)
+        assert ask(pool).got is Reason.OVERLOADED
+        assert pool.counts() == {"active": 2, "idle": 0, "dialling": 0, "waiting": 2}
+        pool.give_back(second.connection)
+        assert (third.got, fourth.got) == (second.got, None)
+        pool.give_back(first.connection)
+        assert fourth.got is first.got
+        assert len(server.raw) == 2
+
+    told_in_pool(check)
+
+
+def test_those_whose_connection_is_being_made_take_no_place_in_the_queue() -> None:
+    async def run() -> None:
+        names = Names("127.0.0.1")
+        names.may_answer.clear()
+        async with a_pool(names=names) as (pool, _):
+            waiters = [ask(pool) for _ in range(5)]
+            assert [waiter.got for waiter in waiters] == [None, None, None, None, Reason.OVERLOADED]
+            assert pool.counts()["dialling"] == 2
+            pool.sweep(time.monotonic() + 3600)  # nor are they turned away: the dial has a time of its own
+            assert [waiter.got for waiter in waiters[:4]].count(Reason.OVERLOADED) == 2
+            names.may_answer.set()
+            await until(lambda: pool.counts()["dialling"] == 0)
+            assert sum(isinstance(waiter.got, UpstreamConnection) for waiter in waiters) == 2
+
+    asyncio.run(run())
+
+
+def test_who_left_gets_nothing_and_the_connection_made_for_it_is_kept() -> None:
+    async def check(pool: Pool, server: Upstream) -> None:
+        gone = ask(pool)
+        pool.leave(gone)
+        await until(lambda: pool.counts()["idle"])
+        assert gone.got is None
+        assert pool.counts() == {"active": 0, "idle": 1, "dialling": 0, "waiting": 0}
+
+    told_in_pool(check)
+
+
+def test_what_died_idle_is_not_given_out() -> None:
+    async def check(pool: Pool, server: Upstream) -> None:
+        first = (await asked(pool)).connection
+        pool.give_back(first)
+        first.transport.get_extra_info("socket").shutdown(socket.SHUT_RD)  # as if the upstream had closed just now
+        second = await asked(pool)
+        assert second.got is not first
+        assert len(server.raw) == 2
+
+    told_in_pool(check)
+
+
+def test_what_its_upstream_closed_is_forgotten() -> None:
+    async def check(pool: Pool, server: Upstream) -> None:
+        pool.give_back((await asked(pool)).connection)
+        await server.stop()
+        await until(lambda: not pool.counts()["idle"])
+        assert not any(pool.counts().values())
+        await server.start()
+
+    told_in_pool(check)
+
+
+def test_what_has_served_and_died_is_not_given_to_who_waits_but_another_is_made() -> None:
+    async def check(pool: Pool, server: Upstream) -> None:
+        first = (await asked(pool)).connection
+        waiter = ask(pool)
+        first.served = 1
+        first.transport.get_extra_info("socket").shutdown(socket.SHUT_RD)
+        pool.give_back(first)
+        await until(lambda: waiter.got is not None)
+        assert waiter.connection is not first
+        assert pool.counts() == {"active": 1, "idle": 0, "dialling": 0, "waiting": 0}
+
+    told_in_pool(check, limits=replace(LIMITS, max_connections=1))
+
+
+# what is closed
+
+
+def test_what_was_idle_too_long_goes_the_oldest_first() -> None:
+    async def check(pool: Pool, server: Upstream) -> None:
+        first, second = (await asked(pool)).connection, (await asked(pool)).connection
+        pool.give_back(first)
+        pool.give_back(second)
+        first.idle_since, second.idle_since = 100.0, 200.0
+        pool.sweep(155.0)
+        assert pool.counts()["idle"] == 2
+        pool.sweep(155.1)
+        assert pool.counts()["idle"] == 1
+        assert ask(pool).got is second
+
+    told_in_pool(check, limits=replace(LIMITS, idle_timeout_s=55.0))
+
+
+def test_who_waited_too_long_is_turned_away_the_others_wait_on() -> None:
+    async def check(pool: Pool, server: Upstream) -> None:
+        await asked(pool)
+        with mock.patch.object(time, "monotonic", return_value=100.0):
+            early = ask(pool)
+        with mock.patch.object(time, "monotonic", return_value=200.0):
+            late = ask(pool)
+        pool.sweep(105.0)
+        assert early.got is None
+        pool.sweep(105.1)
+        assert [early.got, late.got] == [Reason.OVERLOADED, None]
+        pool.leave(late)
+
+    told_in_pool(check, limits=replace(LIMITS, max_connections=1, queue_timeout_s=5.0))
+
+
+def test_no_more_are_kept_idle_than_were_asked_for() -> None:
+    async def check(pool: Pool, server: Upstream) -> None:
+        first, second = await asked(pool), await asked(pool)
+        pool.give_back(first.connection)
+        pool.give_back(second.connection)
+        await until(lambda: pool.counts() == {"active": 0, "idle": 1, "dialling": 0, "waiting": 0})
+        assert ask(pool).got is first.got
+
+    told_in_pool(check, limits=replace(LIMITS, max_idle=1))
+
+
+def test_the_end_takes_dials_and_connections_along() -> None:
+    async def run() -> None:
+        names = Names("127.0.0.1")
+        limits = replace(LIMITS, max_connections=3, connect_timeout_s=60.0)
+        async with a_pool(limits, names) as (pool, server), asyncio.timeout(10):
+            idle = (await asked(pool)).connection
+            await asked(pool)
+            pool.give_back(idle)
+            names.may_answer.clear()
+            assert ask(pool).got is idle
+            pool.give_back(idle)
+            waiter = ask(pool)
+            assert waiter.got is idle
+            under_way = ask(pool)
+            assert pool.counts()["dialling"] == 1
+            await asyncio.sleep(0)  # it is waiting for the name
+            pool.leave(under_way)
+            await pool.close()
+            await until(lambda: not any(pool.counts().values()))
+            assert under_way.got is None
+            await until(lambda: not server.open_connections)
+
+    asyncio.run(run())
+
+
+# other limits
+
+
+def test_other_limits_hold_at_once() -> None:
+    async def check(pool: Pool, server: Upstream) -> None:
+        first = await asked(pool)
+        second = ask(pool)
+        assert pool.counts()["waiting"] == 1
+        pool.take_limits(LIMITS, None)
+        await until(lambda: second.got is not None)
+        pool.give_back(first.connection)
+        pool.give_back(second.connection)
+        pool.take_limits(replace(LIMITS, max_idle=1), None)
+        assert pool.counts()["idle"] == 1
+        assert ask(pool).got is second.got
+
+    told_in_pool(check, limits=replace(LIMITS, max_connections=1))
+
+
+def test_under_other_authorities_nothing_that_was_opened_before_is_used_again() -> None:
+    async def check(pool: Pool, server: Upstream) -> None:
+        idle, busy = (await asked(pool)).connection, (await asked(pool)).connection
+        pool.give_back(idle)
+        pool.take_limits(LIMITS, ssl.create_default_context())
+        pool.give_back(busy)
+        assert pool.counts()["idle"] == 0
+        await until(lambda: not server.open_connections)
+        pool.take_limits(LIMITS, None)
+        assert (await asked(pool)).connection not in {idle, busy}
+
+    told_in_pool(check)
+
+
+def test_there_is_a_pool_a_target_and_tls_only_for_those_that_ask_for_it() -> None:
+    made: list[ssl.SSLContext] = []
+
+    def make() -> ssl.SSLContext:
+        made.append(ssl.create_default_context())
+        return made[-1]
+
+    async def run() -> None:
+        pools = Pools(LIMITS, make)
+        plain = pools.of(origin_of("http://127.0.0.1:1/a"))
+        assert pools.of(origin_of("http://127.0.0.1:1/b")) is plain
+        assert pools.of(origin_of("http://127.0.0.1:2")) is not plain
+        assert not made
+        pools.of(origin_of("https://127.0.0.1:1"))
+        pools.of(origin_of("https://127.0.0.1:2"))
+        assert len(made) == 1
+        assert sorted(pools.counts()) == [
+            "http://127.0.0.1:1", "http://127.0.0.1:2", "https://127.0.0.1:1", "https://127.0.0.1:2",
+        ]  # fmt: skip
+        await pools.close()
+
+    asyncio.run(run())
