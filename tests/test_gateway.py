@@ -300,7 +300,7 @@ def test_a_locked_or_full_log_never_stops_traffic(tmp_path: Path) -> None:
 def test_a_failing_log_is_counted_and_shown(tmp_path: Path) -> None:
     async def run() -> None:
         async with upstream() as auth, running(tmp_path, auth) as gateway:
-            await gateway.journal._database.write(lambda connection: connection.execute("DROP TABLE gateway_log"))
+            await gateway.journal._database.write(lambda connection: connection.execute("DROP TABLE log_segment"))
             assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
             for _ in range(100):
                 page = json_of(await ask(gateway.port, "GET", "/health"))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engadi_gateway.model import LogRow
 from engadi_gateway.store import segments
 from engadi_gateway.store.database import Connection
-from engadi_gateway.store.segments import COLUMNS, INDEXES, OPEN, Query, Segment
+from engadi_gateway.store.segments import COLUMNS, INDEXES, VIEW, Query, Segment
 from tests.logrows import a_row, random_rows
 
 NOW = 1_790_000_000_000
@@ -33,9 +33,10 @@ def found(connection: Connection, query: Query | None = None) -> list[tuple[Any,
     return list(segments.find(connection, query or Query()))
 
 
-def names(connection: Connection) -> set[str]:
-    query = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE 'gateway_log%'"
-    return {row[0] for row in connection.execute(query)}
+def names(connection: Connection) -> set[int]:
+    """The numbers of the tables there are."""
+    query = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE 'gateway_log_%'"
+    return {int(row[0].removeprefix("gateway_log_")) for row in connection.execute(query)}
 
 
 def closed(connection: Connection, rows: list[LogRow]) -> None:
@@ -56,14 +57,14 @@ def test_ids_go_on_from_table_to_table_and_after_all_but_the_last_are_gone() -> 
     with tables() as connection:
         for start in range(0, 12, 4):
             closed(connection, rows[start : start + 4])
-        assert names(connection) == {OPEN, "gateway_log_1", "gateway_log_2", "gateway_log_3"}
+        assert names(connection) == {1, 2, 3, 4}
         assert [row[0] for row in found(connection)] == list(range(12, 0, -1))
         segments.set_summed_id(connection, 8)
         assert [segments.drop_oldest(connection, NOW) for _ in range(3)] == [4, 4, 0], "none that was not summed"
         segments.add_rows(connection, rows[:2])
         assert [row[0] for row in found(connection)] == [14, 13, 12, 11, 10, 9]
         assert len(list(iter(lambda: segments.clear_next(connection), False))) == 2
-        assert names(connection) == {OPEN, "gateway_log_3"}
+        assert names(connection) == {3, 4}
 
 
 def test_ids_go_on_when_all_is_gone() -> None:
@@ -92,11 +93,34 @@ def test_rows_are_read_in_the_order_they_came() -> None:
         assert segments.rows_after(connection, 12, 5) == (12, [])
 
 
+def test_the_open_table_has_a_name_that_stays() -> None:
+    with tables() as connection:
+        closed(connection, [a_row()] * 4)
+        segments.add_rows(connection, [a_row(request_id="new")])
+        assert connection.execute(f"SELECT id, request_id FROM {VIEW}").fetchall() == [(5, "new")]
+
+
+@pytest.mark.parametrize("sizes", [[1], [3, 1, 2], [60, 2]])
+def test_what_a_table_holds_is_known(sizes: list[int]) -> None:
+    rows = random_rows(sum(sizes), NOW - DAY_MS, NOW)[::-1]
+    with tables() as connection:
+        segments.add_rows(connection, random_rows(5, NOW - DAY_MS, NOW))
+        segments.close_open(connection)
+        assert segments.segments(connection)[0].rows == 0
+        for size in sizes:
+            segments.add_rows(connection, rows[:size])
+            rows = [*rows[size:], *rows[:size]]
+        last = 5 + sum(sizes)
+        assert segments.segments(connection)[0] == Segment(
+            2, 6, last, min(row.created_at for row in rows), max(row.created_at for row in rows)
+        )
+
+
 def test_an_empty_table_is_never_closed() -> None:
     with tables() as connection:
         assert not segments.close_open(connection)
         assert not segments.close_if_due(connection, NOW, 0, 0)
-        assert names(connection) == {OPEN}
+        assert names(connection) == {1}
 
 
 @pytest.mark.parametrize(
@@ -107,12 +131,12 @@ def test_a_table_is_closed_when_it_is_full_or_old(rows: int, age_ms: int, is_due
     with tables() as connection:
         segments.add_rows(connection, [a_row(created_at=NOW)] * rows)
         assert segments.close_if_due(connection, NOW + age_ms, 10, 1000) == is_due
-        assert (names(connection) == {OPEN, "gateway_log_1"}) == is_due
+        assert (names(connection) == {1, 2}) == is_due
 
 
 def test_the_larger_the_log_the_larger_its_tables() -> None:
     with tables() as connection:
-        connection.execute("INSERT INTO log_segment VALUES (1, 1, 2560, ?, ?, 0, 0)", (NOW, NOW))
+        connection.execute("INSERT INTO log_segment VALUES (0, -2559, 0, ?, ?, 0, 0)", (NOW, NOW))
         for added, is_due in ((19, False), (1, True)):
             segments.add_rows(connection, [a_row(created_at=NOW)] * added)
             assert segments.close_if_due(connection, NOW, 10, DAY_MS) == is_due
@@ -159,7 +183,7 @@ PLANS = {
 def test_each_named_filter_uses_its_index_and_sorts_nothing(query: Query, index: str) -> None:
     with tables() as connection:
         closed(connection, [a_row(created_at=NOW + number) for number in range(100)])
-        statement, values = segments.select(segments.segments(indexed(connection))[1], query)
+        statement, values = segments.select(segments.segments(indexed(connection))[-1], query)
         plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
     assert plan == [f"SEARCH gateway_log_1 USING INDEX {index}"]
 
@@ -175,7 +199,7 @@ def test_each_named_filter_uses_its_index_and_sorts_nothing(query: Query, index:
 def test_errors_and_times_use_theirs(query: Query, word: str) -> None:
     with tables() as connection:
         closed(connection, [a_row(created_at=NOW + number) for number in range(100)])
-        statement, values = segments.select(segments.segments(indexed(connection))[1], query)
+        statement, values = segments.select(segments.segments(indexed(connection))[-1], query)
         plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values))
     assert f"USING INDEX {word}" in plan
 
@@ -236,7 +260,7 @@ def test_a_question_is_answered_as_by_reading_everything(
     assert found(history, query) == brute[::-1]
 
 
-SEGMENT = Segment("t", 10, 20, 1000, 2000)
+SEGMENT = Segment(7, 10, 20, 1000, 2000)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +284,7 @@ SEGMENT = Segment("t", 10, 20, 1000, 2000)
 def test_a_table_is_asked_only_what_it_does_not_settle_itself(
     query: Query, where: str | None, values: list[int]
 ) -> None:
-    wanted = "" if where is None else f"SELECT {', '.join(COLUMNS)} FROM t{where} ORDER BY id DESC"
+    wanted = "" if where is None else f"SELECT {', '.join(COLUMNS)} FROM gateway_log_7{where} ORDER BY id DESC"
     assert segments.select(SEGMENT, query) == (wanted, values)
 
 
@@ -311,5 +335,8 @@ def test_a_dropped_table_is_found_no_more_and_cleared_piece_by_piece() -> None:
             assert segments.clear_next(connection)
             assert connection.execute(left).fetchone()[0] == pieces
         assert not segments.clear_next(connection)
-        assert names(connection) == {OPEN, "gateway_log_3"}
-        assert indexed(connection).execute("SELECT number, indexes FROM log_segment").fetchall() == [(3, len(INDEXES))]
+        assert names(connection) == {3, 4}
+        assert indexed(connection).execute("SELECT number, indexes FROM log_segment").fetchall() == [
+            (3, len(INDEXES)),
+            (4, 0),
+        ]

@@ -4,20 +4,25 @@ Six indexes on values that come in no order touch six pages a row, when it is wr
 times the row itself. Sorted once, they cost little, and a closed table is dropped whole. The price: a question about
 the newest rows reads the open table through, some ten milliseconds at most.
 
-Row ids go on from table to table, so that a larger id is always a row that was written later.
+The tables are numbered, and `log_segment` says what each holds; the last one is open. None is ever renamed, because
+sqlite looks through the whole schema then. Row ids go on from table to table, so that a larger id is always a row that
+was written later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 from engadi_gateway.model import LogRow
 from engadi_gateway.store.database import Connection
 
-OPEN = "gateway_log"
+#: The open table, by a name that stays.
+VIEW = "gateway_log"
 COLUMNS = ("id", *LogRow._fields)
 #: What a closed table is indexed by, in this order. The conditions must stand in a query word by word to be of use.
 INDEXES = (
@@ -38,40 +43,63 @@ COMMON = {"reason": "ok", "method": "GET", "status_code": 200}
 _SHARE_OF_ALL = 128
 _MOST_ROWS = 250_000
 
-_TABLE = """CREATE TABLE gateway_log (
+_COLUMNS = """(
     id INTEGER PRIMARY KEY, request_id TEXT NOT NULL, method TEXT NOT NULL, path TEXT NOT NULL,
     target_service TEXT, user_id TEXT, client_ip TEXT NOT NULL, status_code INTEGER NOT NULL,
     response_time REAL NOT NULL, error_message TEXT, created_at INTEGER NOT NULL, reason TEXT NOT NULL,
     route_id TEXT, attempts INTEGER NOT NULL, bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL,
     upstream_time REAL, revision INTEGER NOT NULL
 ) STRICT"""
+_NAMES = ", ".join(LogRow._fields)
+_MARKS = ", ".join("?" * len(LogRow._fields))
+_IS_CLOSED = "NOT is_dropped AND number < (SELECT max(number) FROM log_segment)"
+_AT_ONCE = 50  # rows a statement: half the cost of one by one, and the interpreter's lock is passed on less often
+_CREATED = itemgetter(LogRow._fields.index("created_at"))
+
+
+def _table(number: int) -> str:
+    return f"gateway_log_{number}"
+
+
+def _opening(number: int, first_id: int) -> tuple[str, ...]:
+    """The statements that open a table."""
+    return (
+        f"CREATE TABLE {_table(number)} {_COLUMNS}",
+        f"DROP VIEW IF EXISTS {VIEW}",
+        f"CREATE VIEW {VIEW} AS SELECT * FROM {_table(number)}",  # noqa: S608 - ours
+        f"INSERT INTO log_segment VALUES ({number}, {first_id}, {first_id - 1}, 0, 0, 0, 0)",  # noqa: S608 - ours
+    )
+
+
 SCHEMA = (
-    _TABLE,
     """CREATE TABLE log_segment (
         number INTEGER PRIMARY KEY, first_id INTEGER NOT NULL, last_id INTEGER NOT NULL, first_ms INTEGER NOT NULL,
-        last_ms INTEGER NOT NULL, indexes INTEGER NOT NULL, is_dropped INTEGER NOT NULL DEFAULT 0
+        last_ms INTEGER NOT NULL, indexes INTEGER NOT NULL, is_dropped INTEGER NOT NULL
     ) STRICT""",
-    # up to which id rows are in the statistics; ids go on from there when no row is left
+    *_opening(1, 1),
+    # up to which id rows are in the statistics
     "CREATE TABLE log_summed (last_id INTEGER NOT NULL) STRICT",
     "INSERT INTO log_summed VALUES (0)",
 )
-_NAMES = ", ".join(LogRow._fields)
-_MARKS = ", ".join("?" * len(LogRow._fields))
-_INSERT = f"INSERT INTO {OPEN} ({_NAMES}) VALUES ({_MARKS})"  # noqa: S608 - ours
-_AT_ONCE = 50  # rows a statement: half the cost of one by one, and the interpreter's lock is passed on less often
-_INSERT_MANY = f"{_INSERT}{f', ({_MARKS})' * (_AT_ONCE - 1)}"
-_INSERT_FIRST = f"INSERT INTO {OPEN} (id, {_NAMES}) VALUES (?, {_MARKS})"  # noqa: S608 - ours
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A table of the log, which ids it holds and of what time (epoch ms)."""
+    """A table of the log, which ids it holds and of what time (epoch ms); empty: the last id is below the first."""
 
-    table: str
+    number: int
     first_id: int
     last_id: int
     first_ms: int
     last_ms: int
+
+    @property
+    def table(self) -> str:
+        return _table(self.number)
+
+    @property
+    def rows(self) -> int:
+        return self.last_id - self.first_id + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,25 +118,40 @@ class Query:
 
 def add_rows(connection: Connection, rows: Sequence[LogRow]) -> int:
     """Append to the open table; the id of the first one. The others follow it without a gap."""
-    span = _span_of_ids(connection)
-    first_id = last_id(connection) + 1
-    if span is None:
-        connection.execute(_INSERT_FIRST, (first_id, *rows[0]))
-        rows = rows[1:]
-    whole = len(rows) - len(rows) % _AT_ONCE
+    table = _open(connection)
+    one, many, first = _inserts(table.number)
+    rest = rows
+    if not table.rows:
+        connection.execute(first, (table.first_id, *rows[0]))
+        rest = rows[1:]
+    whole = len(rest) - len(rest) % _AT_ONCE
     for start in range(0, whole, _AT_ONCE):
-        connection.execute(_INSERT_MANY, list(chain.from_iterable(rows[start : start + _AT_ONCE])))
-    connection.executemany(_INSERT, rows[whole:])
-    return first_id
+        connection.execute(many, list(chain.from_iterable(rest[start : start + _AT_ONCE])))
+    connection.executemany(one, rest[whole:])
+    moments = [*map(_CREATED, rows), *((table.first_ms, table.last_ms) if table.rows else ())]
+    connection.execute(
+        "UPDATE log_segment SET last_id = ?, first_ms = ?, last_ms = ? WHERE number = ?",
+        (table.last_id + len(rows), min(moments), max(moments), table.number),
+    )
+    return table.last_id + 1
+
+
+@lru_cache(maxsize=2)
+def _inserts(number: int) -> tuple[str, str, str]:
+    """A row, many rows, a row with its id."""
+    one = f"INSERT INTO {_table(number)} ({_NAMES}) VALUES ({_MARKS})"  # noqa: S608 - ours
+    first = f"INSERT INTO {_table(number)} (id, {_NAMES}) VALUES (?, {_MARKS})"  # noqa: S608 - ours
+    return one, f"{one}{f', ({_MARKS})' * (_AT_ONCE - 1)}", first
+
+
+def _open(connection: Connection) -> Segment:
+    query = "SELECT number, first_id, last_id, first_ms, last_ms FROM log_segment ORDER BY number DESC LIMIT 1"
+    return Segment(*connection.execute(query).fetchone())
 
 
 def last_id(connection: Connection) -> int:
     """The newest row's, also when that is gone."""
-    query = f"SELECT max(id) FROM {OPEN}"  # noqa: S608 - ours
-    newest = connection.execute(query).fetchone()[0]
-    if newest is None:
-        newest = connection.execute("SELECT coalesce(max(last_id), 0) FROM log_segment").fetchone()[0]
-    return max(int(newest), summed_id(connection))
+    return _open(connection).last_id
 
 
 def summed_id(connection: Connection) -> int:
@@ -121,37 +164,27 @@ def set_summed_id(connection: Connection, row_id: int) -> None:
 
 
 def close_if_due(connection: Connection, now_ms: int, max_rows: int, max_age_ms: int) -> bool:
-    """Close the open table if it has that many rows (more in a large log) or its first one is that old."""
-    span = _span_of_ids(connection)
-    if span is None:
-        return False
-    first_id, last_id = span
-    oldest_id = connection.execute("SELECT coalesce(min(first_id), ?) FROM log_segment", (first_id,)).fetchone()[0]
-    most = max(max_rows, min((last_id - oldest_id) // _SHARE_OF_ALL, _MOST_ROWS))
-    first_ms = connection.execute(f"SELECT created_at FROM {OPEN} WHERE id = ?", (first_id,)).fetchone()[0]  # noqa: S608
-    is_due = bool(last_id - first_id + 1 >= most or now_ms - first_ms >= max_age_ms)
-    if is_due:
-        close_open(connection)
-    return is_due
+    """Close the open table if it has that many rows (more in a large log) or its oldest one is that old."""
+    table = _open(connection)
+    oldest_id = connection.execute("SELECT first_id FROM log_segment ORDER BY number LIMIT 1").fetchone()[0]
+    most = max(max_rows, min((table.last_id - oldest_id) // _SHARE_OF_ALL, _MOST_ROWS))
+    return (table.rows >= most or now_ms - table.first_ms >= max_age_ms) and close_open(connection)
 
 
 def close_open(connection: Connection) -> bool:
     """Close the open table, unless it is empty, and begin another."""
-    span = _span_of_ids(connection)
-    if span is None:
+    table = _open(connection)
+    if not table.rows:
         return False
-    times = connection.execute(f"SELECT min(created_at), max(created_at) FROM {OPEN}").fetchone()  # noqa: S608
-    number = connection.execute("SELECT coalesce(max(number), 0) + 1 FROM log_segment").fetchone()[0]
-    connection.execute(f"ALTER TABLE {OPEN} RENAME TO {_table(number)}")
-    connection.execute(_TABLE)
-    connection.execute("INSERT INTO log_segment VALUES (?, ?, ?, ?, ?, 0, 0)", (number, *span, *times))
+    for statement in _opening(table.number + 1, table.last_id + 1):
+        connection.execute(statement)
     return True
 
 
 def index_next(connection: Connection) -> bool:
     """Make one index that a closed table still lacks; whether there was one. One at a time, for rows are waiting."""
     row = connection.execute(
-        "SELECT number, indexes FROM log_segment WHERE indexes < ? AND NOT is_dropped ORDER BY number LIMIT 1",
+        f"SELECT number, indexes FROM log_segment WHERE indexes < ? AND {_IS_CLOSED} ORDER BY number LIMIT 1",  # noqa: S608
         (len(INDEXES),),
     ).fetchone()
     if row is None:
@@ -170,7 +203,7 @@ def drop_oldest(connection: Connection, before_ms: int) -> int:
     Nobody finds them any more; the table itself is left to `clear_next`.
     """
     query = "SELECT number, last_id - first_id + 1 FROM log_segment WHERE last_ms < ? AND last_id <= ?"
-    query = f"{query} AND NOT is_dropped ORDER BY number LIMIT 1"
+    query = f"{query} AND {_IS_CLOSED} ORDER BY number LIMIT 1"
     row = connection.execute(query, (before_ms, summed_id(connection))).fetchone()
     if row is None:
         return 0
@@ -195,17 +228,6 @@ def clear_next(connection: Connection) -> bool:
     return True
 
 
-def _table(number: int) -> str:
-    return f"{OPEN}_{number}"
-
-
-def _span_of_ids(connection: Connection) -> tuple[int, int] | None:
-    """Of the open table. Two questions, because sqlite answers both in one by reading all rows."""
-    query = f"SELECT (SELECT min(id) FROM {OPEN}), (SELECT max(id) FROM {OPEN})"  # noqa: S608 - ours
-    first, last = connection.execute(query).fetchone()
-    return None if first is None else (first, last)
-
-
 # reading
 
 
@@ -228,9 +250,10 @@ def find(connection: Connection, query: Query) -> Iterator[tuple[Any, ...]]:
 
 
 def segments(connection: Connection) -> list[Segment]:
-    """The tables, newest first; of the open one nothing is known."""
-    rows = connection.execute("SELECT * FROM log_segment WHERE NOT is_dropped ORDER BY number DESC").fetchall()
-    return [Segment(OPEN, 0, 1 << 62, 0, 1 << 62), *(Segment(_table(number), *rest[:4]) for number, *rest in rows)]
+    """The tables, newest first."""
+    query = "SELECT number, first_id, last_id, first_ms, last_ms FROM log_segment"
+    rows = connection.execute(f"{query} WHERE NOT is_dropped ORDER BY number DESC").fetchall()
+    return [Segment(*row) for row in rows]
 
 
 def select(segment: Segment, query: Query) -> tuple[str, list[Any]]:

@@ -125,8 +125,8 @@ class Log:
         query = f"SELECT count(*) FROM log_segment WHERE indexes < {len(INDEXES)} AND NOT is_dropped"
         while True:
             await self.journal.written(60.0)
-            if not await self.journal._database.read(lambda connection: connection.execute(query).fetchone()[0]):
-                return
+            if await self.journal._database.read(lambda connection: connection.execute(query).fetchone()[0]) == 1:
+                return  # the open one has none
 
     def size_mib(self) -> float:
         return self.journal.stats().size_bytes / 1048576
