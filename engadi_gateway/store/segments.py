@@ -212,16 +212,17 @@ def drop_oldest(connection: Connection, before_ms: int) -> int:
 
 
 def clear_next(connection: Connection) -> bool:
-    """Free the pages of one index of a dropped table, at last its own; whether there was one. Rows are waiting."""
+    """Free the pages of a dropped table's indexes, in a second step its own; whether there was one."""
     row = connection.execute(
         "SELECT number, indexes FROM log_segment WHERE is_dropped ORDER BY number LIMIT 1"
     ).fetchone()
     if row is None:
         return False
     number, indexes = row
+    for column, _ in INDEXES[:indexes]:
+        connection.execute(f"DROP INDEX {_table(number)}_{column}")
     if indexes:
-        connection.execute(f"DROP INDEX {_table(number)}_{INDEXES[indexes - 1][0]}")
-        connection.execute("UPDATE log_segment SET indexes = indexes - 1 WHERE number = ?", (number,))
+        connection.execute("UPDATE log_segment SET indexes = 0 WHERE number = ?", (number,))
     else:
         connection.execute(f"DROP TABLE {_table(number)}")
         connection.execute("DELETE FROM log_segment WHERE number = ?", (number,))
