@@ -36,7 +36,7 @@ _PAGE_BYTES = 4096
 _LOG_PAGE_BYTES = 16_384
 _CHECKPOINT_BYTES = 4 * 1024 * 1024
 _BUSY_MS = 5000
-_BUSY_CLOSING_MS = 500
+_CLOSING_S = 2.0  # others' locks hold up the end no longer, however much waits to be written
 _OPENING_MS = 30_000  # others may be migrating or checking
 _DISK_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO))
 _PRAGMAS = (
@@ -110,6 +110,7 @@ class Database:
         self._pool: ThreadPoolExecutor | None = None
         self._gate = threading.Lock()  # between the last submit and close
         self._is_closing = False
+        self._closing_until = 0.0
 
     # opening
 
@@ -320,7 +321,9 @@ class Database:
             self._connection = None
 
     def _transact(self, work: Work[T]) -> T:
-        busy_ms = _BUSY_CLOSING_MS if self._is_closing else _BUSY_MS  # others' locks must not hold up the end
+        busy_ms = _BUSY_MS
+        if self._is_closing:
+            busy_ms = max(0, int((self._closing_until - time.monotonic()) * 1000))
         with self._turn(busy_ms):
             try:
                 connection = self._connected()
@@ -409,6 +412,7 @@ class Database:
         with self._gate:
             if self._writer is None or self._is_closing:
                 return
+            self._closing_until = time.monotonic() + _CLOSING_S
             self._is_closing = True
         pool, self._pool = self._pool, None
         assert pool is not None
