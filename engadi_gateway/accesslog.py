@@ -33,6 +33,8 @@ class Extra(NamedTuple):
     version: str
     referer: str
     user_agent: str
+    trace_id: str | None = None
+    upstream: str | None = None
 
 
 def redacted(target: str) -> str:
@@ -84,11 +86,13 @@ def as_json(row: LogRow, extra: Extra) -> str:
         "level": "info",
         "msg": "request",
         "request_id": row.request_id,
+        "trace_id": extra.trace_id,
         "method": row.method,
         "host": extra.host,
         "path": extra.target,
         "route": row.route_id,
         "service": row.target_service,
+        "target": extra.upstream,
         "status": row.status_code,
         "reason": row.reason,
         "attempts": row.attempts,
@@ -115,7 +119,16 @@ def extra_of(exchange: Exchange) -> Extra:
 
     version = "1.0" if head.is_http10 else "1.1"
     target = redacted(head.target.decode("latin-1"))
-    return Extra(target, head.host, version, redacted(value(b"referer")), value(b"user-agent"))
+    trace = head.notes.get(b"traceparent")
+    return Extra(
+        target,
+        head.host,
+        version,
+        redacted(value(b"referer")),
+        value(b"user-agent"),
+        trace[3:35].decode("ascii") if trace is not None else None,
+        exchange.target.url if exchange.target is not None else None,
+    )
 
 
 _FORMATS: dict[str, Callable[[LogRow, Extra], str]] = {"combined": combined, "json": as_json}

@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import platform
 import signal
 import sys
 import time
@@ -32,7 +33,7 @@ from engadi_gateway.options import parse_duration_s
 from engadi_gateway.pipeline.identity import make_token
 from engadi_gateway.secret import with_secret
 from engadi_gateway.settings import Settings
-from engadi_gateway.store.database import HeldError, StoreError, UnavailableError
+from engadi_gateway.store.database import SQLITE_VERSION, HeldError, StoreError, UnavailableError
 
 EX_FAILED = 1
 EX_UNAVAILABLE = 69
@@ -308,6 +309,7 @@ async def _run(args: argparse.Namespace, gateway: Gateway) -> None:
     }
     for number, handler in handlers.items():
         loop.add_signal_handler(number, handler)
+    _say(f"engadi-gateway {__version__}, Python {platform.python_version()}, sqlite {SQLITE_VERSION}")
     for name in gateway.addresses:
         _say(f"listening on {name}")
     notify_systemd("READY=1")

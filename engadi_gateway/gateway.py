@@ -374,6 +374,17 @@ class Gateway:
     def _take_snapshot(self, snapshot: Snapshot) -> None:
         self._swap(snapshot, self._compiler.compile(snapshot, time.monotonic()))
 
+    def rehearse(self, change: Change) -> None:
+        """What `change` would refuse is refused; nothing is changed.
+
+        Raises:
+            RefusedError: see `change`.
+        """
+        try:
+            self._compile(with_change(self._snapshot, change))
+        finally:
+            self._compile(self._snapshot)  # a rule's buckets have the clock of whichever was compiled last
+
     def _compile(self, snapshot: Snapshot) -> Compiled:
         try:
             return self._compiler.compile(snapshot, time.monotonic())
@@ -396,7 +407,7 @@ class Gateway:
         Raises:
             ConfigurationError, StoreError: and everything stays as it was.
         """
-        settings, _ = with_secret(settings)
+        settings, _ = with_secret(with_admin_door(settings, self._inherited))
         async with self._sharing.lock, self.catalog.turn():
             await asyncio.to_thread(refuse_faults, settings)
             fixed = waiting_for_a_restart(self.settings, settings)

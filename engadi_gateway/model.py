@@ -162,7 +162,7 @@ class ServiceHealth:
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """One write to the configuration: who, when (RFC 3339), and the whole value before and after."""
+    """One write to the configuration: who, when (RFC 3339), by which request, and the whole value before and after."""
 
     number: int
     actor: str
@@ -171,6 +171,7 @@ class Revision:
     subject: str
     before: object
     after: object
+    request_id: str = ""
 
 
 class LogRow(NamedTuple):

@@ -12,6 +12,7 @@ import pytest
 
 from engadi_gateway.accesslog import AccessLog, Extra, as_json, combined, extra_of, redacted
 from engadi_gateway.model import LogRow
+from engadi_gateway.pipeline.exchange import Target
 from tests.exchanges import exchange_of, head_of
 
 ROW = LogRow(
@@ -33,7 +34,7 @@ ROW = LogRow(
     1.0,
     7,
 )
-EXTRA = Extra("/a?b=c", "h", "1.1", "", "curl/8")
+EXTRA = Extra("/a?b=c", "h", "1.1", "", "curl/8", "0af7651916cd43dd8448eb211c80319c", "http://c:1")
 
 
 def test_combined() -> None:
@@ -58,6 +59,8 @@ def test_json() -> None:
         "status": 200,
         "reason": "ok",
         "attempts": 1,
+        "trace_id": "0af7651916cd43dd8448eb211c80319c",
+        "target": "http://c:1",
         "ms_total": 1.5,
         "ms_upstream": 1.0,
         "bytes_in": 0,
@@ -131,6 +134,10 @@ def test_only_what_the_line_shows_is_kept_of_an_exchange() -> None:
     head.is_http10 = True
     assert extra_of(exchange_of(head)) == Extra("/a?key=***", "api.example", "1.0", "http://h/?sig=***", "\xe9")
     assert extra_of(exchange_of()) == Extra("/a", "api.example", "1.1", "", "")
+    trace = {b"traceparent": b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    forwarded = exchange_of(head_of(notes=trace))
+    forwarded.target = Target("content", "http://c:1")
+    assert extra_of(forwarded)[5:] == ("0af7651916cd43dd8448eb211c80319c", "http://c:1")
 
 
 def test_lines_are_written_in_the_order_of_the_rows() -> None:

@@ -441,6 +441,7 @@ def test_every_write_is_a_revision(tmp_path: Path) -> None:
             ("root", "route", route["id"])
         }
         gone, changed, made = first["items"]
+        assert {len(row["request_id"]) for row in first["items"]} == {36}, "it is found in the log by that"
         assert (made["before"], made["after"]) == (None, route)
         assert (changed["before"], changed["after"]["priority"]) == (route, 9)
         assert (gone["before"], gone["after"]) == (changed["after"], None)
@@ -453,6 +454,64 @@ def test_every_write_is_a_revision(tmp_path: Path) -> None:
 
 
 # what is seen
+
+
+async def _followed(gateway: Gateway, path: str) -> list[Any]:
+    """The items of all pages, by their Link lines."""
+    items: list[Any] = []
+    while path:
+        page = await ask(gateway.port, "GET", path, bearer=ADMIN)
+        items += json_of(page)["items"]
+        link = page.all("link")
+        assert [one.partition(">")[2] for one in link] in ([], ['; rel="next"'])
+        path = link[0].partition(">")[0].removeprefix("<") if link else ""
+    return items
+
+
+def test_pages_name_the_next_one(tmp_path: Path) -> None:
+    async def session(gateway: Gateway) -> None:
+        for number in range(5):
+            await admin(gateway, "PUT", "/config/cors", body={"max_age": number})
+            await ask(gateway.port, "GET", f"/n%20&/{number}")
+        numbers = [row["number"] for row in await _followed(gateway, f"{BASE}/config/revisions?limit=2")]
+        assert numbers == [6, 5, 4, 3, 2, 1]
+        rows = await _followed(gateway, f"{BASE}/logs?reason=no_route&limit=2&offset=1&method=GET")
+        assert [row["path"][-1] for row in rows] == ["3", "2", "1", "0"]
+
+    with_gateway(tmp_path, session)
+
+
+def test_a_dry_run_says_what_would_change_and_changes_nothing(tmp_path: Path) -> None:
+    async def session(gateway: Gateway) -> None:
+        route, rule = await create_route(gateway), await create_rule(gateway)
+        cors = json_of(await admin(gateway, "GET", "/config/cors"))
+        before, pipeline = gateway.snapshot, gateway.pipeline
+        writes: list[tuple[str, str, Any, Any]] = [
+            ("POST", "/routes", {"path_pattern": "/dry", "target_service": "content"}, None),
+            ("PUT", f"/routes/{route['id']}", {"priority": 9}, route),
+            ("DELETE", f"/routes/{route['id']}", None, route),
+            ("POST", "/config/rate-limits", {"limit_type": "global", "max_requests": 1, "window_seconds": 1}, None),
+            ("PUT", f"/config/rate-limits/{rule['id']}", {"window_seconds": 1}, rule),
+            ("DELETE", f"/config/rate-limits/{rule['id']}", None, rule),
+            ("PUT", "/config/cors", {"enabled": True}, cors),
+        ]
+        for method, path, body, old in writes:
+            told = await admin(gateway, method, f"{path}?dry_run=true", body=body)
+            answer = json_of(told)
+            assert (told.status, answer["dry_run"], answer["before"]) == (200, True, old), path
+            assert (answer["after"] is None) is (method == "DELETE")
+            assert body is None or body.items() <= answer["after"].items()
+        twin = {"path_pattern": route["path_pattern"], "target_service": "content"}
+        assert_problem(await admin(gateway, "POST", "/routes?dry_run=true", body=twin), 409, "conflict")
+        assert (gateway.snapshot, gateway.pipeline) == (before, pipeline)
+        windows = {buckets.window_s for buckets in gateway._state.buckets._rules.values()}
+        assert windows == {3600, 60}, "the clocks of the rules are as they were"
+        wrong = await admin(gateway, "DELETE", f"/routes/{route['id']}?dry_run=1")
+        assert_problem(wrong, 422, "invalid_fields", ["/query/dry_run"])
+        kept = await admin(gateway, "DELETE", f"/routes/{route['id']}?dry_run=false")
+        assert (kept.status, gateway.snapshot.revision) == (204, before.revision + 1)
+
+    with_gateway(tmp_path, session)
 
 
 def test_health_shows_names_and_states_and_no_address(tmp_path: Path) -> None:

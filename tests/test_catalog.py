@@ -215,6 +215,7 @@ def test_a_change_is_a_row_and_a_revision_with_whole_values(
         wanted.subject,
         None if before is None else to_json(before),
         None if after is None else to_json(after),
+        wanted.request_id,
     )
     with opened(tmp_path) as (_, reopened):
         assert reopened == applied

@@ -617,3 +617,12 @@ def test_health_is_kept_as_it_was_last_saved(tmp_path: Path) -> None:
         assert asyncio.run(journal.load_health()) == HEALTH
         asyncio.run(journal.save_health(HEALTH[1:]))
         assert asyncio.run(journal.load_health()) == HEALTH[1:]
+
+
+def test_sqlites_statistics_are_renewed_once_a_day(tmp_path: Path) -> None:
+    statements: list[str] = []
+    with opened(tmp_path) as journal:
+        run(journal, lambda connection: connection.set_trace_callback(statements.append))
+        for now_ms in (NOW, NOW + HOUR_MS, NOW + DAY_MS, NOW + DAY_MS + HOUR_MS):
+            asyncio.run(journal.prune(now_ms))
+        assert statements.count("PRAGMA optimize") == 2

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from engadi_gateway.admin import jsonio
 from engadi_gateway.admin.schemas import Object, Schema, Text, escaped
-from engadi_gateway.errors import Fault, Reason, Refusal, RefusedError
+from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedError
 from engadi_gateway.explain import Explained
 from engadi_gateway.health import HealthChecker
 from engadi_gateway.metrics import Metrics
@@ -52,6 +52,7 @@ class Console(Explained, Protocol):
     def services(self) -> Mapping[str, Service]: ...
     def writing(self) -> AbstractAsyncContextManager[None]: ...
     async def change(self, change: Change) -> Snapshot: ...
+    def rehearse(self, change: Change) -> None: ...
     async def flushed(self) -> None: ...
 
 
@@ -69,6 +70,14 @@ class Call:
     def actor(self) -> str:
         identity = self.exchange.identity
         return identity.user_id if identity is not None else "anonymous"
+
+
+def next_page(call: Call, more: Mapping[str, Any] | None) -> tuple[HeaderLine, ...]:
+    """The Link to a list's next page (RFC 8288): the same question, but for these parameters; None: the last page."""
+    if more is None:
+        return ()
+    query = urlencode({name: value for name, value in {**call.query, **more}.items() if value is not None})
+    return ((b"Link", f'<{call.exchange.head.path}?{query}>; rel="next"'.encode("ascii")),)
 
 
 Handler = Callable[[Call], Awaitable[LocalReply]]

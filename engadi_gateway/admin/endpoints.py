@@ -13,6 +13,7 @@ from engadi_gateway.net.context import LocalReply
 _HOURS: dict[str, Schema] = {"hours": Number(1, 168)}
 _ID: dict[str, Schema] = {"id": UUID}
 _NAME: dict[str, Schema] = {"name": SERVICE}
+_DRY: dict[str, Schema] = {"dry_run": Text(choices=("true", "false"))}
 _MOMENT = Text(longest=40, format="date-time")
 _LOGS: dict[str, Schema] = {
     "method": Text(longest=32),
@@ -45,12 +46,13 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", f"{BASE}/openapi.json", openapi, "This document", is_public=True),
 
     Endpoint("GET", f"{BASE}/routes", config.list_routes, "Routes, in matching order"),
-    Endpoint("POST", f"{BASE}/routes", config.create_route, "Add a route", body=ROUTE, success=201),
+    Endpoint("POST", f"{BASE}/routes", config.create_route, "Add a route", query=_DRY, body=ROUTE,
+             success=201),
     Endpoint("GET", f"{BASE}/routes/{{id}}", config.get_route, "One route", params=_ID),
-    Endpoint("PUT", f"{BASE}/routes/{{id}}", config.put_route, "Change fields of a route", body=ROUTE.partial(),
-             params=_ID, is_guarded=True),
-    Endpoint("DELETE", f"{BASE}/routes/{{id}}", config.delete_route, "Delete a route", params=_ID, success=204,
-             is_guarded=True),
+    Endpoint("PUT", f"{BASE}/routes/{{id}}", config.put_route, "Change fields of a route", query=_DRY,
+             body=ROUTE.partial(), params=_ID, is_guarded=True),
+    Endpoint("DELETE", f"{BASE}/routes/{{id}}", config.delete_route, "Delete a route", query=_DRY, params=_ID,
+             success=204, is_guarded=True),
 
     Endpoint("GET", f"{BASE}/services", observe.list_services, "Services with health and circuit"),
     Endpoint("GET", f"{BASE}/services/{{name}}/health", observe.service_health, "Check one service now", params=_NAME),
@@ -68,14 +70,15 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 
     Endpoint("GET", f"{BASE}/rate-limits", config.rule_fill, "Rules with their live fill"),
     Endpoint("GET", f"{BASE}/config/rate-limits", config.list_rules, "Rate-limit rules"),
-    Endpoint("POST", f"{BASE}/config/rate-limits", config.create_rule, "Add a rule", body=RULE, success=201),
+    Endpoint("POST", f"{BASE}/config/rate-limits", config.create_rule, "Add a rule", query=_DRY, body=RULE,
+             success=201),
     Endpoint("GET", f"{BASE}/config/rate-limits/{{id}}", config.get_rule, "One rule", params=_ID),
-    Endpoint("PUT", f"{BASE}/config/rate-limits/{{id}}", config.put_rule, "Change fields of a rule",
+    Endpoint("PUT", f"{BASE}/config/rate-limits/{{id}}", config.put_rule, "Change fields of a rule", query=_DRY,
              body=RULE.partial(), params=_ID, is_guarded=True),
-    Endpoint("DELETE", f"{BASE}/config/rate-limits/{{id}}", config.delete_rule, "Delete a rule", params=_ID,
+    Endpoint("DELETE", f"{BASE}/config/rate-limits/{{id}}", config.delete_rule, "Delete a rule", query=_DRY, params=_ID,
              success=204, is_guarded=True),
     Endpoint("GET", f"{BASE}/config/cors", config.get_cors, "The CORS policy"),
-    Endpoint("PUT", f"{BASE}/config/cors", config.put_cors, "Change fields of the CORS policy", body=CORS,
+    Endpoint("PUT", f"{BASE}/config/cors", config.put_cors, "Change fields of the CORS policy", query=_DRY, body=CORS,
              is_guarded=True),
     Endpoint("GET", f"{BASE}/config/revisions", config.list_revisions, "Configuration writes, newest first",
              query={"limit": Number(1, 500), "before": Number(1, 1 << 50)}),

@@ -9,7 +9,7 @@ import uuid
 from dataclasses import replace
 from typing import Any
 
-from engadi_gateway.admin.api import BASE, Call
+from engadi_gateway.admin.api import BASE, Call, next_page
 from engadi_gateway.admin.jsonio import reply
 from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedError
 from engadi_gateway.model import CorsPolicy, Origin, RateLimitRule, Revision, Route
@@ -43,14 +43,27 @@ def _invalid(*faults: Fault) -> RefusedError:
     return RefusedError(Refusal(Reason.INVALID_FIELDS, faults=faults))
 
 
-async def _write(call: Call, kind: str, subject: str, after: Route | RateLimitRule | CorsPolicy | None) -> None:
-    at = timestamp(time.time())
+Value = Route | RateLimitRule | CorsPolicy
+
+
+async def _write(call: Call, kind: str, subject: str, before: Value | None, after: Value | None) -> LocalReply | None:
+    """Write; or, where only that was asked, try it and answer with what would change."""
+    change = Change(kind, subject, after, call.actor, call.exchange.request_id, timestamp(time.time()))
+    is_dry = call.query.get("dry_run") == "true"
     try:
-        await call.console.change(Change(kind, subject, after, call.actor, call.exchange.request_id, at))
+        if is_dry:
+            call.console.rehearse(change)
+        else:
+            await call.console.change(change)
     except RefusedError as error:  # compiled, the fault's pointer names the route; the client sent only its fields
         own = f"/{kind}s/{subject}"
         faults = tuple(Fault(fault.pointer.removeprefix(own), fault.detail) for fault in error.refusal.faults)
         raise RefusedError(replace(error.refusal, faults=faults)) from None
+    return reply(200, {"dry_run": True, "before": _or_none(before), "after": _or_none(after)}) if is_dry else None
+
+
+def _or_none(value: Value | None) -> dict[str, Any] | None:
+    return None if value is None else to_json(value)
 
 
 # routes
@@ -87,8 +100,9 @@ async def create_route(call: Call) -> LocalReply:
     own = {"id": str(uuid.uuid4()), "created_at": now, "updated_at": now}
     route = route_from_json({**call.body, **own})
     _check_route(call, route)
-    await _write(call, "route", route.id, route)
-    return _tagged(201, to_json(route), (b"Location", f"{BASE}/routes/{route.id}".encode()))
+    return await _write(call, "route", route.id, None, route) or _tagged(
+        201, to_json(route), (b"Location", f"{BASE}/routes/{route.id}".encode())
+    )
 
 
 async def get_route(call: Call) -> LocalReply:
@@ -96,20 +110,19 @@ async def get_route(call: Call) -> LocalReply:
 
 
 async def put_route(call: Call) -> LocalReply:
-    before = to_json(_route(call))
+    old = _route(call)
+    before = to_json(old)
     _guard(call, before)
     own = {"id": before["id"], "created_at": before["created_at"], "updated_at": timestamp(time.time())}
     route = route_from_json({**before, **call.body, **own})
     _check_route(call, route)
-    await _write(call, "route", route.id, route)
-    return _tagged(200, to_json(route))
+    return await _write(call, "route", route.id, old, route) or _tagged(200, to_json(route))
 
 
 async def delete_route(call: Call) -> LocalReply:
     route = _route(call)
     _guard(call, to_json(route))
-    await _write(call, "route", route.id, None)
-    return reply(204, None)
+    return await _write(call, "route", route.id, route, None) or reply(204, None)
 
 
 # rules
@@ -140,8 +153,9 @@ async def create_rule(call: Call) -> LocalReply:
     name = {"name": f"{call.body['limit_type']}-{rule_id[:8]}"}
     rule = rule_from_json({**name, **call.body, **own})
     _check_name(call, rule)
-    await _write(call, "rule", rule.id, rule)
-    return _tagged(201, to_json(rule), (b"Location", f"{BASE}/config/rate-limits/{rule.id}".encode()))
+    return await _write(call, "rule", rule.id, None, rule) or _tagged(
+        201, to_json(rule), (b"Location", f"{BASE}/config/rate-limits/{rule.id}".encode())
+    )
 
 
 async def get_rule(call: Call) -> LocalReply:
@@ -149,7 +163,8 @@ async def get_rule(call: Call) -> LocalReply:
 
 
 async def put_rule(call: Call) -> LocalReply:
-    before = to_json(_rule(call))
+    old = _rule(call)
+    before = to_json(old)
     _guard(call, before)
     own = {
         "id": before["id"],
@@ -159,15 +174,13 @@ async def put_rule(call: Call) -> LocalReply:
     }
     rule = rule_from_json({**before, **call.body, **own})
     _check_name(call, rule)
-    await _write(call, "rule", rule.id, rule)
-    return _tagged(200, to_json(rule))
+    return await _write(call, "rule", rule.id, old, rule) or _tagged(200, to_json(rule))
 
 
 async def delete_rule(call: Call) -> LocalReply:
     rule = _rule(call)
     _guard(call, to_json(rule))
-    await _write(call, "rule", rule.id, None)
-    return reply(204, None)
+    return await _write(call, "rule", rule.id, rule, None) or reply(204, None)
 
 
 async def rule_fill(call: Call) -> LocalReply:
@@ -188,8 +201,7 @@ async def put_cors(call: Call) -> LocalReply:
     faults = cors_faults(policy)
     if faults:
         raise _invalid(*faults)
-    await _write(call, "cors", "cors", policy)
-    return _tagged(200, to_json(policy))
+    return await _write(call, "cors", "cors", call.console.snapshot.cors, policy) or _tagged(200, to_json(policy))
 
 
 # revisions
@@ -199,6 +211,7 @@ def _revision_json(revision: Revision) -> dict[str, Any]:
     return {
         "number": revision.number,
         "actor": revision.actor,
+        "request_id": revision.request_id,
         "created_at": revision.created_at,
         "kind": revision.kind,
         "subject": revision.subject,
@@ -212,7 +225,8 @@ async def list_revisions(call: Call) -> LocalReply:
     found = await call.console.catalog.revisions(limit + 1, call.query.get("before"))
     items = [_revision_json(revision) for revision in found[:limit]]
     more = items[-1]["number"] if len(found) > limit else None
-    return reply(200, {"items": items, "next_before": more})
+    link = next_page(call, None if more is None else {"before": more})
+    return reply(200, {"items": items, "next_before": more}, *link)
 
 
 async def get_revision(call: Call) -> LocalReply:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from engadi_gateway import metrics as prometheus
-from engadi_gateway.admin.api import Call
+from engadi_gateway.admin.api import Call, next_page
 from engadi_gateway.admin.jsonio import reply
 from engadi_gateway.admin.media import preferred
 from engadi_gateway.errors import Fault, Reason, Refusal, RefusedError
@@ -153,7 +153,8 @@ async def logs(call: Call) -> LocalReply:
         page = await call.console.journal.logs(LogFilter(**query, **times))
     except ValueError as error:
         raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=(Fault("/query/cursor", str(error)),))) from None
-    return reply(200, {"items": page.items, "next": page.next_cursor})
+    more = {"offset": None, "cursor": page.next_cursor} if page.next_cursor else None
+    return reply(200, {"items": page.items, "next": page.next_cursor}, *next_page(call, more))
 
 
 def _moment_ms(text: str | None, pointer: str, faults: list[Fault]) -> int | None:

@@ -99,7 +99,10 @@ def _responses(endpoint: Endpoint) -> Json:
         success["content"] = _content(endpoint)
     if endpoint.success == 201:
         success["headers"] = {name: {"schema": {"type": "string"}} for name in ("Location", "ETag")}
-    return {str(endpoint.success): success, **responses}
+    if "dry_run" in endpoint.query:
+        what = {"description": "With dry_run: what would change", "content": _content(endpoint)}
+        responses.setdefault("200", what)
+    return {**responses, str(endpoint.success): success}
 
 
 def _content(endpoint: Endpoint) -> Json:

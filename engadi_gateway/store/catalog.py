@@ -71,7 +71,7 @@ MIGRATIONS: tuple[Migration, ...] = (
 #: The columns, in the order in which rows are taken apart.
 _ROUTE = ", ".join(ROUTE_FIELDS)
 _RULE = ", ".join(RULE_FIELDS)
-_REVISION = "number, actor, created_at, kind, subject, before, after"
+_REVISION = "number, actor, created_at, kind, subject, before, after, request_id"
 
 Value = Route | RateLimitRule | CorsPolicy
 
@@ -358,7 +358,7 @@ def _rule_of(row: tuple[Any, ...]) -> RateLimitRule:
 
 
 def _revision_of(row: tuple[Any, ...]) -> Revision:
-    number, actor, created_at, kind, subject, before, after = row
+    number, actor, created_at, kind, subject, before, after, request_id = row
     return Revision(
         number,
         actor,
@@ -367,4 +367,5 @@ def _revision_of(row: tuple[Any, ...]) -> Revision:
         subject,
         None if before is None else json.loads(before),
         None if after is None else json.loads(after),
+        request_id,
     )

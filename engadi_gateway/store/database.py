@@ -28,6 +28,7 @@ Work = Callable[[Connection], T]
 #: A migration: SQL statements, or a function; each runs in a transaction of its own.
 Migration = tuple[str, ...] | Callable[[Connection], None]
 
+SQLITE_VERSION = sqlite3.sqlite_version
 _READERS = 2
 _READ_LIMIT_S = 5.0
 _PROGRESS_STEPS = 10_000

@@ -115,6 +115,7 @@ class Journal:
         self._last_write_ms = 0.0
         self._moved_aside = ""
         self._is_closing = False
+        self._optimized_ms = 0
         self._log = logging.getLogger("engadi")
 
     def open(self) -> None:
@@ -330,6 +331,9 @@ class Journal:
         for span, before_ms in ((MINUTE_MS, minutes_ms), (HOUR_MS, min(limit_ms, minutes_ms))):
             await self._repeat(lambda connection, s=span, b=before_ms: rollup.prune(connection, s, b, _SPANS))  # type: ignore[misc]
         await self._repeat(self._shrink)
+        if now_ms - self._optimized_ms >= _DAY_MS:
+            self._optimized_ms = now_ms
+            await self._database.write(lambda connection: connection.execute("PRAGMA optimize").close())
         self._index()
 
     async def _repeat(self, step: Callable[[Connection], int]) -> None:
