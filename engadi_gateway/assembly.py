@@ -292,7 +292,7 @@ class Compiler:
         self._admin_local = RoutingTable(local_routes(ENDPOINTS, settings.admin_role), {})
 
     def compile(self, snapshot: Snapshot, now: float) -> Compiled:
-        """Build everything a snapshot needs; changes no state but the clocks of changed rules.
+        """Build everything a snapshot needs; changes no state.
 
         Raises:
             ConfigurationError: the snapshot cannot be served; pointers name the routes.

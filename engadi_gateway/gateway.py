@@ -380,10 +380,7 @@ class Gateway:
         Raises:
             RefusedError: see `change`.
         """
-        try:
-            self._compile(with_change(self._snapshot, change))
-        finally:
-            self._compile(self._snapshot)  # a rule's buckets have the clock of whichever was compiled last
+        self._compile(with_change(self._snapshot, change))
 
     def _compile(self, snapshot: Snapshot) -> Compiled:
         try:

@@ -228,8 +228,9 @@ def test_sigquit_stops_at_once_and_cleanly(tmp_path: Path) -> None:
         await asyncio.sleep(60)
 
     async def run() -> None:
-        ini = "[server]\nhost = 127.0.0.1\nunix_socket = gw.sock\n[gateway]\ndrain_delay = 60s\n[log]\nflush_interval = 60s\n"
-        async with upstream(script) as auth, started(tmp_path, f"{ini}[services]\nauth = {auth.url}\n") as gateway:
+        more = "[gateway]\ndrain_delay = 60s\n[log]\nflush_interval = 60s\n"
+        socket_at = {"ENGADI_SERVER_UNIX_SOCKET": "gw.sock"}
+        async with upstream(script) as auth, started(tmp_path, ini_of(auth.url, more), **socket_at) as gateway:
             async with raw_client(gateway.port) as busy:
                 await busy.send(GET)
                 while not auth.seen:
