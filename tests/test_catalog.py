@@ -369,6 +369,19 @@ def test_cors_is_the_settings_until_the_api_made_its_own(tmp_path: Path) -> None
         assert (snapshot.cors, snapshot.revision) == (POLICY, 2)
 
 
+def test_what_would_follow_is_seen_without_writing(tmp_path: Path) -> None:
+    seed = seed_with(user=7, cors=POLICY)
+    with opened(tmp_path) as (catalog, _):
+        before = run(catalog)
+        seen = asyncio.run(catalog.preview(seed))
+        assert run(catalog) == before
+    assert snapshot_at_rest(str(tmp_path / "config.db"), seed) == seen
+    with opened(tmp_path, seed) as (_, followed):
+        assert followed == seen
+        rule = rule_of(seen, PER_USER.id)
+        assert (seen.revision, rule is not None and rule.max_requests) == (before.revision + 1, 7)
+
+
 def test_a_reload_follows_as_opening_does(tmp_path: Path) -> None:
     with opened(tmp_path) as (catalog, _):
         followed = asyncio.run(catalog.follow(seed_with(user=9, cors=POLICY, services={"auth": SERVICES["auth"]})))
