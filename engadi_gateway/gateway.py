@@ -44,7 +44,7 @@ from engadi_gateway.listeners import (
     with_admin_door,
 )
 from engadi_gateway.metrics import Metrics
-from engadi_gateway.model import Listener, LogRow, Service, Snapshot
+from engadi_gateway.model import Listener, Service, Snapshot
 from engadi_gateway.net.accept import Acceptor
 from engadi_gateway.net.batch import Batch
 from engadi_gateway.net.client import ClientConnection
@@ -56,6 +56,7 @@ from engadi_gateway.options import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
 from engadi_gateway.pipeline.routing import RoutingTable
+from engadi_gateway.rows import rows_of
 from engadi_gateway.secret import with_secret
 from engadi_gateway.seed import seed_of, timestamp
 from engadi_gateway.settings import Settings
@@ -529,43 +530,3 @@ class Gateway:
 def _keys_of(settings: Settings) -> list[Any]:
     """What a remembered verdict on a token hangs on."""
     return [value for name, value in settings.values.items() if name.startswith("jwt_")]
-
-
-def rows_of(ended: list[Exchange], *, truncates_ip: bool) -> list[LogRow]:
-    """The log rows of settled exchanges. Long-hand, a tuple a row: this runs for every request."""
-    rows = []
-    for exchange in ended:
-        head, route, refusal, reason = exchange.head, exchange.route, exchange.refusal, exchange.reason
-        target, identity, upstream_s = exchange.target, exchange.identity, exchange.upstream_s
-        fields = (
-            exchange.request_id,
-            head.method,
-            head.path,
-            target.service if target is not None else route.target_service if route is not None else None,
-            identity.user_id if identity is not None else None,
-            truncated(exchange.client_ip) if truncates_ip else exchange.client_ip,
-            exchange.status,
-            round((exchange.ended - exchange.now) * 1000, 3),
-            exchange.error_message or exchange.observed,
-            int(exchange.wall * 1000),
-            refusal.code if refusal is not None and refusal.reason is reason else reason.code,
-            route.id if route is not None else None,
-            exchange.attempts,
-            exchange.bytes_in,
-            exchange.bytes_out,
-            None if upstream_s is None else round(upstream_s * 1000, 3),
-            exchange.pipeline.revision,
-        )
-        rows.append(_MAKE_ROW(LogRow, fields))
-    return rows
-
-
-#: A third of the cost of `LogRow(*fields)`.
-_MAKE_ROW = tuple.__new__
-
-
-def truncated(address: str) -> str:
-    """The /24 or /48 of an address."""
-    if ":" in address:
-        return ":".join(address.split("::", maxsplit=1)[0].split(":")[:3]) + "::"
-    return address.rpartition(".")[0] + ".0"

@@ -67,22 +67,22 @@ def open_doors(settings: Settings, inherited: Sequence[Inherited]) -> list[Door]
     try:
         taken = [(name == ADMIN, sock) for name, sock in inherited]
         for is_admin, sock in taken:
-            door = _door(sock, scheme, serves_admin=is_admin or not has_own_admin, is_admin=is_admin)
+            door = _door(sock, scheme, is_admin=is_admin)
             doors.append(replace(door, is_inherited=True))
         if all(is_admin for is_admin, _ in taken):
             port = settings.server_port
             for host in settings.server_host:
                 sock = bind_tcp(host, port, settings)
-                doors.append(_door(sock, scheme, serves_admin=not has_own_admin))
+                doors.append(_door(sock, scheme))
                 port = port or sock.getsockname()[1]  # port 0: all addresses get the one that was free
             if settings.server_unix_socket:
                 sock = bind_unix(settings.server_unix_socket, settings.server_backlog)
-                door = _door(sock, scheme, serves_admin=not has_own_admin)
+                door = _door(sock, scheme)
                 doors.append(replace(door, path=settings.server_unix_socket))
         if has_own_admin and not any(is_admin for is_admin, _ in taken):
             host, _, port_text = settings.admin_listen.rpartition(":")
             sock = bind_tcp(host.strip("[]"), int(port_text), settings)
-            doors.append(_door(sock, scheme, serves_admin=True, is_admin=True))
+            doors.append(_door(sock, scheme, is_admin=True))
     except BindError:
         for door in doors:
             door.socket.close()
@@ -90,11 +90,11 @@ def open_doors(settings: Settings, inherited: Sequence[Inherited]) -> list[Door]
     return sorted(doors, key=lambda door: door.listener.is_admin)
 
 
-def _door(sock: socket.socket, scheme: str, *, serves_admin: bool, is_admin: bool = False) -> Door:
+def _door(sock: socket.socket, scheme: str, *, is_admin: bool = False) -> Door:
     address = sock.getsockname()
     port = address[1] if isinstance(address, tuple) else 0
     name = f"admin {_name(sock, scheme)}" if is_admin else _name(sock, scheme)
-    return Door(sock, Listener(scheme, port, is_admin, serves_admin), name)
+    return Door(sock, Listener(scheme, port, is_admin), name)
 
 
 def _name(sock: socket.socket, scheme: str) -> str:

@@ -206,7 +206,6 @@ class Listener(NamedTuple):
     scheme: str
     port: int
     is_admin: bool
-    serves_admin: bool
 
 
 class Framing(StrEnum):

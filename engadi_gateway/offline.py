@@ -80,7 +80,7 @@ class Offline:
     def listener(self) -> Listener:
         settings = self._settings
         scheme = "https" if settings.server_tls_certificate else "http"
-        return Listener(scheme, settings.server_port if settings.server_host else 0, False, not settings.admin_listen)
+        return Listener(scheme, settings.server_port if settings.server_host else 0, False)
 
     def routing_table(self) -> RoutingTable:
         return self._compiled.table
