@@ -18,7 +18,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(("net", "store")),
     frozenset(
         (
-            "health", "authority", "metrics", "accesslog", "explain", "admin", "listeners", "secret", "seed", "demo",
+            "health", "authority", "metrics", "accesslog", "explain", "admin", "listeners", "secret", "seed", "rows", "demo",
             "assembly", "offline", "sharing", "gateway", "cli",
         )
     ),
