@@ -21,6 +21,7 @@ class Step(Enum):
 
 CLOSE, RESET, AFTER_BYTES, AFTER_REPLY, SILENCE = Step
 Steps = tuple[bytes | Step, ...]
+_LONGEST_IN_PIECES = 2000
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Fault:
         attempts: how often the upstream saw the request; `again` are its doings from the second on.
         is_reused: whether the next request comes over the same connection.
         is_early: whether the doings begin with the request's head, and not after its body.
+        is_closing: whether the client's connection closes with the answer, and says so.
+        is_cut_in_pieces: byte by byte the head may be relayed before what is wrong comes; then the answer is cut off.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Fault:
     is_reused: bool = True
     is_early: bool = False
     is_closing: bool = False
+    is_cut_in_pieces: bool = False
 
     @property
     def method(self) -> str:
@@ -65,6 +69,7 @@ class Stage:
 
     case: Fault
     number: int
+    is_in_pieces: bool = False
     has_bytes: asyncio.Event = field(default_factory=asyncio.Event)
     has_reply: asyncio.Event = field(default_factory=asyncio.Event)
     is_played: asyncio.Event = field(default_factory=asyncio.Event)
@@ -77,13 +82,15 @@ class Stage:
     async def play(self, wire: Wire) -> None:
         self.attempts += 1
         again = self.case.again
-        for step in self.case.steps if self.attempts == 1 or again is None else again:
-            await self._step(step, wire)
-        self.is_played.set()
+        try:
+            for step in self.case.steps if self.attempts == 1 or again is None else again:
+                await self._step(step, wire)
+        finally:  # the gateway may have hung up on it
+            self.is_played.set()
 
     async def _step(self, step: bytes | Step, wire: Wire) -> None:
         if isinstance(step, bytes):
-            await wire.send(step)
+            await self._send(step, wire)
         elif step is CLOSE:
             wire.close()
         elif step is RESET:
@@ -97,6 +104,12 @@ class Stage:
             while await wire.reader.read(65536):
                 pass
             wire.close()
+
+    async def _send(self, data: bytes, wire: Wire) -> None:
+        size = 1 if self.is_in_pieces and len(data) < _LONGEST_IN_PIECES else len(data)
+        for at in range(0, len(data), max(1, size)):
+            await wire.send(data[at : at + size])
+            await asyncio.sleep(0)
 
 
 def reply(*lines: str, status: str = "200 OK", version: str = "1.1", body: bytes = b"") -> bytes:

@@ -70,7 +70,7 @@ CODINGS = [
     cut("chunks reset", R.INCOMPLETE, chunks(b"2\r\nok\r\n"), AFTER_BYTES, RESET),
     cut("chunks cut off for HTTP/1.0", R.INCOMPLETE, chunks(b"2\r\nok\r\n"), AFTER_BYTES, CLOSE, sends=OLD, is_closing=True),
     *(
-        invalid(f"chunks {raw!r}", R.CHUNKS, chunks(raw))
+        invalid(f"chunks {raw!r}", R.CHUNKS, chunks(raw), is_cut_in_pieces=True)
         for raw in (b"x\r\n", b"2\nok\r\n", b"2\r\nokX0\r\n\r\n", b"2\r\nok\n0\r\n\r\n", b"-2\r\nok\r\n", b"0x2\r\nok\r\n", b" 2\r\nok\r\n", b"1" * 17 + b"\r\n", b"2;\r\nok\r\n", b"2\r\nok\r\n0\r\nX\r\n\r\n", b"\r\n")
     ),
     *(
