@@ -35,6 +35,8 @@ READINGS: dict[str, set[str]] = {
     "/%C3%84": {"/\xe3\x84"},
     "/shop/;a": {"/shop", "/shop/;a"},
     "/shop/...": {"/shop", "/shop/..."},
+    "/shop/admin%3Fx": {"/shop/admin?x", "/shop/admin"},
+    "/shop/admin%2523x/y": {"/shop/admin#x/y", "/shop/admin"},
     "/Shop%5CAdmin": {"/shop\\admin", "/shop/admin"},
 }
 #: Those whose segments hold slashes of their own.

@@ -1,9 +1,9 @@
 """Patterns of paths, and how a lenient upstream could read a path that they are held against.
 
 Patterns match the path as it is forwarded, to the letter. Many servers are not so exact: they decode once more, cut
-`;parameters` off, take a backslash for a slash, ignore case, a last slash, or dots and spaces at a segment's end. All
-of that at once is a path's reading; patterns have readings of their own. So no spelling goes past a stricter route, or
-past a limit.
+`;parameters` off, find a query behind `%3F`, take a backslash for a slash, ignore case, a last slash, or dots and
+spaces at a segment's end. All of that at once is a path's reading; patterns have readings of their own. So no spelling
+goes past a stricter route, or past a limit.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ _LITERAL = re.compile(
 _PLAIN = re.compile(r"(?:/[a-z0-9_~-]+(?:\.+[a-z0-9_~-]+)*)+")
 #: An escape of an escape, as deep as it goes.
 _NESTED = re.compile(r"%(?:25)+(?=[0-9A-Fa-f]{2})")
+
+_DELIMITERS = re.compile(r"[\\?#]")
+_QUERY = re.compile("[?#]")
 
 
 def parse_pattern(pattern: str) -> tuple[str, ...]:
@@ -110,9 +113,10 @@ def _decoded(text: str) -> str:
 
 
 def _depths(path: str) -> tuple[str, ...]:
-    """The path with the slashes of each depth of decoding."""
+    """The path with the slashes of each depth of decoding; and where it ends for who then finds a query in it."""
     deepest = _decoded(path)
-    if deepest.count("/") == path.count("/") and "\\" not in deepest:
+    if deepest.count("/") == path.count("/") and not _DELIMITERS.search(deepest):
         return (path,)
     texts = path, unquote(path, "latin-1"), deepest
-    return *texts, *(text.replace("\\", "/") for text in texts)
+    texts += tuple(text.replace("\\", "/") for text in texts)
+    return *texts, *(_QUERY.split(text, maxsplit=1)[0] for text in texts)

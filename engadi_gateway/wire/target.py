@@ -23,6 +23,7 @@ _OVERLONG = re.compile(rb"%C[01]%[89AB]|%E0%[89]|%F0%8")
 #: An escape of an escape, as deep as it goes.
 _NESTED = re.compile(rb"%(?:25)+(?=[0-9A-Fa-f]{2})")
 _SEPARATORS = re.compile(rb"[/\\]")
+_CUT = re.compile(rb"[;?#]")
 _DOTS = (b".", b"..")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#]*)(.*)", re.DOTALL)
@@ -90,7 +91,7 @@ def _has_hidden_slash(path: bytes) -> bool:
     None should decode this far, or cut parameters off where they do not mean it, but several do.
     """
     parts = _SEPARATORS.split(unquote_to_bytes(_NESTED.sub(b"%", path)))
-    bare = [part.split(b";", 1)[0].strip() for part in parts]
+    bare = [_CUT.split(part, maxsplit=1)[0].strip() for part in parts]
     if any(part in _DOTS for part in bare):
         _refuse("hidden dot segment in the path")
     if any(part and not rest.strip(b" .") for part, rest in zip(parts[:-1], bare, strict=False)):

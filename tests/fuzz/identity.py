@@ -94,7 +94,7 @@ TABLE = RoutingTable(
 GUARDED = ("/shop/admin", "/private")
 SEGMENTS = (
     "shop", "shop", "pub", "admin", "admin", "private", "x", "keys", "ADMIN", "aDmin", "%61dmin", "%2561dmin", "adm%69n", "admin;a=b", "admin%3b", "admin.", "admin%20", "admin;",
-    "admin%253bx", ";x", "..", "..", ".", "%2e%2e", "%252e%252e", "..;", "..;a", "..%3b", ".;", "..%20", "%c0%ae%c0%ae", "...", "", "x;", "%2525", "a%20b", "Shop", "%73hop", "admin%00",
+    "admin%253bx", ";x", "..", "..", ".", "%2e%2e", "%252e%252e", "..;", "..;a", "..%3b", ".;", "..%20", "%c0%ae%c0%ae", "...", "", "x;", "%2525", "a%20b", "Shop", "admin%3Fx", "admin%23", "admin%253f", "x%3f", "%73hop", "admin%00",
 )  # fmt: skip
 SLASHES = (*["/"] * 6, "//", "%2f", "%2F", "%5c", "%252f", "%255c", "/./", "/;/", "\\", "%c0%af", "/x/../")
 

@@ -36,6 +36,7 @@ STEPS: dict[str, Step] = {
     "resolve dots": _resolve,
     "any case": str.lower,
     "trim": lambda path: re.sub(r"[ .]+(?=/|$)", lambda cut: cut[0] if cut[0] in {".", ".."} else "", path),
+    "cut the query": lambda path: re.split("[?#]", path)[0],
     "no last slash": lambda path: path.rstrip("/") or "/",
     "overlong": lambda path: re.sub("(?i)%c0%(ae|af)|\xc0[\xae\xaf]", _overlong, path),
 }
