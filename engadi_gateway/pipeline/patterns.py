@@ -117,6 +117,6 @@ def _depths(path: str) -> tuple[str, ...]:
     deepest = _decoded(path)
     if deepest.count("/") == path.count("/") and not _DELIMITERS.search(deepest):
         return (path,)
-    texts = path, unquote(path, "latin-1"), deepest
-    texts += tuple(text.replace("\\", "/") for text in texts)
+    texts = [path, unquote(path, "latin-1"), deepest]
+    texts += [text.replace("\\", "/") for text in texts]
     return *texts, *(_QUERY.split(text, maxsplit=1)[0] for text in texts)
