@@ -178,7 +178,7 @@ class LogRow(NamedTuple):
     """GatewayLog: one request. A tuple, because the writer hands it to sqlite as it is.
 
     `response_time` and `upstream_time` in ms, `created_at` in epoch ms, `bytes_in` and `bytes_out` count bodies.
-    `path` is the normalised path without the query: queries carry secrets.
+    `path` is the normalised path without the query: queries carry secrets. `error_message` "" is the same as None.
     """
 
     request_id: str

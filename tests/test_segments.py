@@ -52,6 +52,13 @@ def test_a_batch_of_any_size_is_kept_in_its_order(count: int) -> None:
         assert found(connection) == [(number, *row) for number, row in reversed(list(enumerate(rows, 1)))]
 
 
+@pytest.mark.parametrize("count", [1, 60])
+def test_no_error_message_is_stored_as_none(count: int) -> None:
+    with tables() as connection:
+        segments.add_rows(connection, [a_row(error_message="")] * count)
+        assert {row[COLUMN["error_message"]] for row in found(connection)} == {None}
+
+
 def test_ids_go_on_from_table_to_table_and_after_all_but_the_last_are_gone() -> None:
     rows = random_rows(12, NOW - DAY_MS, NOW)
     with tables() as connection:

@@ -61,7 +61,7 @@ def row_of(number: int, created_ms: int) -> LogRow:
         path, user = f"/api/v1/{service}/{number % 1009}", f"user-{number % 1013}"
         address, (status, reason) = f"10.0.{number % 16}.{number % 251}", _end_of(number)
     return LogRow(
-        f"{number:032x}", method, path, service, user, address, status, 1.0 + number % 997 / 10, None, created_ms,
+        f"{number:032x}", method, path, service, user, address, status, 1.0 + number % 997 / 10, "", created_ms,
         reason, "00000000-0000-4000-8000-000000000000", 1, 0, 1024, 0.9 + number % 997 / 10, 3,
     )  # fmt: skip
 
