@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import ipaddress
 import os
 import resource
@@ -366,5 +367,23 @@ def test_a_body_for_a_public_page_of_ours_is_not_kept(tmp_path: Path) -> None:
             assert call._body == []
             await client.send(bytes(50_000))
             assert (await client.reply()).status == 200
+
+    asyncio.run(run())
+
+
+def test_work_that_is_cancelled_before_its_first_step_is_closed(tmp_path: Path) -> None:
+    """Else it complains on stderr, and strangers could fill that: 5,625 lines in 4 s, by pipelining and leaving."""
+
+    async def run() -> None:
+        async def work() -> None:
+            pytest.fail("it was cancelled")
+
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            coroutine = work()
+            task = gateway._context.spawn(coroutine, "work")
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await asyncio.sleep(0)
+            assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
 
     asyncio.run(run())

@@ -195,6 +195,7 @@ class Context:
         task = self.loop.create_task(self._guarded(work, name), name=name)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it would complain on stderr
         return task
 
     async def _guarded(self, work: Coroutine[Any, Any, None], name: str) -> None:

@@ -80,7 +80,12 @@ async def _attacked(gateway: Process, name: str, seconds: float, scale: float, r
     watching = asyncio.create_task(_watch(gateway, peaks))
     await asyncio.sleep(1)  # until it is in full swing
     during = await _ask_for(gateway.port, seconds)
-    await attack.wait()
+    try:
+        await asyncio.wait_for(attack.wait(), _AFTER_S)
+    except TimeoutError:
+        report.wrong.append(f"{name}: the attack itself did not end")
+        attack.kill()
+        await attack.wait()
     watching.cancel()
     await _calm(gateway, files + FILES_KEPT)
     after = await _ask_for(gateway.port, seconds)
