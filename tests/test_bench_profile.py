@@ -72,9 +72,12 @@ def test_the_sampler_sees_where_the_main_thread_is(tmp_path: Path) -> None:
         try:
             while "listening on" not in process.stderr.readline():
                 assert process.poll() is None
-            process.send_signal(BEGIN)
-            process.send_signal(END)
             deadline = time.monotonic() + 20
+            process.send_signal(BEGIN)
+            while not found.with_suffix(".begun").exists():
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(END)
             while not found.exists():
                 assert time.monotonic() < deadline and process.poll() is None
                 time.sleep(0.01)

@@ -41,6 +41,7 @@ class Sampler:
         self._whole_ns = time.process_time_ns()
         self._since_ns = time.thread_time_ns()
         signal.setitimer(signal.ITIMER_PROF, _TICK_S, _TICK_S)
+        self._path.with_suffix(".begun").touch()  # two signals sent at once can come in either order
 
     def sample(self, number: int, frame: FrameType | None) -> None:
         now = time.thread_time_ns()
