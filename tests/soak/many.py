@@ -1,26 +1,30 @@
 """`python -m tests.soak many`: what slow and many clients do to everybody else.
 
-For each attack a gateway of its own, as a process; healthy clients ask before it, while it lasts and after it. Looked
-at: whether each of them is answered well, how long that takes, how much memory the gateway holds at most, and whether
-connections and files are as before when it is over. Latencies are those of a machine that also runs the attack.
+For each attack a gateway of its own, as a process; healthy clients, in another, ask before it, while it lasts and after
+it. Looked at: whether each of them is answered well, how long that takes, how much memory the gateway holds at most,
+and whether connections and files are as before when it is over.
+
+The attack would come from other machines. Where there are processors enough, the gateway has one and everything else
+the others, with the healthy clients before the attackers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import sys
-import time
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.fakes import OK, RawClient, Seen, Wire, upstream
-from tests.harness import ask_on
+from tests import fakes
+from tests.fakes import OK, Wire, upstream
 from tests.processes import ROOT, Process, environment_of, ini_of, started
-from tests.soak.attacks import ATTACKS, PATH
+from tests.soak.attacks import ATTACKS
+from tests.soak.healthy import Seen
 
-HEALTHY = 4
-_PAUSE_S = 0.02
 _AFTER_S = 60.0
 #: Above what it holds at rest: see the README for how it is made up.
 MEMORY_BOUND_BYTES = 400 << 20
@@ -38,38 +42,71 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
 
-@dataclass
-class Healthy:
-    """What the healthy clients saw: latencies in seconds."""
-
-    latencies: list[float] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-
-    def p99_ms(self) -> float:
-        ordered = sorted(self.latencies)
-        return round(ordered[int(len(ordered) * 0.99)] * 1000, 1) if ordered else 0.0
-
-
 async def soak(folder: Path, *, seconds: float, names: tuple[str, ...] = tuple(ATTACKS), scale: float = 1.0) -> Report:
     """Each attack for so long, with `scale` of its connections."""
     report = Report()
-    async with upstream(_answer) as auth:
-        for name in names:
-            place = folder / name.replace(" ", "_")
-            place.mkdir()
-            async with started(place, ini_of(auth.url, _INI)) as gateway:
-                await _attacked(gateway, name, seconds, scale, report)
-            auth.seen.clear()
-            auth.raw.clear()
+    with _elsewhere() as processors:
+        async with upstream(_answer) as auth, _healthy() as healthy:
+            ini = ini_of(auth.url, _INI).replace(
+                "[services]", f"[services]\ncontent = http://127.0.0.1:{healthy.upstream}"
+            )
+            for name in names:
+                place = folder / name.replace(" ", "_")
+                place.mkdir()
+                async with started(place, ini) as gateway:
+                    os.sched_setaffinity(gateway.process.pid, processors[:1])
+                    await _attacked(gateway, healthy, name, seconds, scale, report)
+                auth.seen.clear()
+                auth.raw.clear()
     return report
 
 
-async def _answer(seen: Seen, wire: Wire) -> None:
+async def _answer(seen: fakes.Seen, wire: Wire) -> None:
     await wire.send(_LARGE if seen.target.endswith("large") else OK)
 
 
-async def _attacked(gateway: Process, name: str, seconds: float, scale: float, report: Report) -> None:
-    before = await _ask_for(gateway.port, seconds)
+class Healthy:
+    """The process of the healthy clients; `upstream` is the port of what they ask for."""
+
+    def __init__(self, process: asyncio.subprocess.Process, upstream: int) -> None:
+        self._process = process
+        self.upstream = upstream
+
+    async def ask(self, port: int, seconds: float) -> Seen:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{port} {seconds}\n".encode())
+        return Seen(**json.loads(await self._process.stdout.readline()))
+
+
+@contextlib.asynccontextmanager
+async def _healthy() -> AsyncIterator[Healthy]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.soak.healthy",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment_of(), cwd=ROOT,
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        yield Healthy(process, int(await process.stdout.readline()))
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+@contextlib.contextmanager
+def _elsewhere() -> Iterator[list[int]]:
+    """What runs from here on leaves the first processor alone, if there is another; gives all."""
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, processors[1:] or processors)
+    try:
+        yield processors
+    finally:
+        os.sched_setaffinity(0, processors)
+
+
+async def _attacked(
+    gateway: Process, healthy: Healthy, name: str, seconds: float, scale: float, report: Report
+) -> None:
+    before = await healthy.ask(gateway.port, seconds)
     files, rest = _files(gateway), _memory(gateway)
     size = max(1, int(ATTACKS[name][1] * scale))
     attack = await asyncio.create_subprocess_exec(
@@ -79,7 +116,7 @@ async def _attacked(gateway: Process, name: str, seconds: float, scale: float, r
     peaks = [0, 0]
     watching = asyncio.create_task(_watch(gateway, peaks))
     await asyncio.sleep(1)  # until it is in full swing
-    during = await _ask_for(gateway.port, seconds)
+    during = await healthy.ask(gateway.port, seconds)
     try:
         await asyncio.wait_for(attack.wait(), _AFTER_S)
     except TimeoutError:
@@ -88,11 +125,12 @@ async def _attacked(gateway: Process, name: str, seconds: float, scale: float, r
         await attack.wait()
     watching.cancel()
     await _calm(gateway, files + FILES_KEPT)
-    after = await _ask_for(gateway.port, seconds)
+    after = await healthy.ask(gateway.port, seconds)
     above = (peaks[0] - rest) >> 20
     report.attacks[name] = (
-        f"{size} at once: p99 {before.p99_ms()} before, {during.p99_ms()} during, {after.p99_ms()} after; "
-        f"{len(during.latencies)} asked, {len(during.failures)} failed; {above} MiB, {peaks[1]} files"
+        f"{size} at once: p99 {before.p99_ms} before, {during.p99_ms} during, {after.p99_ms} after; "
+        f"p50 {before.p50_ms}, {during.p50_ms}, {after.p50_ms}; "
+        f"{during.asked} asked, {len(during.failures)} failed; {above} MiB, {peaks[1]} files"
     )
     for when, seen in (("before", before), ("during", during), ("after", after)):
         report.wrong += [f"{name}, {when}: {failure}" for failure in seen.failures[:3]]
@@ -100,41 +138,6 @@ async def _attacked(gateway: Process, name: str, seconds: float, scale: float, r
         report.wrong.append(f"{name}: {above} MiB")
     if _files(gateway) > files + FILES_KEPT:
         report.wrong.append(f"{name}: {_files(gateway)} files open when it is over, {files} before")
-
-
-async def _ask_for(port: int, seconds: float) -> Healthy:
-    """Ask an upstream by way of the gateway, from a few connections that are kept."""
-    healthy = Healthy()
-    until = time.monotonic() + seconds
-    await asyncio.gather(*(_one_healthy(port, until, healthy) for _ in range(HEALTHY)))
-    return healthy
-
-
-async def _one_healthy(port: int, until: float, healthy: Healthy) -> None:
-    while time.monotonic() < until:
-        try:
-            await _one_connection(port, until, healthy)
-        except (OSError, EOFError, TimeoutError) as error:
-            healthy.failures.append(repr(error))
-            await asyncio.sleep(_PAUSE_S)
-
-
-async def _one_connection(port: int, until: float, healthy: Healthy) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    client = RawClient(reader, writer)
-    try:
-        while time.monotonic() < until:
-            began = time.monotonic()
-            async with asyncio.timeout(20):
-                reply = await ask_on(client, "GET", PATH)
-            healthy.latencies.append(time.monotonic() - began)
-            if reply.status != 200 or reply.body != b"ok":
-                healthy.failures.append(f"{reply.status} {reply.body[:200]!r}")
-            if "close" in reply.all("connection"):
-                return
-            await asyncio.sleep(_PAUSE_S)
-    finally:
-        writer.transport.abort()
 
 
 def _memory(gateway: Process) -> int:
