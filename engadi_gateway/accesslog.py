@@ -135,23 +135,29 @@ _FORMATS: dict[str, Callable[[LogRow, Extra], str]] = {"combined": combined, "js
 
 
 class AccessLog:
-    """Writes with each batch of rows. `kind` off does nothing."""
+    """Lines are made with their rows, and written with the batch. `kind` off does nothing."""
 
     def __init__(self, kind: str, write: Callable[[str], object] | None = None) -> None:
         self._format = _FORMATS.get(kind)
         self._write = write or _to_stdout
         self._queue: queue.Queue[list[str] | None] = queue.Queue(_QUEUE_BATCHES)
         self._thread: threading.Thread | None = None
+        self._lines: list[str] = []
         self.lines_lost = 0
 
     def write(self, ended: list[Exchange], rows: list[LogRow]) -> None:
-        """Write the lines of these exchanges and their rows, soon."""
-        if self._format is None:
+        """Write the lines of these exchanges and their rows, with the next `flush`."""
+        if self._format is not None:
+            self._lines += [self._format(row, extra_of(exchange)) for exchange, row in zip(ended, rows, strict=True)]
+
+    def flush(self) -> None:
+        """Let the thread write what there is."""
+        if not self._lines:
             return
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="engadi-access", daemon=True)
             self._thread.start()
-        lines = [self._format(row, extra_of(exchange)) for exchange, row in zip(ended, rows, strict=True)]
+        lines, self._lines = self._lines, []
         try:
             self._queue.put_nowait(lines)
         except queue.Full:
@@ -166,6 +172,7 @@ class AccessLog:
 
     def close(self) -> None:
         """Write what waits. Blocking, at most two seconds."""
+        self.flush()
         if self._thread is not None:
             try:
                 self._queue.put(None, timeout=1)

@@ -56,7 +56,7 @@ from engadi_gateway.options import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
 from engadi_gateway.pipeline.routing import RoutingTable
-from engadi_gateway.rows import rows_of
+from engadi_gateway.recorder import Recorder
 from engadi_gateway.secret import with_secret
 from engadi_gateway.seed import seed_of, timestamp
 from engadi_gateway.settings import Settings
@@ -104,17 +104,9 @@ class Gateway:
         self._doors: list[Door] = []
         self._acceptors: list[Acceptor] = []
         self._connections: set[ClientConnection] = set()
-        self._ended: list[Exchange] = []
         self._started_at = 0.0
         self._background: list[asyncio.Task[None]] = []
-        self._flush_timer: asyncio.TimerHandle | None = None
         self._hurry = asyncio.Event()
-        self._note_log_settings(settings)
-
-    def _note_log_settings(self, settings: Settings) -> None:
-        """What every request asks about; reading it off the settings each time would cost microseconds."""
-        self._flush_rows: int = settings.log_flush_rows
-        self._can_stall = settings.log_requests and settings.log_when_full == "stall"
 
     async def __aenter__(self) -> Gateway:
         await self.start()
@@ -178,6 +170,8 @@ class Gateway:
         self._compiled = self._compiler.compile(self._snapshot, time.monotonic())
         self._context = context_of(settings, self, self._pools, self._compiled)
         self._batch = Batch(self._context)
+        call_later = self._context.loop.call_later
+        self._recorder = Recorder(settings, self.metrics, self.journal, self.access_log, call_later)
         fetch = self._fetch = Fetcher(lambda: client_tls(self.settings))
         self.authority = Authority(settings, self._compiler.judge, self._state.tokens, fetch)
         self.checker = HealthChecker(self.services(), settings, fetch, self.breakers.note_healthy)
@@ -232,36 +226,19 @@ class Gateway:
     # what the connections ask (net.context.Upcalls)
 
     def settled(self, exchange: Exchange) -> None:
-        """Settle the stages now; the row is made with its batch, which goes out by size or by time."""
         try:
             exchange.pipeline.settle(exchange)
         except Exception:
             self.fault("settle")
-        self._ended.append(exchange)
-        if len(self._ended) >= self._flush_rows:
-            self.flush()
-        elif self._flush_timer is None:
-            self._flush_timer = self._context.loop.call_later(self.settings.log_flush_interval, self.flush)
+        self._recorder.add(exchange)
 
     def flush(self) -> None:
-        """Make rows of what has been settled; hand them to the metrics, the journal and the access log."""
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
-            self._flush_timer = None
-        ended, self._ended = self._ended, []
-        if not ended:
-            return
-        rows = rows_of(ended, truncates_ip=self.settings.log_truncate_ip)
-        self.metrics.observe(rows)
-        if self.settings.log_requests:
-            self.journal.put(rows)
-        self.access_log.write(ended, rows)
+        """Hand over the rows that wait."""
+        self._recorder.flush()
 
     async def flushed(self) -> None:
-        """Whoever asks about the log sees what was answered before: write what waits, at most a second long."""
-        self.flush()
-        if self.settings.log_requests:
-            await self.journal.written(_FLUSHED_S)
+        """Whoever asks about the log sees what was answered before."""
+        await self._recorder.flushed(_FLUSHED_S)
 
     async def serve_local(self, exchange: Exchange, body: bytes) -> LocalReply:
         return await self.api.serve(exchange, body)
@@ -273,7 +250,7 @@ class Gateway:
         self.metrics.unreadable(reason)
 
     def is_stalled(self) -> bool:
-        return self._can_stall and self.journal.is_full
+        return self._recorder.is_stalled
 
     def warn(self, text: str) -> None:
         self._log.warning(text)
@@ -434,7 +411,7 @@ class Gateway:
             except ConfigurationError:  # it was good a moment ago
                 self.fault("renewing the certificate")
         self._state.take(settings)
-        self._note_log_settings(settings)
+        self._recorder.take(settings)
         self._fetch.renew()
         refresh(self._context, settings)
         self.authority.replace_settings(settings, compiler.judge)
@@ -510,8 +487,9 @@ class Gateway:
         if hasattr(self, "_pools"):
             await self._pools.close()
         await asyncio.sleep(0)  # connections cut just now settle their exchanges
+        if hasattr(self, "_recorder"):
+            self._recorder.flush()
         if hasattr(self, "journal"):
-            self.flush()
             await asyncio.to_thread(self.journal.close)
             await asyncio.to_thread(self.access_log.close)
         if hasattr(self, "catalog"):

@@ -179,7 +179,7 @@ def preflight(field_name: str = "", asks: str = "PUT", headers: str = "", origin
 async def rows_written(world: World) -> int:
     before = world.gateway.journal.stats().rows_written
     await get(world, AUTH + "/x")
-    world.gateway.flush()
+    world.gateway._recorder.flush()
     await world.gateway.journal.written(20)
     return world.gateway.journal.stats().rows_written - before
 
@@ -200,17 +200,17 @@ async def is_an_old_row_kept(world: World) -> bool:
 
 
 async def waits_long_for_a_batch(world: World) -> bool:
-    world.gateway.flush()
+    world.gateway._recorder.flush()
     await get(world, AUTH + "/x")
-    timer = world.gateway._flush_timer
+    timer = world.gateway._recorder._timer
     return timer is not None and timer.when() > asyncio.get_running_loop().time() + LATER_S / 2
 
 
 async def rows_that_wait(world: World) -> int:
-    world.gateway.flush()
+    world.gateway._recorder.flush()
     for _ in range(2):
         await get(world, AUTH + "/x")
-    return len(world.gateway._ended)
+    return world.gateway._recorder.waiting
 
 
 @contextlib.contextmanager

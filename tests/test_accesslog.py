@@ -160,6 +160,7 @@ def test_what_cannot_be_written_is_counted_and_the_next_is_tried() -> None:
     log = AccessLog("json", write)
     for _ in range(2):
         log.write([exchange_of()], [ROW])
+        log.flush()
     log.close()
     assert log.lines_lost == 1
     assert len(written) == 2
@@ -171,6 +172,7 @@ def test_a_pipe_that_nobody_reads_loses_lines_and_counts_them() -> None:
     log._queue.maxsize = 2
     for _ in range(10):
         log.write([exchange_of()], [ROW])
+        log.flush()
     assert log.lines_lost >= 7
     blocked.set()
     log.close()
@@ -179,4 +181,5 @@ def test_a_pipe_that_nobody_reads_loses_lines_and_counts_them() -> None:
 def test_off_keeps_nothing() -> None:
     log = AccessLog("off")
     log.write([exchange_of()], [ROW])
+    log.flush()
     assert log._thread is None

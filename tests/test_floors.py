@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         (
             "health", "authority", "metrics", "accesslog", "explain", "admin", "listeners", "secret", "seed", "rows", "demo",
-            "assembly", "offline", "sharing", "gateway", "cli",
+            "recorder", "assembly", "offline", "sharing", "gateway", "cli",
         )
     ),
 )  # fmt: skip

@@ -586,7 +586,7 @@ def test_no_task_per_request_and_no_sqlite_on_the_path(tmp_path: Path) -> None:
                     assert (await ask_on(client, "GET", "/api/v1/content/x", bearer=bearer)).status == 200
                 loop.set_task_factory(None)
                 assert made == []
-            gateway._ended.clear()
+            gateway._recorder._ended.clear()
 
     asyncio.run(run())
 

@@ -81,7 +81,7 @@ def facts_of(gateway: Gateway) -> dict[str, str]:
         "authority": gateway.authority,
         "checker": gateway.checker,
         "journal": gateway.journal,
-        "rows": gateway._flush_rows,
+        "recorder": gateway._recorder,
     }
     found: dict[str, str] = {}
     for name, room in rooms.items():

@@ -62,6 +62,7 @@ STAGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("replies of our own", "engadi_gateway/wire/problem.py", ()),
     ("settling, log rows", "engadi_gateway/gateway.py", ()),
     ("settling, log rows", "engadi_gateway/rows.py", ()),
+    ("settling, log rows", "engadi_gateway/recorder.py", ()),
     ("settling, log rows", "engadi_gateway/accesslog.py", ()),
     ("settling, log rows", "engadi_gateway/store/", ()),
     ("metrics", "engadi_gateway/metrics.py", ()),

@@ -1,0 +1,100 @@
+"""Where exchanges go when they are over: rows for the metrics, the request log and the access log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from engadi_gateway.accesslog import AccessLog
+from engadi_gateway.metrics import Metrics
+from engadi_gateway.model import LogRow
+from engadi_gateway.pipeline.exchange import Exchange
+from engadi_gateway.rows import rows_of
+from engadi_gateway.settings import Settings
+from engadi_gateway.store.journal import Journal
+
+#: Made into rows at once, a third of a millisecond's worth: a whole batch would hold everybody up for ten times that.
+_ROWS_AT_ONCE = 32
+
+
+class Recorder:
+    """Rows are made a few at a time, and handed over in batches: by size, or by time.
+
+    Args:
+        call_later: the loop's.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        journal: Journal,
+        access_log: AccessLog,
+        call_later: Callable[[float, Callable[[], None]], asyncio.TimerHandle],
+    ) -> None:
+        self._metrics = metrics
+        self._journal = journal
+        self._access_log = access_log
+        self._call_later = call_later
+        self._ended: list[Exchange] = []
+        self._rows: list[LogRow] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self.take(settings)
+
+    def take(self, settings: Settings) -> None:
+        """Other settings, from the next row on."""
+        self._batch_rows: int = settings.log_flush_rows
+        self._interval_s: float = settings.log_flush_interval
+        self._truncates_ip: bool = settings.log_truncate_ip
+        self._is_kept: bool = settings.log_requests
+        self._can_stall = settings.log_requests and settings.log_when_full == "stall"
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether new requests must wait for the request log."""
+        return self._can_stall and self._journal.is_full
+
+    @property
+    def waiting(self) -> int:
+        """How many exchanges are not handed over yet."""
+        return len(self._ended) + len(self._rows)
+
+    def add(self, exchange: Exchange) -> None:
+        """One exchange that is settled."""
+        ended = self._ended
+        ended.append(exchange)
+        if len(ended) >= _ROWS_AT_ONCE or len(ended) + len(self._rows) >= self._batch_rows:
+            self._make_rows()
+        if self._timer is None:
+            self._timer = self._call_later(self._interval_s, self.flush)
+
+    def _make_rows(self) -> None:
+        ended, self._ended = self._ended, []
+        rows = rows_of(ended, truncates_ip=self._truncates_ip)
+        self._metrics.observe(rows)
+        self._access_log.write(ended, rows)
+        self._rows += rows
+        if len(self._rows) >= self._batch_rows:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        rows, self._rows = self._rows, []
+        if self._is_kept:
+            self._journal.put(rows)
+        self._access_log.flush()
+
+    def flush(self) -> None:
+        """Hand over what there is."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._ended:
+            self._make_rows()
+        if self._rows:
+            self._hand_over()
+
+    async def flushed(self, within_s: float) -> None:
+        """Whoever asks about the log sees what was answered before: write what waits, or wait so long for it."""
+        self.flush()
+        if self._is_kept:
+            await self._journal.written(within_s)
