@@ -315,7 +315,7 @@ async def _run(args: argparse.Namespace, gateway: Gateway) -> None:
     notify_systemd("READY=1")
     # what is here now stays, and requests leave no cycles: the collector need not look so often (2 to 7 % of CPU)
     gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
+    gc.set_threshold(2_000, 50, 50)
     await stopping.wait()
     _say("draining")
 

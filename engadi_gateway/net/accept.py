@@ -27,8 +27,6 @@ from engadi_gateway.net.context import Context
 from engadi_gateway.pipeline.limits import network_of
 from engadi_gateway.wire.forwarded import is_trusted, plain_address
 
-#: Accepted in one turn of the loop: a flood must not keep those who are there waiting.
-_AT_ONCE = 64
 _PAUSE_S = 0.2
 _WARN_EVERY_S = 60.0
 #: What is missing is the process's or the host's to give; it comes back when connections go.
@@ -79,19 +77,18 @@ class Acceptor:
         return self._arriving > 0 and self._tls is None
 
     def _ready(self) -> bool:
-        """Whether there may be more."""
-        for _ in range(_AT_ONCE):
-            try:
-                sock, address = self._socket.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return False
-            except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    raise
-                self._exhausted(error)
-                return False
-            sock.setblocking(False)
-            self._arrive(sock, address)
+        """Accept one, so that in a flood nobody waits for more in a turn of the loop. Whether there may be more."""
+        try:
+            sock, address = self._socket.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return False
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            self._exhausted(error)
+            return False
+        sock.setblocking(False)
+        self._arrive(sock, address)
         return True
 
     def _exhausted(self, error: OSError) -> None:

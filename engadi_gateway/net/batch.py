@@ -1,13 +1,21 @@
-"""The turn of the loop in which heads came: all are read first, then all are acted on."""
+"""One turn of the loop: heads that came are all read first, then all acted on; what is long is done bit by bit."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from engadi_gateway.net.context import Context
 
 _STALL_S = 0.05
+#: At least so much at a time for all that is long together; while others ask, it then rests three times as long as it
+#: took, and not less than what it set going may take.
+_LONG_S = 0.0001
+_REST_SHARE = 3
+_LEAST_REST_S = 0.0005
+_QUIET_S = 0.01
 
 
 class Batched(Protocol):
@@ -29,20 +37,68 @@ class Batch:
     Each entry is guarded: one failure never takes its neighbours along.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, clock: Callable[[], float] = time.monotonic) -> None:
         self._context = context
+        self._clock = clock
         self._ready: list[Batched] = []
+        self._long: deque[Callable[[], None]] = deque()
+        self._is_long_due = False
+        self._rests_until = 0.0
+        self._asked_at = 0.0  # something that is not long
 
     def add(self, connection: Batched) -> None:
+        """In the next turn of the loop."""
         if not self._ready:
             self._context.loop.call_soon(self._run)
         self._ready.append(connection)
 
+    def add_long(self, connection: Batched) -> None:
+        """When its turn comes: its head is large, or it has asked for much at once."""
+        self.later(lambda: self._run_one(connection))
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Do, when its turn comes, what takes long or comes in great numbers.
+
+        All of it together gets a quarter of the time, in order: however many ask for much, who asks for little waits
+        for one piece of it at most. Where nobody else asks, it gets all.
+        """
+        self._long.append(work)
+        self._plan_long()
+
+    def _plan_long(self) -> None:
+        if not self._is_long_due:
+            self._is_long_due = True
+            self._context.loop.call_soon(self._run_long)
+
+    def _run_long(self) -> None:
+        self._is_long_due = False
+        began = now = self._clock()
+        if began >= self._rests_until or began - self._asked_at > _QUIET_S:
+            while self._long and now - began < _LONG_S:
+                self._run_guarded(self._long.popleft())
+                now = self._clock()
+            self._rests_until = now + max(_LEAST_REST_S, _REST_SHARE * (now - began))
+        if self._long:
+            self._plan_long()
+
+    def _run_guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:
+            self._context.upcalls.fault("a turn of the loop")
+
+    def _run_one(self, connection: Batched) -> None:
+        self._serve([connection])
+
     def _run(self) -> None:
-        if self._context.upcalls.is_stalled():
-            self._context.loop.call_later(_STALL_S, self._run)
-            return
         ready, self._ready = self._ready, []
+        self._asked_at = self._clock()
+        self._serve(ready)
+
+    def _serve(self, ready: list[Batched]) -> None:
+        if self._context.upcalls.is_stalled():
+            self._context.loop.call_later(_STALL_S, self._serve, ready)
+            return
         now, wall = time.monotonic(), time.time()
         acting = []
         for connection in ready:

@@ -42,6 +42,9 @@ from engadi_gateway.wire.request import (
 )
 
 _READ_BYTES = 65536
+#: What has more of both, a large head or several at once, takes as long as many small ones, and waits for its turn.
+_SHORT_BYTES = 2048
+_SHORT_LINES = 50
 #: Pipelined requests beyond this stay in the socket until those before them are answered.
 _MAX_PIPELINED_BYTES = 65536
 _LINGER_BYTES = 65536
@@ -126,7 +129,7 @@ class ClientConnection(asyncio.Protocol):
             self._buffer += data
             if len(self._buffer) > _MAX_PIPELINED_BYTES:
                 self._set_reading(False)
-            self._queue()
+            self._queue(is_long=len(self._buffer) > _SHORT_BYTES and self._buffer.count(b"\n") > _SHORT_LINES)
             return
         try:
             self._more(data)
@@ -195,10 +198,10 @@ class ClientConnection(asyncio.Protocol):
 
     # one head
 
-    def _queue(self) -> None:
+    def _queue(self, *, is_long: bool) -> None:
         if not self._is_queued:
             self._is_queued = True
-            self._batch.add(self)
+            (self._batch.add_long if is_long else self._batch.add)(self)
 
     def read_head(self, now: float, wall: float) -> bool:
         """Parse one head and decide on it; whether there is something to act on."""
@@ -354,9 +357,9 @@ class ClientConnection(asyncio.Protocol):
             handler.body_end()
 
     def _feed_later_on(self) -> None:
-        """What would hold everybody up waits for the next turn of the loop, and the socket with it."""
+        """What would hold everybody up waits for its turn, and the socket with it."""
         self._set_reading(False)
-        self._context.loop.call_soon(self._feed_later)
+        self._batch.later(self._feed_later)
 
     def _feed_later(self) -> None:
         if self.state is not State.BODY or self.is_upload_paused or not self._later:
@@ -462,13 +465,13 @@ class ClientConnection(asyncio.Protocol):
         if self._is_write_paused:
             self._expire_in(self._context.timeouts.write_s)  # no further request until these replies were read
         elif self._buffer:
-            self._queue()
+            self._queue(is_long=True)  # pipelined: it has had its share
         else:
             self._context.idle.add(self, exchange.ended)
 
     def _next(self) -> None:
         if self._buffer:
-            self._queue()
+            self._queue(is_long=True)
         else:
             self._context.idle.add(self, time.monotonic())
 

@@ -1,0 +1,163 @@
+"""Turns of the loop, with a loop and a clock that are stepped by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+from engadi_gateway.net.batch import Batch
+
+
+class Turns:
+    """A loop whose turns are taken one by one; `log` is what was done, `now` the time."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.log: list[str] = []
+        self.faults: list[str] = []
+        self.is_stalled = False
+        self.later: list[Callable[[], None]] = []
+        self._soon: list[Callable[[], None]] = []
+        upcalls = SimpleNamespace(is_stalled=lambda: self.is_stalled, fault=self.faults.append)
+        loop = SimpleNamespace(
+            call_soon=self._soon.append,
+            call_later=lambda _, work, *arguments: self.later.append(lambda: work(*arguments)),
+        )
+        self.batch = Batch(cast(Any, SimpleNamespace(loop=loop, upcalls=upcalls)), lambda: self.now)
+
+    def turn(self) -> list[str]:
+        """One turn; what was done in it."""
+        due, self._soon[:] = list(self._soon), []
+        before = len(self.log)
+        for work in due:
+            work()
+        return self.log[before:]
+
+    def take(self, name: str, seconds: float) -> None:
+        self.log.append(name)
+        self.now += seconds
+
+    def add_long(self, *names: str, seconds: float) -> None:
+        for name in names:
+            self.batch.later(lambda name=name: self.take(name, seconds))  # type: ignore[misc]  # a default binds it now
+
+
+class One:
+    """A connection with a head to read."""
+
+    def __init__(self, turns: Turns, name: str, *, fails: str = "", acts: bool = True) -> None:
+        self._turns, self._name, self._fails, self._acts = turns, name, fails, acts
+
+    def read_head(self, now: float, wall: float) -> bool:
+        self._do("read")
+        return self._acts
+
+    def act(self) -> None:
+        self._do("act")
+
+    def crash(self) -> None:
+        self._do("crash")
+
+    def _do(self, what: str) -> None:
+        self._turns.log.append(f"{what} {self._name}")
+        if what == self._fails:
+            raise ZeroDivisionError
+
+
+def test_all_are_read_and_then_all_are_acted_on() -> None:
+    turns = Turns()
+    turns.batch.add(One(turns, "a"))
+    turns.batch.add(One(turns, "b", acts=False))
+    turns.batch.add(One(turns, "c"))
+    assert turns.turn() == ["read a", "read b", "read c", "act a", "act c"]
+    assert turns.turn() == []
+
+
+def test_one_that_fails_takes_nobody_along() -> None:
+    turns = Turns()
+    for name, fails in (("a", "read"), ("b", "act"), ("c", "")):
+        turns.batch.add(One(turns, name, fails=fails))
+    assert turns.turn() == ["read a", "crash a", "read b", "read c", "act b", "crash b", "act c"]
+    assert turns.faults == ["request", "request"]
+
+
+def test_who_is_stalled_comes_later() -> None:
+    turns = Turns()
+    turns.is_stalled = True
+    turns.batch.add(One(turns, "a"))
+    assert turns.turn() == []
+    turns.is_stalled = False
+    turns.later.pop()()
+    assert turns.log == ["read a", "act a"]
+
+
+def test_what_is_long_gets_one_piece_a_turn_where_nobody_else_asks() -> None:
+    turns = Turns()
+    turns.add_long("a", "b", "c", seconds=0.0002)
+    assert [turns.turn() for _ in range(4)] == [["a"], ["b"], ["c"], []]
+
+
+def test_short_pieces_are_done_together_up_to_a_share() -> None:
+    turns = Turns()
+    turns.add_long(*"abcde", seconds=0.00004)
+    assert [turns.turn() for _ in range(2)] == [["a", "b", "c"], ["d", "e"]]
+
+
+def test_while_others_ask_what_is_long_rests_three_times_as_long_as_it_took() -> None:
+    turns = Turns()
+    turns.add_long("a", "b", seconds=0.002)
+    turns.batch.add(One(turns, "x"))
+    assert turns.turn() == ["a", "read x", "act x"]
+    turns.now += 0.0059
+    assert turns.turn() == []
+    turns.now += 0.0002
+    assert turns.turn() == ["b"]
+
+
+def test_a_short_piece_is_followed_by_a_rest_too() -> None:
+    turns = Turns()
+    turns.batch.add(One(turns, "x"))
+    turns.turn()
+    turns.add_long("a", seconds=0.00001)
+    assert turns.turn() == ["a"]
+    turns.add_long("b", seconds=0.00001)
+    turns.now += 0.0004
+    assert turns.turn() == []
+    turns.now += 0.0002
+    assert turns.turn() == ["b"]
+
+
+def test_the_rest_ends_when_nobody_else_has_asked_for_a_while() -> None:
+    turns = Turns()
+    turns.batch.add(One(turns, "x"))
+    turns.turn()
+    turns.add_long("a", "b", seconds=1.0)
+    assert [turns.turn() for _ in range(2)] == [["a"], ["b"]]
+
+
+def test_what_long_work_asks_for_waits_for_its_turn() -> None:
+    turns = Turns()
+
+    def work() -> None:
+        turns.take("a", 0.0002)
+        turns.add_long("b", seconds=0.0)
+
+    turns.batch.later(work)
+    assert [turns.turn() for _ in range(3)] == [["a"], ["b"], []]
+
+
+def test_long_work_that_fails_holds_nobody_up() -> None:
+    turns = Turns()
+    turns.batch.later(lambda: 1 // 0)  # type: ignore[arg-type]  # it returns nothing, for it raises
+    turns.add_long("a", seconds=0.0)
+    turns.turn()
+    assert turns.log == ["a"]
+    assert len(turns.faults) == 1
+
+
+def test_a_long_head_waits_for_its_turn() -> None:
+    turns = Turns()
+    turns.add_long("a", seconds=0.0002)
+    turns.batch.add_long(One(turns, "x"))
+    assert [turns.turn() for _ in range(2)] == [["a"], ["read x", "act x"]]
