@@ -12,12 +12,15 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from engadi_gateway.assembly import files_wanted, seats
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.listeners import allow_open_files
+from engadi_gateway.net.accept import Acceptor
+from engadi_gateway.net.batch import Batch
 from engadi_gateway.net.client import ClientConnection
 from engadi_gateway.net.local import LocalCall
 from engadi_gateway.net.seats import Seats
@@ -48,6 +51,43 @@ async def until_served(connection: ClientConnection, count: int) -> None:
 async def clients(port: int, count: int) -> AsyncIterator[list[RawClient]]:
     async with contextlib.AsyncExitStack() as stack:
         yield [await stack.enter_async_context(raw_client(port)) for _ in range(count)]
+
+
+# the door
+
+
+class Arrivals(Acceptor):
+    """Notes who arrives instead of serving; each takes an eighth of a millisecond of its own clock."""
+
+    def __init__(self, door: socket.socket) -> None:
+        self.now_s = 100.0
+        self.count = 0
+        super().__init__(cast(Any, None), door, None, cast(Any, None), lambda: self.now_s)
+
+    def _arrive(self, sock: socket.socket, address: object) -> None:
+        sock.close()
+        self.now_s += 2**-13
+        self.count += 1
+
+
+@pytest.mark.parametrize(
+    ("passed_s", "accepted"),
+    [(0.0003, 1), (0.0035, 3), (0.0125, 11), (60.0, 17)],
+    ids=["short", "long", "longer", "idle"],
+)
+def test_accepting_takes_a_share_of_the_time(passed_s: float, accepted: int) -> None:
+    with contextlib.ExitStack() as stack:
+        door = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=100))
+        door.setblocking(False)
+        arrivals = Arrivals(door)
+        for _ in range(30):
+            stack.enter_context(socket.create_connection(door.getsockname()))
+        arrivals.now_s += passed_s
+        assert arrivals._ready()
+        assert arrivals.count == accepted
+        while arrivals._ready():
+            pass
+        assert arrivals.count == 30
 
 
 # seats
@@ -307,6 +347,47 @@ def test_an_upload_too_long_to_be_kept_goes_on_its_way(tmp_path: Path) -> None:
             await slow[1].send(b"14\r\n%b\r\n0\r\n\r\n" % body[-20:])
             assert (await slow[1].reply()).status == 200
             assert auth.seen[-1].body == body
+
+    asyncio.run(run())
+
+
+LONG_HEAD = (
+    b"GET /api/v1/auth/x HTTP/1.1\r\nHost: a\r\n" + b"".join(b"x-%d: %040d\r\n" % (n, n) for n in range(60)) + b"\r\n"
+)
+LARGE_HEAD = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: a\r\nCookie: a=%b\r\n\r\n" % (b"x" * 8000)
+SHORT_HEAD = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: a\r\n\r\n"
+TINY = b"".join(b"1\r\nx\r\n" for _ in range(1000))
+CHUNKED = b"POST /api/v1/auth/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + TINY + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "answers", "least", "most"),
+    [
+        (SHORT_HEAD, 1, 0, 0),
+        (LARGE_HEAD, 1, 0, 0),
+        (LONG_HEAD, 1, 1, 3),  # one for each read that it takes
+        (SHORT_HEAD * 5, 5, 4, 4),
+        (CHUNKED, 1, 20, 1000),
+    ],
+    ids=["a short head", "one with a large field", "a long head", "four behind the first", "tiny chunks"],
+)
+def test_what_takes_long_waits_for_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes, answers: int, least: int, most: int
+) -> None:
+    async def run() -> None:
+        waited: list[object] = []
+        later = Batch.later
+
+        def noted(batch: Batch, work: Callable[[], None]) -> None:
+            waited.append(work)
+            later(batch, work)
+
+        monkeypatch.setattr(Batch, "later", noted)
+        async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            await client.send(sent)
+            for _ in range(answers):
+                assert (await client.reply()).status == 200
+        assert least <= len(waited) <= most
 
     asyncio.run(run())
 

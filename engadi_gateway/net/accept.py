@@ -27,6 +27,9 @@ from engadi_gateway.net.context import Context
 from engadi_gateway.pipeline.limits import network_of
 from engadi_gateway.wire.forwarded import is_trusted, plain_address
 
+#: Of the time, for accepting; what an arrival sets going costs some times as much. And so long at once.
+_SHARE = 0.1
+_MOST_S = 0.002
 _PAUSE_S = 0.2
 _WARN_EVERY_S = 60.0
 #: What is missing is the process's or the host's to give; it comes back when connections go.
@@ -43,6 +46,7 @@ class Acceptor:
         sock: socket.socket,
         tls: ssl.SSLContext | None,
         make: Callable[[str], ClientConnection],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._context = context
         self._socket = sock
@@ -51,6 +55,8 @@ class Acceptor:
         self._pause: asyncio.TimerHandle | None = None
         self._warned_at = float("-inf")
         self._arriving = 0
+        self._clock = clock
+        self._accepted_at = clock()
 
     def start(self) -> None:
         self._context.loop.add_reader(self._socket.fileno(), self._ready)
@@ -77,7 +83,21 @@ class Acceptor:
         return self._arriving > 0 and self._tls is None
 
     def _ready(self) -> bool:
-        """Accept one, so that in a flood nobody waits for more in a turn of the loop. Whether there may be more."""
+        """Accept some, at least one. Whether there may be more.
+
+        For a share of the time that went since the last ones: in a flood, those who are there wait for few in a turn of
+        the loop, and where a turn is long, for it serves hundreds, newcomers do not wait for as many turns.
+        """
+        began = now = self._clock()
+        until = began + min(_MOST_S, (began - self._accepted_at) * _SHARE)
+        is_more = self._accept()
+        while is_more and (now := self._clock()) < until:
+            is_more = self._accept()
+        self._accepted_at = now
+        return is_more
+
+    def _accept(self) -> bool:
+        """Whether there was one."""
         try:
             sock, address = self._socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):

@@ -26,7 +26,7 @@ _FOLD = re.compile(rb"\n[ \t]")
 _BLANK_LINES = re.compile(rb"(?:\r\n)+")
 #: Bytes of framing that a chunk may cost before they count as body: sixteen digits and two line ends.
 _CHUNK_ALLOWANCE_BYTES = 20
-#: so many chunks are decoded at once, a tenth of a millisecond's worth; and what shares of a read are tried.
+#: So many chunks are decoded at once, a tenth of a millisecond's worth; and what shares of a read are tried.
 _CHUNKS_AT_ONCE = 16
 _FIRST_SHARE_BYTES = 1024
 _SHARE_BYTES = (128, 65536)
