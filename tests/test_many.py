@@ -72,8 +72,8 @@ class Arrivals(Acceptor):
 
 @pytest.mark.parametrize(
     ("passed_s", "accepted"),
-    [(0.0003, 1), (0.0035, 3), (0.0125, 11), (60.0, 17)],
-    ids=["short", "long", "longer", "idle"],
+    [(0.0003, 1), (0.0035, 2), (0.0125, 6), (0.05, 9), (60.0, 1)],
+    ids=["short", "long", "longer", "longest", "idle"],
 )
 def test_accepting_takes_a_share_of_the_time(passed_s: float, accepted: int) -> None:
     with contextlib.ExitStack() as stack:

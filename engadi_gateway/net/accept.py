@@ -28,8 +28,10 @@ from engadi_gateway.pipeline.limits import network_of
 from engadi_gateway.wire.forwarded import is_trusted, plain_address
 
 #: Of the time, for accepting; what an arrival sets going costs some times as much. And so long at once.
-_SHARE = 0.1
-_MOST_S = 0.002
+_SHARE = 0.05
+_MOST_S = 0.001
+#: After a longer time nobody was waiting; a burst from rest begins with one.
+_LONGEST_TURN_S = 0.1
 _PAUSE_S = 0.2
 _WARN_EVERY_S = 60.0
 #: What is missing is the process's or the host's to give; it comes back when connections go.
@@ -89,7 +91,8 @@ class Acceptor:
         the loop, and where a turn is long, for it serves hundreds, newcomers do not wait for as many turns.
         """
         began = now = self._clock()
-        until = began + min(_MOST_S, (began - self._accepted_at) * _SHARE)
+        turn_s = began - self._accepted_at
+        until = began + (min(_MOST_S, turn_s * _SHARE) if turn_s < _LONGEST_TURN_S else 0.0)
         is_more = self._accept()
         while is_more and (now := self._clock()) < until:
             is_more = self._accept()
