@@ -1,4 +1,4 @@
-"""What an exchange leaves in the log: one row, made when its batch goes out."""
+"""What an exchange leaves in the log: one row, made soon after it is over."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Batch:
 
     def add_long(self, connection: Batched) -> None:
         """When its turn comes: its head is large, or it has asked for much at once."""
-        self.later(lambda: self._run_one(connection))
+        self.later(lambda: self._serve([connection], is_long=True))
 
     def later(self, work: Callable[[], None]) -> None:
         """Do, when its turn comes, what takes long or comes in great numbers.
@@ -87,19 +87,17 @@ class Batch:
         except Exception:
             self._context.upcalls.fault("a turn of the loop")
 
-    def _run_one(self, connection: Batched) -> None:
-        self._serve([connection])
-
     def _run(self) -> None:
         ready, self._ready = self._ready, []
-        self._asked_at = self._clock()
-        self._serve(ready)
+        self._serve(ready, is_long=False)
 
-    def _serve(self, ready: list[Batched]) -> None:
+    def _serve(self, ready: list[Batched], *, is_long: bool) -> None:
         if self._context.upcalls.is_stalled():
-            self._context.loop.call_later(_STALL_S, self._serve, ready)
+            self._context.loop.call_later(_STALL_S, lambda: self._serve(ready, is_long=is_long))
             return
-        now, wall = time.monotonic(), time.time()
+        now, wall = self._clock(), time.time()
+        if not is_long:
+            self._asked_at = now
         acting = []
         for connection in ready:
             try:

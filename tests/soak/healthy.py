@@ -29,7 +29,7 @@ _NICE = -10
 
 
 @dataclass
-class Seen:
+class Answers:
     """What the healthy clients saw in some seconds; latencies in milliseconds."""
 
     asked: int = 0
@@ -58,11 +58,11 @@ class _Clients:
         self._asked = 0
         self._token = token("healthy").encode()
 
-    async def ask(self) -> Seen:
+    async def ask(self) -> Answers:
         await asyncio.gather(*(self._one() for _ in range(CLIENTS)))
         ordered = sorted(self._latencies)
         p50, p99 = (round(ordered[int(len(ordered) * share)] * 1000, 2) if ordered else 0.0 for share in (0.5, 0.99))
-        return Seen(len(ordered), p50, p99, self._failures)
+        return Answers(len(ordered), p50, p99, self._failures)
 
     async def _one(self) -> None:
         """One client, from one connection as long as it lasts."""

@@ -19,11 +19,10 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests import fakes
-from tests.fakes import OK, Wire, upstream
+from tests.fakes import OK, Seen, Wire, upstream
 from tests.processes import ROOT, Process, environment_of, ini_of, started
 from tests.soak.attacks import ATTACKS
-from tests.soak.healthy import Seen
+from tests.soak.healthy import Answers
 
 _AFTER_S = 60.0
 #: Above what it holds at rest: see the README for how it is made up.
@@ -61,7 +60,7 @@ async def soak(folder: Path, *, seconds: float, names: tuple[str, ...] = tuple(A
     return report
 
 
-async def _answer(seen: fakes.Seen, wire: Wire) -> None:
+async def _answer(seen: Seen, wire: Wire) -> None:
     await wire.send(_LARGE if seen.target.endswith("large") else OK)
 
 
@@ -72,10 +71,10 @@ class Healthy:
         self._process = process
         self.upstream = upstream
 
-    async def ask(self, port: int, seconds: float) -> Seen:
+    async def ask(self, port: int, seconds: float) -> Answers:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{port} {seconds}\n".encode())
-        return Seen(**json.loads(await self._process.stdout.readline()))
+        return Answers(**json.loads(await self._process.stdout.readline()))
 
 
 @contextlib.asynccontextmanager
