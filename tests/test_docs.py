@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatch
 
 from engadi_gateway.options import OPTIONS
 from engadi_gateway.settings import Settings
@@ -50,8 +51,6 @@ def test_nothing_else_stands_at_the_top_level() -> None:
         "LICENSE",
         "CHANGELOG.md",
     }
-    produced = {"build", "dist"}
+    produced = [pattern.rstrip("/") for pattern in (ROOT / ".gitignore").read_text().split()]
     found = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
-    assert {
-        name for name in found if not name.endswith((".egg-info", ".db", ".db-wal", ".db-shm", ".secret"))
-    } <= allowed | produced
+    assert {name for name in found if not any(fnmatch(name, pattern) for pattern in produced)} <= allowed
