@@ -10,6 +10,7 @@ import os
 import resource
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -268,6 +269,17 @@ def test_there_are_no_more_seats_than_files_and_the_limit_of_files_is_raised(tmp
     assert seats(settings).most == 200
     allow_open_files(50)
     assert seats(settings).most == 200, "never lowered"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the size of a process's table of files is Linux's to say")
+def test_the_table_of_files_is_large_enough_before_anybody_comes(tmp_path: Path) -> None:
+    async def run() -> None:
+        ini = ini_of("http://127.0.0.1:9").replace("[server]", "[server]\nmax_connections = 2000")
+        async with started(tmp_path, ini) as gateway:
+            status = Path(f"/proc/{gateway.process.pid}/status").read_text()
+            assert int(status.partition("FDSize:")[2].split()[0]) >= 3000
+
+    asyncio.run(run())
 
 
 def cpu_s(process: Process) -> float:
