@@ -73,7 +73,7 @@ class Arrivals(Acceptor):
 
 @pytest.mark.parametrize(
     ("passed_s", "accepted"),
-    [(0.0003, 1), (0.0035, 2), (0.0125, 6), (0.05, 9), (60.0, 1)],
+    [(0.0003, 1), (0.0085, 2), (0.031, 6), (0.09, 9), (60.0, 1)],
     ids=["short", "long", "longer", "longest", "idle"],
 )
 def test_accepting_takes_a_share_of_the_time(passed_s: float, accepted: int) -> None:

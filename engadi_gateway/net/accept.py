@@ -28,7 +28,7 @@ from engadi_gateway.pipeline.limits import network_of
 from engadi_gateway.wire.forwarded import is_trusted, plain_address
 
 #: So much of the time is for accepting, for what an arrival sets going costs several times that; and so long at most.
-_SHARE = 0.05
+_SHARE = 0.02
 _MOST_S = 0.001
 #: After a longer time nobody was waiting; a burst from rest begins with one.
 _LONGEST_TURN_S = 0.1

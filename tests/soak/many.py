@@ -5,7 +5,8 @@ it. Looked at: whether each of them is answered well, how long that takes, how m
 and whether connections and files are as before when it is over.
 
 The attack would come from other machines. Where there are processors enough, the gateway has one and everything else
-the others, with the healthy clients before the attackers.
+the others, with the healthy clients before the attackers. What is left of the attackers' weight is seen by the same
+attack *aside*: on a socket that throws away what it gets, while the gateway serves the healthy clients alone.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engadi_gateway.listeners import allow_open_files
 from tests.fakes import OK, Seen, Wire, upstream
 from tests.processes import ROOT, Process, environment_of, ini_of, started
 from tests.soak.attacks import ATTACKS
-from tests.soak.healthy import Answers
+from tests.soak.healthy import HOST, Answers
 
 _AFTER_S = 60.0
 #: Above what it holds at rest: see the README for how it is made up.
@@ -106,37 +108,60 @@ async def _attacked(
     gateway: Process, healthy: Healthy, name: str, seconds: float, scale: float, report: Report
 ) -> None:
     before = await healthy.ask(gateway.port, seconds)
-    files, rest = _files(gateway), _memory(gateway)
     size = max(1, int(ATTACKS[name][1] * scale))
-    attack = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.soak.attacks", name, str(gateway.port), str(seconds + 1), str(size),
-        env=environment_of(), cwd=ROOT,
-    )  # fmt: skip
+    async with _bystander() as port, _attack(name, port, size, seconds, report):
+        aside = await healthy.ask(gateway.port, seconds)
+    files, rest = _files(gateway), _memory(gateway)
     peaks = [0, 0]
     watching = asyncio.create_task(_watch(gateway, peaks))
-    await asyncio.sleep(1)  # until it is in full swing
-    during = await healthy.ask(gateway.port, seconds)
+    async with _attack(name, gateway.port, size, seconds, report):
+        during = await healthy.ask(gateway.port, seconds)
+    watching.cancel()
+    await _calm(gateway, files + FILES_KEPT)
+    after = await healthy.ask(gateway.port, seconds)
+    above = (peaks[0] - rest) >> 20
+    report.attacks[name] = (
+        f"{size} at once: p99 {before.p99_ms} before, {aside.p99_ms} aside, {during.p99_ms} during, {after.p99_ms} after; "
+        f"p50 {before.p50_ms}, {aside.p50_ms}, {during.p50_ms}, {after.p50_ms}; "
+        f"{during.asked} asked, {len(during.failures)} failed; {above} MiB, {peaks[1]} files"
+    )
+    for when, seen in (("before", before), ("aside", aside), ("during", during), ("after", after)):
+        report.wrong += [f"{name}, {when}: {failure}" for failure in seen.failures[:3]]
+    if peaks[0] - rest > MEMORY_BOUND_BYTES:
+        report.wrong.append(f"{name}: {above} MiB")
+    if _files(gateway) > files + FILES_KEPT:
+        report.wrong.append(f"{name}: {_files(gateway)} files open when it is over, {files} before")
+
+
+@contextlib.asynccontextmanager
+async def _attack(name: str, port: int, size: int, seconds: float, report: Report) -> AsyncIterator[None]:
+    """A second until it is in full swing, then for so long, and a second more, so that its end is not taken for it."""
+    attack = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.soak.attacks", name, str(port), str(seconds + 2), str(size),
+        env=environment_of(), cwd=ROOT,
+    )  # fmt: skip
+    await asyncio.sleep(1)
+    yield
     try:
         await asyncio.wait_for(attack.wait(), _AFTER_S)
     except TimeoutError:
         report.wrong.append(f"{name}: the attack itself did not end")
         attack.kill()
         await attack.wait()
-    watching.cancel()
-    await _calm(gateway, files + FILES_KEPT)
-    after = await healthy.ask(gateway.port, seconds)
-    above = (peaks[0] - rest) >> 20
-    report.attacks[name] = (
-        f"{size} at once: p99 {before.p99_ms} before, {during.p99_ms} during, {after.p99_ms} after; "
-        f"p50 {before.p50_ms}, {during.p50_ms}, {after.p50_ms}; "
-        f"{during.asked} asked, {len(during.failures)} failed; {above} MiB, {peaks[1]} files"
-    )
-    for when, seen in (("before", before), ("during", during), ("after", after)):
-        report.wrong += [f"{name}, {when}: {failure}" for failure in seen.failures[:3]]
-    if peaks[0] - rest > MEMORY_BOUND_BYTES:
-        report.wrong.append(f"{name}: {above} MiB")
-    if _files(gateway) > files + FILES_KEPT:
-        report.wrong.append(f"{name}: {_files(gateway)} files open when it is over, {files} before")
+
+
+class _Sink(asyncio.Protocol):
+    """Throws away what it gets."""
+
+
+@contextlib.asynccontextmanager
+async def _bystander() -> AsyncIterator[int]:
+    allow_open_files(15_000)
+    server = await asyncio.get_running_loop().create_server(_Sink, HOST, 0, backlog=1024)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
 
 
 def _memory(gateway: Process) -> int:
