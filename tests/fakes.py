@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import select
+import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from socket import SO_LINGER, SOL_SOCKET
+from typing import cast
 
 import h11
 
@@ -56,6 +60,25 @@ class Wire:
 
     def close(self) -> None:
         self.writer.close()
+
+    async def is_asked_again_after(self, answer: bytes) -> bool:
+        """Send it, and see whether its connection was taken again when the loop has gone round once."""
+        transport = cast(asyncio.Transport, self.writer.transport)
+        transport.pause_reading()  # so that what came is still in the socket
+        await self.send(answer)
+        await asyncio.sleep(0)
+        poll = select.poll()
+        poll.register(self.writer.get_extra_info("socket").fileno(), select.POLLIN)
+        is_asked = bool(poll.poll(0))
+        transport.resume_reading()
+        return is_asked
+
+
+@contextlib.contextmanager
+def underneath(transport: asyncio.BaseTransport) -> Iterator[socket.socket]:
+    """The socket of a transport, for what transports do not offer on every loop."""
+    with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as sock:
+        yield sock
 
 
 Script = Callable[["Seen", Wire], Awaitable[None]]

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def environment_of(**extra: str) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "ENGADI_SERVER_LOOP") if name in os.environ}
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "SECRET_KEY": SECRET, **extra}
 
 

@@ -293,7 +293,8 @@ def test_after_the_signal_it_goes_on_accepting_as_long_as_was_said(
 )
 def test_what_is_said_on_stderr(tmp_path: Path, more: str, has_debug_words: bool, is_asyncio_debugging: bool) -> None:
     async def run() -> None:
-        async with upstream() as auth, started(tmp_path, ini_of(auth.url, more)) as gateway:
+        loop = {"ENGADI_SERVER_LOOP": "asyncio"}  # whose words these are
+        async with upstream() as auth, started(tmp_path, ini_of(auth.url, more), **loop) as gateway:
             gateway.signal(signal.SIGTERM)
             assert await gateway.code() == 0
             said = "".join(gateway.lines)

@@ -18,7 +18,7 @@ import pytest
 from engadi_gateway.errors import Reason
 from engadi_gateway.net.pool import DialTimeoutError, Pool, PoolLimits, Pools, Resolver, dial_failure, origin_of
 from engadi_gateway.net.upstream import UpstreamConnection
-from tests.fakes import Upstream, upstream
+from tests.fakes import Upstream, underneath, upstream
 from tests.world import until
 
 LIMITS = PoolLimits(max_connections=2, max_idle=2, queue_size=2)
@@ -289,7 +289,8 @@ def test_what_died_idle_is_not_given_out() -> None:
     async def check(pool: Pool, server: Upstream) -> None:
         first = (await asked(pool)).connection
         pool.give_back(first)
-        first.transport.get_extra_info("socket").shutdown(socket.SHUT_RD)  # as if the upstream had closed just now
+        with underneath(first.transport) as sock:
+            sock.shutdown(socket.SHUT_RD)  # as if the upstream had closed just now
         second = await asked(pool)
         assert second.got is not first
         assert len(server.raw) == 2
@@ -313,7 +314,8 @@ def test_what_has_served_and_died_is_not_given_to_who_waits_but_another_is_made(
         first = (await asked(pool)).connection
         waiter = ask(pool)
         first.served = 1
-        first.transport.get_extra_info("socket").shutdown(socket.SHUT_RD)
+        with underneath(first.transport) as sock:
+            sock.shutdown(socket.SHUT_RD)
         pool.give_back(first)
         await until(lambda: waiter.got is not None)
         assert waiter.connection is not first

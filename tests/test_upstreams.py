@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import random
 import socket
 import ssl
@@ -20,7 +19,7 @@ from engadi_gateway.net.pool import Pool, PoolLimits, Resolver, origin_of
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.wire.response import ReplyHead, ReplyParser
 from tests.certificates import certify
-from tests.fakes import OK, RawClient, Seen, Wire, raw_client, upstream
+from tests.fakes import OK, RawClient, Seen, Wire, raw_client, underneath, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, running, settings_for, token
 
 GET = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -464,7 +463,7 @@ def test_over_tls_a_body_ends_with_the_connection_only_where_that_was_said(tmp_p
         writer.write(b"HTTP/1.1 200 OK\r\n\r\nhalf of it?")
         await writer.drain()
         if not is_said:  # past TLS, as who stands in between would
-            with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as below:
+            with underneath(writer.transport) as below:
                 below.shutdown(socket.SHUT_RDWR)
         writer.close()
 

@@ -80,9 +80,8 @@ async def play(seen: Seen, wire: Wire) -> None:
     elif kind == "stray":
         await wire.send(whole + EVIL)
     elif kind == "late":
-        await wire.send(whole)
-        await asyncio.sleep(0)
-        await wire.send(EVIL)
+        if not await wire.is_asked_again_after(whole):  # else nobody could tell it from an answer
+            await wire.send(EVIL)
     elif kind == "short" and seen.method != "HEAD":
         await wire.send(whole[:-1])
         wire.close()

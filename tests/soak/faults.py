@@ -76,6 +76,7 @@ async def soak(folder: Path, *, requests: int, seed: int, clients: int = 48) -> 
     """Run it; never raises for what it finds."""
     dice = random.Random(seed)
     report, seen = Report(), Seen()
+    (await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)).close()  # uvloop opens a file with its first server
     before = open_fds()
     upstream = Flapping(random.Random(dice.random()), [name for name in FATES if name not in GOOD])
     await upstream.start()
