@@ -11,7 +11,7 @@ import resource
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -252,6 +252,53 @@ def test_a_tls_client_that_does_not_read_holds_up_no_drain(tmp_path: Path) -> No
                 await asyncio.wait_for(gateway.stop(grace_s=120), 20)
 
     asyncio.run(run())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of another process is read as Linux shows it")
+@pytest.mark.skipif("ENGADI_SERVER_LOOP" in os.environ, reason="uvloop's own buffers are larger, which the README says")
+def test_over_tls_who_does_nothing_takes_little_and_who_sends_in_vain_no_more_than_is_said(tmp_path: Path) -> None:
+    """The bounds that the README states: 512 KiB, and 200 KiB for TLS."""
+    count = 40
+
+    async def run() -> None:
+        certify(tmp_path, "localhost")
+        async with contextlib.AsyncExitStack() as stack:
+            deaf = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2 * count))
+            url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+            ini = ini_of(url).replace("[server]", "[server]\ntls_certificate = cert.pem\ntls_key = key.pem")
+            gateway = await stack.enter_async_context(started(tmp_path, ini))
+
+            async def grown(before: int, action: Callable[[], Awaitable[object]]) -> int:
+                await asyncio.gather(*(action() for _ in range(count)))
+                return (resident_of(gateway) - before) // count
+
+            await (await tls_client(tmp_path, gateway.port)).close()
+            rest = resident_of(gateway)
+            connected: list[RawClient] = []
+
+            async def connect() -> None:
+                connected.append(await tls_client(tmp_path, gateway.port))
+
+            assert await grown(rest, connect) < 80 << 10
+            waiting = iter(connected)
+
+            async def send_in_vain() -> None:
+                client = next(waiting)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(2):
+                        await client.send(b"POST /api/v1/auth/x HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\n")
+                        while True:
+                            await client.send(bytes(65536))
+
+            assert await grown(rest, send_in_vain) < 712 << 10
+            for client in connected:
+                client.writer.transport.abort()
+
+    asyncio.run(run())
+
+
+def resident_of(process: Process) -> int:
+    return int(Path(f"/proc/{process.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # files

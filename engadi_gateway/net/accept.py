@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 
 from engadi_gateway.errors import Reason
+from engadi_gateway.net.buffers import bound_tls
 from engadi_gateway.net.client import ClientConnection
 from engadi_gateway.net.context import Context
 from engadi_gateway.pipeline.limits import network_of
@@ -50,6 +51,8 @@ class Acceptor:
         make: Callable[[str], ClientConnection],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if tls is not None:
+            bound_tls()
         self._context = context
         self._socket = sock
         self._tls = tls

@@ -20,6 +20,7 @@ from typing import cast
 from engadi_gateway.errors import Reason, Refusal, RefusedError, rendered
 from engadi_gateway.model import Framing, Listener, RequestHead
 from engadi_gateway.net.batch import Batch
+from engadi_gateway.net.buffers import bound
 from engadi_gateway.net.context import Context, LocalReply
 from engadi_gateway.net.forward import Forward
 from engadi_gateway.net.local import LocalCall
@@ -41,7 +42,6 @@ from engadi_gateway.wire.request import (
     take_head,
 )
 
-_READ_BYTES = 65536
 #: What has more of both, a large head or several at once, takes as long as many small ones, and waits for its turn.
 _SHORT_BYTES = 2048
 _SHORT_LINES = 50
@@ -114,8 +114,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         context = self._context
         self._transport = cast(asyncio.Transport, transport)
-        if hasattr(transport, "max_size"):
-            transport.max_size = _READ_BYTES  # asyncio's 256 KiB reads cost more than they bring
+        bound(transport)
         self.is_made = True
         self._connections.add(self)
         if self.is_refused:

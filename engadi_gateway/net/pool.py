@@ -21,6 +21,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from engadi_gateway.errors import Reason
+from engadi_gateway.net.buffers import bound_tls
 from engadi_gateway.net.upstream import UpstreamConnection
 
 
@@ -324,6 +325,7 @@ class Pools:
         if scheme != "https":
             return None
         if self._tls is None:
+            bound_tls()
             self._tls = self._make_tls()
         return self._tls
 

@@ -15,11 +15,11 @@ from typing import Protocol, cast
 
 from engadi_gateway.errors import Reason
 from engadi_gateway.model import Framing
+from engadi_gateway.net.buffers import READ_BYTES, bound
 from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
 from engadi_gateway.wire.response import MalformedReplyError, ReplyHead, ReplyParser
 
 _START = b"HTTP/1."
-_READ_BYTES = 65536  # asyncio's 256 KiB reads make the allocator trim and fault: large replies cost 2.5 times as much
 
 
 class State(Enum):
@@ -128,8 +128,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        if hasattr(transport, "max_size"):
-            transport.max_size = _READ_BYTES
+        bound(transport)
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
@@ -167,7 +166,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self.transport.get_extra_info("ssl_object") is not None:
             return  # a record may be cut in two
         try:
-            data = os.read(self.transport.get_extra_info("socket").fileno(), _READ_BYTES)
+            data = os.read(self.transport.get_extra_info("socket").fileno(), READ_BYTES)
         except OSError:
             return
         if data:
