@@ -67,15 +67,30 @@ def parse_networks(text: str) -> tuple[IpNetwork, ...]:
     return tuple(ipaddress.ip_network(part, strict=False) for part in parse_list(text))
 
 
+_NO_URL = re.compile(r"[^\x21-\x7e]|%(?![0-9A-Fa-f]{2})")
+_NAME = re.compile(
+    r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?"
+)
+_LONGEST_NAME = 253
+
+
 def parse_url(text: str) -> str:
-    """An http(s) base URL without query, fragment or user; a last slash is cut."""
+    """An http(s) base URL without query, fragment or user; a last slash is cut.
+
+    Its host is an address or a name that can be looked up (RFC 1123 section 2.1; and `_`, of container networks).
+    """
     url = text.strip()
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("expected http://host[:port][/path] or https://...")
-    if parts.query or parts.fragment or parts.username is not None or re.search(r"[\x00-\x20\x7f]", url):
-        raise ValueError("a URL without user, query, fragment or white space")
-    _ = parts.port
+    if parts.query or parts.fragment or parts.username is not None or _NO_URL.search(url):
+        raise ValueError("a URL without user, query, fragment, white space or a stray %; other than ASCII is encoded")
+    if ":" in parts.hostname:
+        ipaddress.IPv6Address(parts.hostname)
+    elif len(parts.hostname) > _LONGEST_NAME or not _NAME.fullmatch(parts.hostname):
+        raise ValueError(f"no host name: {parts.hostname[:_LONGEST_NAME]}")
+    if parts.port == 0:
+        raise ValueError("no port: 0")
     return url.rstrip("/")
 
 

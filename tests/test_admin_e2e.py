@@ -166,6 +166,8 @@ ORIGINS: dict[str, tuple[str, dict[str, Any], int]] = {
     "our own behind TLS": ("https://gateway.test", {}, 200),
     "our name as a prefix": ("http://gateway.test.evil.example", {}, 403),
     "our name, another port": ("http://gateway.test:81", {}, 403),
+    "our name, no scheme": ("://gateway.test", {}, 403),
+    "our name, another scheme": ("x://gateway.test", {}, 403),
     "allowed, but CORS is off": ("https://app.example", {"cors_allow_origins": ("https://app.example",)}, 403),
     "allowed": ("https://app.example", {"cors_enabled": True, "cors_allow_origins": ("https://app.example",)}, 200),
     "everybody is allowed, which names nobody": (

@@ -413,7 +413,7 @@ def test_a_keyring_says_nothing_of_its_keys() -> None:
     ("value", "want"),
     [
         pytest.param("plain text", b"plain text", id="plain"),
-        pytest.param(" edges ", b"edges", id="white space at the edges"),
+        pytest.param(" edges  ", b"%20edges%20%20", id="white space at the edges"),
         pytest.param("a, b", b"a, b", id="comma"),
         pytest.param("Zoë 100%", b"Zo%C3%AB 100%25", id="not ASCII, and the escape itself"),
         pytest.param(7, b"7", id="number"),
@@ -426,7 +426,8 @@ def test_a_keyring_says_nothing_of_its_keys() -> None:
         pytest.param("a\x7f", None, id="DEL"),
         pytest.param("\ud800", None, id="half a surrogate pair"),
         pytest.param("", None, id="empty"),
-        pytest.param("  ", None, id="blank"),
+        pytest.param("  ", b"%20%20", id="blank"),
+        pytest.param(["a", "admin "], b"a,admin%20", id="white space at the edges of a part"),
         pytest.param([], None, id="empty list"),
         pytest.param(True, None, id="boolean"),
         pytest.param(1.5, None, id="fraction"),

@@ -124,6 +124,7 @@ def test_what_makes_two_connections_the_same(
         (ssl.SSLCertVerificationError(1, "x"), Reason.TLS_CERTIFICATE, "TLS failed"),
         (ssl.SSLError(1, "x"), Reason.TLS_ERROR, "TLS failed"),
         (socket.gaierror(-2, "x"), Reason.DNS_ERROR, "name not found"),
+        (UnicodeError("label empty or too long"), Reason.DNS_ERROR, "name not found"),
         (OSError(errno.EMFILE, "x"), Reason.OVERLOADED, "no file descriptor left"),
         (OSError(errno.ENFILE, "x"), Reason.OVERLOADED, "no file descriptor left"),
         (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), Reason.CONNECT_REFUSED, "refused"),

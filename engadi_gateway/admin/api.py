@@ -169,7 +169,7 @@ class Api:
         if not origin or endpoint.is_public:
             return
         host = exchange.head.authority.decode("latin-1").lower()
-        is_own = origin.partition("://")[2] == host
+        is_own = bool(host) and origin in {f"http://{host}", f"https://{host}"}  # TLS may end in front of us
         cors = Cors(self._console.snapshot.cors)
         if not is_own and not (cors.is_enabled and not cors.allows_everybody and cors.allows_origin(origin)):
             raise RefusedError(Refusal(Reason.PREFLIGHT_DENIED, "origin not allowed"))

@@ -287,7 +287,7 @@ def dial_failure(error: Exception) -> tuple[Reason, str]:
         is_certificate = isinstance(error, ssl.SSLCertVerificationError)
         reason = Reason.TLS_CERTIFICATE if is_certificate else Reason.TLS_ERROR
         return reason, getattr(error, "verify_message", "") or getattr(error, "reason", "") or "TLS failed"
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, socket.gaierror | UnicodeError):  # the latter for a name that could never be one
         return Reason.DNS_ERROR, "name not found"
     if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}:
         return Reason.OVERLOADED, "no file descriptor left"

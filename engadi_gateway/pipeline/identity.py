@@ -259,7 +259,7 @@ def claims_fault(claims: Mapping[str, Any], policy: IdentityPolicy, wall: float)
     checks = (
         (bool(missing), "missing_claim"),
         (not all(_is_time(value) for value in times.values()), "malformed"),
-        (isinstance(subject, bool) or not isinstance(subject, str | int) or not _is_text(str(subject)), "malformed"),
+        (header_value(subject, is_list=False) is None, "malformed"),  # nobody could be told who it is
         (_is_time(times["exp"]) and times["exp"] + policy.leeway_s <= wall, "expired"),
         (_is_time(times["nbf"]) and times["nbf"] - policy.leeway_s > wall, "not_yet_valid"),
         (_is_time(times["iat"]) and times["iat"] - policy.leeway_s > wall, "not_yet_valid"),
@@ -303,13 +303,14 @@ def identity_of(claims: Mapping[str, Any], policy: IdentityPolicy) -> Identity:
 _VISIBLE = " !\"#$&'()*+/:;<=>?@[\\]^`{|}~"
 
 
-def header_value(value: object) -> bytes | None:
-    """A claim as a field value, None where it cannot be one (control bytes, objects, booleans).
+def header_value(value: object, *, is_list: bool = True) -> bytes | None:
+    """A claim as a field value, None where it cannot be one (control bytes, objects, booleans, nothing).
 
-    Other than ASCII is percent-encoded, and so is "%". The parts of a list are joined with ",": a comma inside a part
-    is encoded, or one role could be read as two.
+    Other than ASCII is percent-encoded, and so are "%" and spaces at either end, which whoever reads the field would
+    cut off: no two claims become one value. The parts of a list are joined with ",": a comma inside a part is encoded,
+    or one role could be read as two.
     """
-    if isinstance(value, list):
+    if is_list and isinstance(value, list):
         parts = [_encoded(part, _VISIBLE) for part in value]
         return b",".join(part for part in parts if part is not None) or None
     return _encoded(value, _VISIBLE + ",")
@@ -321,7 +322,9 @@ def _encoded(value: object, safe: str) -> bytes | None:
     text = str(value)
     if not _is_text(text) or any(character < " " or character == "\x7f" for character in text):
         return None
-    return quote(text.strip(" "), safe=safe).encode("ascii") or None
+    inner = text.strip(" ")
+    before, _, after = text.partition(inner) if inner else (text, "", "")
+    return b"%20" * len(before) + quote(inner, safe=safe).encode("ascii") + b"%20" * len(after)
 
 
 def invalid(word: str) -> Refusal:

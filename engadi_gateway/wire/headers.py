@@ -57,6 +57,13 @@ _TABLE: dict[bytes, Action] = {
     b"x-client-ip": Action.DROP,
     b"true-client-ip": Action.DROP,
     b"x-cluster-client-ip": Action.DROP,
+    b"client-ip": Action.DROP,
+    b"x-real-client-ip": Action.DROP,
+    b"fastly-client-ip": Action.DROP,
+    b"x-azure-clientip": Action.DROP,
+    b"x-azure-socketip": Action.DROP,
+    b"x-envoy-external-address": Action.DROP,
+    b"x-original-forwarded-for": Action.DROP,
     b"x-remote-addr": Action.DROP,
     b"x-remote-ip": Action.DROP,
     b"x-originating-ip": Action.DROP,
@@ -67,9 +74,13 @@ _TABLE: dict[bytes, Action] = {
     b"x-auth": Action.DROP,
     b"remote-user": Action.DROP,
     b"x-remote-user": Action.DROP,
+    b"x-ms-client-principal": Action.DROP,
     b"proxy": Action.DROP,  # CGI reads it as HTTP_PROXY
     b"x-original-url": Action.DROP,  # some frameworks go by these instead of the request line
+    b"x-original-uri": Action.DROP,
+    b"x-original-host": Action.DROP,
     b"x-rewrite-url": Action.DROP,
+    b"x-override-url": Action.DROP,
     b"x-http-method": Action.DROP,
     b"x-http-method-override": Action.DROP,
     b"x-method-override": Action.DROP,
@@ -82,7 +93,11 @@ _TABLE: dict[bytes, Action] = {
     b"if-match": Action.KEEP_AND_NOTE,
     b"traceparent": Action.KEEP_AND_NOTE,
 }
-_DROPPED_PREFIXES = (b"x-user-", b"x-auth-", b"x-forwarded-")
+#: Ours, and what other programs in front of services say of who asks, which services believe.
+_DROPPED_PREFIXES = (
+    b"x-user-", b"x-auth-", b"x-forwarded-", b"x-authenticated-", b"x-webauth-", b"ssl-client-", b"x-ssl-client-",
+    b"x-goog-authenticated-", b"x-amzn-oidc-", b"x-ms-client-principal-",
+)  # fmt: skip
 #: CGI and its kin write every other sign of a name as `_`, and `-` too: what has one could be read as another name.
 _PLAIN_NAME = re.compile(rb"[a-z0-9-]+")
 #: Bounds the memo of spellings: a stranger who invents names must not fill memory.

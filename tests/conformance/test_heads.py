@@ -32,7 +32,18 @@ FORGED: dict[str, tuple[list[str], dict[str, str]]] = {
     "h2c": (["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: x"], {"upgrade": "h2c", "connection": "Upgrade", "http2-settings": "x"}),
     "h2c behind websocket": (["Connection: Upgrade", "Upgrade: websocket, h2c"], {"upgrade": "websocket, h2c", "connection": "Upgrade"}),
     "named by Connection": (["Connection: close, X-Secret, x-other", "X-Secret: 1", "X-OTHER: 2"], {"x-secret": "1", "x-other": "2", "connection": "close, X-Secret, x-other"}),
-    "routing overrides": (["X-Original-URL: /admin", "X-Rewrite-URL: /admin"], {"x-original-url": "/admin", "x-rewrite-url": "/admin"}),
+    "routing overrides": (
+        ["X-Original-URL: /admin", "X-Rewrite-URL: /admin", "X-Original-URI: /admin", "X-Override-URL: /admin", "X-Original-Host: a"],
+        {"x-original-url": "/admin", "x-rewrite-url": "/admin", "x-original-uri": "/admin", "x-override-url": "/admin", "x-original-host": "a"},
+    ),
+    "other proxies' addresses": (
+        ["Client-IP: 6.6.6.6", "Fastly-Client-IP: 6.6.6.6", "X-Envoy-External-Address: 6.6.6.6", "X-Azure-ClientIP: 6.6.6.6", "X-Original-Forwarded-For: 6.6.6.6"],
+        {"client-ip": "6.6.6.6", "fastly-client-ip": "6.6.6.6", "x-envoy-external-address": "6.6.6.6", "x-azure-clientip": "6.6.6.6", "x-original-forwarded-for": "6.6.6.6"},
+    ),
+    "other proxies' users": (
+        ["X-Authenticated-User: root", "X-WEBAUTH-User: root", "SSL-Client-Verify: SUCCESS", "X-Goog-Authenticated-User-Email: a@b", "X-Amzn-Oidc-Identity: root"],
+        {"x-authenticated-user": "root", "x-webauth-user": "root", "ssl-client-verify": "SUCCESS", "x-goog-authenticated-user-email": "a@b", "x-amzn-oidc-identity": "root"},
+    ),
     "CGI proxy": (["Proxy: http://evil"], {"proxy": "http://evil"}),
 }  # fmt: skip
 

@@ -131,6 +131,7 @@ ATTACKS = [
     *each("nbf", "3.10", lambda nbf: claiming(nbf=nbf), (str(NOW), True, [], None), "malformed"),
     *each("iat", "3.10", lambda iat: claiming(iat=iat), (str(NOW), True, [], None), "malformed"),
     *each("sub", "3.10", lambda sub: claiming(sub=sub), (["alice"], {"a": 1}, True, 1.5, ""), "malformed"),
+    *each("sub that no field can say", "3.10", lambda sub: claiming(sub=sub), ("root\n", "root\r\nX-User-Role: admin", "a\0", "a\x7f"), "malformed"),
     Attack("sub half a surrogate pair", "3.10", payload(b'{"sub":"\\ud800","exp":9999999999}'), "malformed"),
     Attack("expired by a second", "3.10", claiming(exp=NOW - LEEWAY_S - 1), "expired"),
     Attack("expired when time began", "3.10", claiming(exp=0), "expired"),
