@@ -13,11 +13,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def options_table() -> str:
-    lines = ["| option | environment | default | |", "|---|---|---|---|"]
+    lines = ["| option | environment | default | | why this default |", "|---|---|---|---|---|"]
     for option in OPTIONS:
         default = f"`{option.default}`" if option.default else ""
         env = f"`{option.env}`" if option.env else ""
-        lines.append(f"| `[{option.section}] {option.key}` | {env} | {default} | {option.help.replace('|', '/')} |")
+        option_help = option.help.replace("|", "/")
+        lines.append(f"| `[{option.section}] {option.key}` | {env} | {default} | {option_help} | {option.why} |")
     return "\n".join(lines)
 
 

@@ -27,6 +27,13 @@ def test_every_option_has_a_sentence() -> None:
     assert all(option.help for option in OPTIONS)
 
 
+def test_every_default_that_could_be_another_has_its_reason() -> None:
+    """Numbers, durations, sizes, yes or no, choices; names, paths and lists of one's own have none."""
+    named = {"name", "path", "url", "role_claim", "allow_methods", "allow_headers", "expose_headers"}
+    without = {option.name for option in OPTIONS if option.default and not option.why and option.key not in named}
+    assert not without
+
+
 def test_the_two_commands_are_on_the_first_screen() -> None:
     screen = "\n".join(README.splitlines()[:40])
     assert "python run.py --demo" in screen
