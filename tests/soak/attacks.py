@@ -96,13 +96,14 @@ async def _read_all(reader: asyncio.StreamReader) -> None:
 
 
 async def pipelined(port: int) -> None:
-    """Ten thousand requests, sent without waiting for an answer; a thousand are answered on one connection."""
+    """Ten thousand requests, sent without waiting for an answer, and then their answers."""
     reader, writer = await _connect(port)
     try:
         reading = asyncio.create_task(_read_all(reader))
         for _ in range(100):
             writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
             await writer.drain()
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         await reading
     finally:
         writer.transport.abort()
