@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from engadi_gateway.gateway import Gateway
+from engadi_gateway.model import BreakerState
 from engadi_gateway.store.database import UnavailableError
 from tests.fakes import upstream
 from tests.harness import ADMIN, ask, json_of, running, settings_for, token
@@ -331,6 +332,26 @@ def test_a_clock_that_is_set_neither_opens_nor_closes_a_circuit(
                 assert json_of(refused)["code"] == "breaker_open"
                 assert 1 <= int(refused.one("retry-after")) <= 60
             await auth.start()
+
+    asyncio.run(run())
+
+
+def test_a_circuit_closes_in_its_time_though_the_clock_is_set_back(
+    tmp_path: Path, set_clock: Callable[[float], None]
+) -> None:
+    async def run() -> None:
+        settings = {"upstream_retry_count": 0, "breaker_failure_threshold": 1, "breaker_timeout": 0.05}
+        async with upstream() as auth, running(tmp_path, auth, **settings) as gateway:
+            await auth.stop()
+            assert json_of(await ask(gateway.port, "GET", "/api/v1/auth/x"))["code"] == "connect_refused"
+            set_clock(-3e7)
+            await auth.start()
+            async with asyncio.timeout(20):
+                while (await ask(gateway.port, "GET", "/api/v1/auth/x")).status != 200:
+                    await asyncio.sleep(0.01)
+            set_clock(3e7)
+            assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+            assert gateway.breakers.of("auth").state is BreakerState.CLOSED
 
     asyncio.run(run())
 
