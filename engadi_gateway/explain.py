@@ -22,7 +22,7 @@ from engadi_gateway.wire.forwarded import (
 )
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.problem import refusal_lines
-from engadi_gateway.wire.request import HeadLimits, RefusedHeadError, parse_head, take_head
+from engadi_gateway.wire.request import HeadLimits, RefusedHeadError, first_head, parse_head
 
 _REQUEST_ID = "00000000-0000-4000-8000-000000000000"
 
@@ -95,7 +95,7 @@ def _rehearsal(console: Explained, raw: bytes, peer: str) -> tuple[Exchange, Cli
     """What the client's connection does with a head until the stages decide."""
     if not peer:
         raise RefusedError(Refusal(Reason.BAD_REQUEST, "the client's address is none"))
-    whole = take_head(bytearray(raw), console.head_limits)
+    whole = first_head(raw, console.head_limits)
     assert whole is not None
     refusal = None
     try:

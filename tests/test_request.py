@@ -7,7 +7,14 @@ import pytest
 from engadi_gateway.errors import Reason, RefusedError
 from engadi_gateway.model import Framing, RequestHead
 from engadi_gateway.wire.headers import HeaderPolicy
-from engadi_gateway.wire.request import ChunkedBody, CountedBody, HeadLimits, parse_head, skip_blank_lines, take_head
+from engadi_gateway.wire.request import (
+    ChunkedBody,
+    CountedBody,
+    HeadLimits,
+    first_head,
+    parse_head,
+    without_blank_lines,
+)
 
 LIMITS = HeadLimits()
 SMALL = HeadLimits(max_head_bytes=256, max_header_lines=4, max_target_bytes=100)
@@ -34,20 +41,20 @@ def _body(max_body_bytes: int = 0) -> ChunkedBody:
 
 @pytest.mark.parametrize("step", [1, 2, 7, 1000])
 def test_a_head_is_taken_when_it_is_whole_and_nothing_more(step: int) -> None:
-    buffer = bytearray()
+    buffer = b""
     taken = None
     for at in range(0, len(HEAD), step):
         assert taken is None
         buffer += HEAD[at : at + step]
-        taken = take_head(buffer, LIMITS)
-    assert (taken, bytes(buffer)) == (HEAD, b"")
-    buffer = bytearray(HEAD + b"abcGET")
-    assert (take_head(buffer, LIMITS), bytes(buffer)) == (HEAD, b"abcGET")
+        taken = first_head(buffer, LIMITS)
+    assert taken == HEAD
+    assert first_head(HEAD + b"abcGET", LIMITS) == HEAD
+    assert first_head(HEAD + HEAD, LIMITS) == HEAD
 
 
 def _taking(raw: bytes, limits: HeadLimits) -> Reason:
     with pytest.raises(RefusedError) as raised:
-        take_head(bytearray(raw), limits)
+        first_head(raw, limits)
     return raised.value.refusal.reason
 
 
@@ -85,7 +92,7 @@ def test_what_is_too_large_is_refused_for_one_reason_however_it_comes(
 
 def _taking_some(raw: bytes, limits: HeadLimits) -> Reason | None:
     try:
-        take_head(bytearray(raw), limits)
+        first_head(raw, limits)
     except RefusedError as error:
         return error.refusal.reason
     return None
@@ -94,7 +101,7 @@ def _taking_some(raw: bytes, limits: HeadLimits) -> Reason | None:
 def test_a_head_of_exactly_the_limit_is_taken() -> None:
     raw = b"GET / HTTP/1.1\r\nHost: h\r\nX: "
     raw += b"y" * (SMALL.max_head_bytes - len(raw) - 4) + b"\r\n\r\n"
-    assert take_head(bytearray(raw), SMALL) == raw
+    assert first_head(raw, SMALL) == raw
     assert _taking(raw[:-4] + b"y\r\n\r\n", SMALL) is Reason.HEADERS_TOO_LARGE
 
 
@@ -106,19 +113,16 @@ def test_what_can_never_be_a_head_is_refused_at_once(raw: bytes) -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 1000])
 @pytest.mark.parametrize("step", [1, 2, 3, 100])
 def test_blank_lines_are_skipped_however_they_come(count: int, step: int) -> None:
-    buffer = bytearray()
+    buffer = b""
     raw = b"\r\n" * count + HEAD
     for at in range(0, len(raw), step):
-        buffer += raw[at : at + step]
-        skip_blank_lines(buffer)
+        buffer = without_blank_lines(buffer + raw[at : at + step])
     assert buffer == HEAD
 
 
 def test_only_whole_blank_lines_are_skipped() -> None:
     for raw in (b"", b"\r", b"\n\r\n", b"\rGET", b"GET\r\n\r\n"):
-        buffer = bytearray(raw)
-        skip_blank_lines(buffer)
-        assert bytes(buffer) == raw
+        assert without_blank_lines(raw) == raw
 
 
 def test_a_stated_length_splits_what_came() -> None:

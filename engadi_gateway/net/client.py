@@ -37,9 +37,9 @@ from engadi_gateway.wire.request import (
     ChunkedBody,
     CountedBody,
     RefusedHeadError,
+    first_head,
     parse_head,
-    skip_blank_lines,
-    take_head,
+    without_blank_lines,
 )
 
 #: What has more of both, a large head or several at once, takes as long as many small ones, and waits for its turn.
@@ -60,6 +60,12 @@ class State(Enum):
     SPLICED = auto()
     LINGER = auto()
     CLOSED = auto()
+
+
+def _head_lines(data: bytes) -> int:
+    """Lines of the first head, as far as it is there."""
+    end = data.find(b"\r\n\r\n")
+    return data.count(b"\n") if end < 0 else data.count(b"\n", 0, end)
 
 
 def _has_unread(transport: asyncio.Transport) -> bool:
@@ -89,7 +95,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.state = State.HEAD
         self._peer = peer
-        self._buffer = bytearray()
+        self._buffer = b""  # never changed in place: most requests come whole, and are read where they are
         self._exchange: Exchange | None = None
         self._handler: Forward | LocalCall | None = None
         self._who: Client | None = None
@@ -125,10 +131,10 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.state is State.HEAD:
-            self._buffer += data
-            if len(self._buffer) > _MAX_PIPELINED_BYTES:
+            buffer = self._buffer = self._buffer + data if self._buffer else data
+            if len(buffer) > _MAX_PIPELINED_BYTES:
                 self._set_reading(False)
-            self._queue(is_long=len(self._buffer) > _SHORT_BYTES and self._buffer.count(b"\n") > _SHORT_LINES)
+            self._queue(is_long=len(buffer) > _SHORT_BYTES and _head_lines(buffer) > _SHORT_LINES)
             return
         try:
             self._more(data)
@@ -209,13 +215,14 @@ class ClientConnection(asyncio.Protocol):
             return False
         buffer, context = self._buffer, self._context
         if buffer[:1] == b"\r":
-            skip_blank_lines(buffer)
+            buffer = self._buffer = without_blank_lines(buffer)
         raw = None
         try:
-            raw = take_head(buffer, context.head_limits)
+            raw = first_head(buffer, context.head_limits)
             if raw is None:
                 self._await_head(now)
                 return False
+            self._buffer = buffer[len(raw) :]
             head, self._body = parse_head(raw, context.head_limits, context.header_policy, context.max_body_bytes)
             refusal = None
         except RefusedHeadError as error:
@@ -325,12 +332,12 @@ class ClientConnection(asyncio.Protocol):
 
     def _first_body(self, reader: ChunkedBody | CountedBody) -> tuple[bytes, bool]:
         """What of the body is there already, and whether that is all."""
-        data, later = reader.share(bytes(self._buffer))
+        data, later = reader.share(self._buffer)
         body, rest = reader.feed(data)
         if reader.is_complete:
-            self._buffer = bytearray(rest + later)
+            self._buffer = rest + later
         else:
-            self._buffer, self._later = bytearray(), later
+            self._buffer, self._later = b"", later
         return body, reader.is_complete
 
     def _body_bytes(self, data: bytes) -> None:
@@ -504,7 +511,7 @@ class ClientConnection(asyncio.Protocol):
             self._expire_in(self._context.timeouts.write_s)
             return
         self.state = State.LINGER
-        self._buffer.clear()
+        self._buffer = b""
         self._later = b""
         self.is_upload_paused = False
         self._set_reading(True)
@@ -563,7 +570,7 @@ class ClientConnection(asyncio.Protocol):
         self.state = State.SPLICED
         self._set_reading(True)  # what came before the 101 may have filled the buffer
         if self._buffer and self._handler is not None:
-            data, self._buffer = bytes(self._buffer), bytearray()
+            data, self._buffer = self._buffer, b""
             self._handler.body(data)
 
     def finish_splice(self) -> None:

@@ -59,47 +59,43 @@ def _refused(reason: Reason, detail: str) -> RefusedError:
     return RefusedError(Refusal(reason, detail))
 
 
-def skip_blank_lines(buffer: bytearray) -> None:
-    """Drop empty lines before a request line (RFC 9112 section 2.2); all, or their number would depend on the reads."""
-    blank = _BLANK_LINES.match(buffer)
-    if blank is not None:
-        end = blank.end()
-        del blank  # a match holds its bytes, and then they cannot be cut
-        del buffer[:end]
+def without_blank_lines(data: bytes) -> bytes:
+    """Without empty lines before a request line (RFC 9112 section 2.2): all, or it would depend on the reads."""
+    blank = _BLANK_LINES.match(data)
+    return data if blank is None else data[blank.end() :]
 
 
-def take_head(buffer: bytearray, limits: HeadLimits) -> bytes | None:
-    """Cut one whole head off the front of `buffer`, or None while it is not all there.
+def first_head(data: bytes, limits: HeadLimits) -> bytes | None:
+    """The whole head that `data` begins with, or None while it is not all there.
 
     Raises:
         RefusedError: HEADERS_TOO_LARGE, URI_TOO_LONG, or BAD_REQUEST for a line end that is a bare LF, or a control
-            character; then `buffer` is as it was.
+            character.
     """
-    end = buffer.find(_END)
+    end = data.find(_END)
     if end < 0 or end + 4 > limits.max_head_bytes:
-        _check_unfinished(buffer, limits)
+        _check_unfinished(data, limits)
         return None
-    head = bytes(buffer) if end + 4 == len(buffer) else bytes(buffer[: end + 4])
+    head = data[: end + 4]  # the same object where that is all
     if head.count(b"\n") != head.count(b"\r\n"):
         raise _refused(Reason.BAD_REQUEST, "line end without CR")
     if head.translate(None, _CONTROLS) != head:
         raise _refused(Reason.BAD_REQUEST, "control character in the head")
-    del buffer[: end + 4]
     return head
 
 
-def _check_unfinished(buffer: bytearray, limits: HeadLimits) -> None:
+def _check_unfinished(data: bytes, limits: HeadLimits) -> None:
     """Refuse what is too large, or can never be a head; for the same reason however it was cut into reads."""
-    start = buffer if len(buffer) <= limits.max_head_bytes else buffer[: limits.max_head_bytes]
+    start = data[: limits.max_head_bytes]
     if start.count(b"\n") != start.count(b"\r\n"):
         raise _refused(Reason.BAD_REQUEST, "line end without CR")
     if start[:1] and start[0] < 0x21 and start[:1] != b"\r":
         raise _refused(Reason.BAD_REQUEST, "no request line")
-    if len(buffer) > limits.max_head_bytes:
+    if len(data) > limits.max_head_bytes:
         raise _too_large(start, limits)
 
 
-def _too_large(start: bytearray, limits: HeadLimits) -> RefusedError:
+def _too_large(start: bytes, limits: HeadLimits) -> RefusedError:
     if start.find(b"\r\n", 0, limits.max_target_bytes + 32) < 0:
         return _refused(Reason.URI_TOO_LONG, f"longer than {limits.max_target_bytes} bytes")
     return _refused(Reason.HEADERS_TOO_LARGE, f"longer than {limits.max_head_bytes} bytes")
@@ -111,7 +107,7 @@ def parse_head(
     """Parse one whole head; and what will read its body, if there is one.
 
     Args:
-        raw: from the request line to the empty line, as `take_head` cut it.
+        raw: from the request line to the empty line, as `first_head` found it.
         max_body_bytes: refuse a longer body; 0: no limit.
 
     Raises:

@@ -15,7 +15,14 @@ from engadi_gateway.errors import Refusal, RefusedError
 from engadi_gateway.model import Framing, RequestHead
 from engadi_gateway.wire.chunked import ChunkedDecoder
 from engadi_gateway.wire.headers import HeaderPolicy
-from engadi_gateway.wire.request import ChunkedBody, CountedBody, HeadLimits, parse_head, skip_blank_lines, take_head
+from engadi_gateway.wire.request import (
+    ChunkedBody,
+    CountedBody,
+    HeadLimits,
+    first_head,
+    parse_head,
+    without_blank_lines,
+)
 from engadi_gateway.wire.response import ReplyParser
 
 _LIMIT_BYTES = 1 << 20
@@ -147,7 +154,7 @@ class Intake:
         self._limits = limits
         self._policy = HeaderPolicy()
         self._max_body_bytes = max_body_bytes
-        self._buffer = bytearray()
+        self._buffer = b""
         self._reader: ChunkedBody | CountedBody | None = None
         self.is_in_body = False
         self.heads: list[RequestHead] = []
@@ -165,10 +172,11 @@ class Intake:
             self.refusal = error.refusal
 
     def _head(self) -> bool:
-        skip_blank_lines(self._buffer)
-        raw = take_head(self._buffer, self._limits)
+        self._buffer = without_blank_lines(self._buffer)
+        raw = first_head(self._buffer, self._limits)
         if raw is None:
             return False
+        self._buffer = self._buffer[len(raw) :]
         head, self._reader = parse_head(raw, self._limits, self._policy, self._max_body_bytes)
         self.heads.append(head)
         self.bodies.append(b"")
@@ -177,10 +185,10 @@ class Intake:
 
     def _body(self) -> bool:
         assert self._reader is not None
-        piece, rest = self._reader.feed(bytes(self._buffer))
+        piece, rest = self._reader.feed(self._buffer)
         self.is_in_body = not self._reader.is_complete
         self.bodies[-1] += piece
-        self._buffer = bytearray(rest)
+        self._buffer = rest
         return not self.is_in_body
 
     def outcome(self) -> tuple[list[RequestHead], list[bytes], bool]:
