@@ -46,12 +46,16 @@ class Turns:
 class One:
     """A connection with a head to read."""
 
-    def __init__(self, turns: Turns, name: str, *, fails: str = "", acts: bool = True) -> None:
-        self._turns, self._name, self._fails, self._acts = turns, name, fails, acts
+    def __init__(self, turns: Turns, name: str, *, fails: str = "", last: str = "act") -> None:
+        self._turns, self._name, self._fails, self._last = turns, name, fails, last
 
-    def read_head(self, now: float, wall: float) -> bool:
+    def read_head(self, now: float) -> bool:
         self._do("read")
-        return self._acts
+        return self._last != "read"
+
+    def decide(self, now: float, wall: float) -> bool:
+        self._do("decide")
+        return self._last != "decide"
 
     def act(self) -> None:
         self._do("act")
@@ -65,21 +69,25 @@ class One:
             raise ZeroDivisionError
 
 
-def test_all_are_read_and_then_all_are_acted_on() -> None:
+def test_all_are_read_then_all_decided_on_then_all_acted_on() -> None:
     turns = Turns()
-    turns.batch.add(One(turns, "a"))
-    turns.batch.add(One(turns, "b", acts=False))
-    turns.batch.add(One(turns, "c"))
-    assert turns.turn() == ["read a", "read b", "read c", "act a", "act c"]
+    for name, last in (("a", "act"), ("b", "read"), ("c", "decide"), ("d", "act")):
+        turns.batch.add(One(turns, name, last=last))
+    read, decided = ["read a", "read b", "read c", "read d"], ["decide a", "decide c", "decide d"]
+    assert turns.turn() == [*read, *decided, "act a", "act d"]
     assert turns.turn() == []
 
 
 def test_one_that_fails_takes_nobody_along() -> None:
     turns = Turns()
-    for name, fails in (("a", "read"), ("b", "act"), ("c", "")):
+    for name, fails in (("a", "read"), ("b", "decide"), ("c", "act"), ("d", "")):
         turns.batch.add(One(turns, name, fails=fails))
-    assert turns.turn() == ["read a", "crash a", "read b", "read c", "act b", "crash b", "act c"]
-    assert turns.faults == ["request", "request"]
+    assert turns.turn() == [
+        *("read a", "crash a", "read b", "read c", "read d"),
+        *("decide b", "crash b", "decide c", "decide d"),
+        *("act c", "crash c", "act d"),
+    ]
+    assert turns.faults == ["request"] * 3
 
 
 def test_who_is_stalled_comes_later() -> None:
@@ -89,7 +97,7 @@ def test_who_is_stalled_comes_later() -> None:
     assert turns.turn() == []
     turns.is_stalled = False
     turns.later.pop()()
-    assert turns.log == ["read a", "act a"]
+    assert turns.log == ["read a", "decide a", "act a"]
 
 
 def test_what_is_long_gets_one_piece_a_turn_where_nobody_else_asks() -> None:
@@ -108,7 +116,7 @@ def test_while_others_ask_what_is_long_rests_three_times_as_long_as_it_took() ->
     turns = Turns()
     turns.add_long("a", "b", seconds=0.002)
     turns.batch.add(One(turns, "x"))
-    assert turns.turn() == ["a", "read x", "act x"]
+    assert turns.turn() == ["a", "read x", "decide x", "act x"]
     turns.now += 0.0059
     assert turns.turn() == []
     turns.now += 0.0002
@@ -160,4 +168,4 @@ def test_a_long_head_waits_for_its_turn() -> None:
     turns = Turns()
     turns.add_long("a", seconds=0.0002)
     turns.batch.add_long(One(turns, "x"))
-    assert [turns.turn() for _ in range(2)] == [["a"], ["read x", "act x"]]
+    assert [turns.turn() for _ in range(2)] == [["a"], ["read x", "decide x", "act x"]]

@@ -99,6 +99,7 @@ class ClientConnection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._handler: Forward | LocalCall | None = None
         self._who: Client | None = None
+        self._head: RequestHead | None = None  # that was read last; None: it could not be
         self._refused_head: Refusal | None = None
         self._is_head_asked = False  # of a request that could not be read
         self._body: ChunkedBody | CountedBody | None = None
@@ -208,8 +209,8 @@ class ClientConnection(asyncio.Protocol):
             self._is_queued = True
             (self._batch.add_long if is_long else self._batch.add)(self)
 
-    def read_head(self, now: float, wall: float) -> bool:
-        """Parse one head and decide on it; whether there is something to act on."""
+    def read_head(self, now: float) -> bool:
+        """Parse one head; whether there is something to decide on."""
         self._is_queued = False
         if self.state is not State.HEAD:
             return False
@@ -223,14 +224,20 @@ class ClientConnection(asyncio.Protocol):
                 self._await_head(now)
                 return False
             self._buffer = buffer[len(raw) :]
-            head, self._body = parse_head(raw, context.head_limits, context.header_policy, context.max_body_bytes)
-            refusal = None
+            self._head, self._body = parse_head(raw, context.head_limits, context.header_policy, context.max_body_bytes)
         except RefusedHeadError as error:
-            head, refusal = error.head, error.refusal
+            self._head, self._refused_head = error.head, error.refusal
         except RefusedError as error:
-            self._refused_head = error.refusal
+            self._head, self._refused_head = None, error.refusal
             self._is_head_asked = (raw or buffer)[:5] == b"HEAD "
+        return True
+
+    def decide(self, now: float, wall: float) -> bool:
+        """Begin the exchange, and let the stages decide; whether there is something to act on."""
+        context, head, refusal = self._context, self._head, self._refused_head
+        if head is None:
             return True
+        self._refused_head = None
         context.idle.discard(self)
         if self._is_head_awaited:
             self._is_head_awaited = False
