@@ -92,30 +92,24 @@ def unpacked(histogram: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _add_endpoints(connection: Connection, span: int, start: int, summed: Span) -> None:
-    """The busiest first, so that they are kept apart where there is no room for all."""
-    room = None
-    for endpoint, sums in sorted(summed.endpoints.items(), key=lambda item: -item[1][0]):
-        if _has_added(connection, (*sums, span, start, endpoint)):
-            continue
-        if room is None:
-            room = MAX_ENDPOINTS[span] - _count_endpoints(connection, span, start)
-        name = endpoint if room > 0 else OTHER
-        room -= 1
-        if name is endpoint or not _has_added(connection, (*sums, span, start, name)):
-            connection.execute("INSERT INTO rollup_endpoint VALUES (?, ?, ?, ?, ?, ?)", (span, start, name, *sums))
+    """The busiest first, so that they are kept apart where there is no room for all.
 
-
-def _has_added(connection: Connection, values: tuple[Any, ...]) -> bool:
-    query = (
-        "UPDATE rollup_endpoint SET requests = requests + ?, errors = errors + ?, total = total + ?"
-        " WHERE span = ? AND start = ? AND endpoint = ?"
+    Who has no room is summed here: strangers may ask for thousands of paths in a minute.
+    """
+    query = "SELECT endpoint FROM rollup_endpoint WHERE span = ? AND start = ?"
+    known = {name for (name,) in connection.execute(query, (span, start))}
+    room = MAX_ENDPOINTS[span] - len(known)
+    rows: dict[str, tuple[int, int, float]] = {}
+    for endpoint, (requests, errors, total) in sorted(summed.endpoints.items(), key=lambda item: -item[1][0]):
+        name = endpoint if endpoint in known or room > 0 else OTHER
+        room -= endpoint not in known
+        before = rows.get(name, (0, 0, 0.0))
+        rows[name] = before[0] + requests, before[1] + errors, before[2] + total
+    connection.executemany(
+        "INSERT INTO rollup_endpoint VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+        " requests = requests + excluded.requests, errors = errors + excluded.errors, total = total + excluded.total",
+        [(span, start, name, *sums) for name, sums in rows.items()],
     )
-    return connection.execute(query, values).rowcount > 0
-
-
-def _count_endpoints(connection: Connection, span: int, start: int) -> int:
-    query = "SELECT count(*) FROM rollup_endpoint WHERE span = ? AND start = ?"
-    return int(connection.execute(query, (span, start)).fetchone()[0])
 
 
 # answers
