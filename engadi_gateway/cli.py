@@ -29,7 +29,7 @@ from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.listeners import BindError, allow_open_files, inherited_sockets, notify_systemd, watchdog_interval_s
 from engadi_gateway.offline import Offline, all_faults
-from engadi_gateway.options import parse_duration_s
+from engadi_gateway.parsing import parse_duration_s
 from engadi_gateway.pipeline.identity import make_token
 from engadi_gateway.secret import with_secret
 from engadi_gateway.settings import Settings

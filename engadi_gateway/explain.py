@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from engadi_gateway.errors import Reason, Refusal, RefusedError, rendered
 from engadi_gateway.model import Listener
 from engadi_gateway.net.forward import upstream_request
-from engadi_gateway.options import IpNetwork
+from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Wait
 from engadi_gateway.pipeline.routing import RoutingTable

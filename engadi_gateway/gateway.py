@@ -52,7 +52,7 @@ from engadi_gateway.net.context import LocalReply
 from engadi_gateway.net.deadlines import Ticker
 from engadi_gateway.net.fetch import Fetcher
 from engadi_gateway.net.pool import Pools
-from engadi_gateway.options import IpNetwork
+from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
 from engadi_gateway.pipeline.routing import RoutingTable

@@ -9,7 +9,7 @@ from engadi_gateway.assembly import Compiler, State, head_limits, header_policy,
 from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.explain import explain
 from engadi_gateway.model import Listener
-from engadi_gateway.options import IpNetwork
+from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.routing import RoutingTable
 from engadi_gateway.seed import seed_of, timestamp

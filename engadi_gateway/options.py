@@ -1,145 +1,33 @@
-"""The table of options: every name, its type, default, bounds, environment name and one sentence.
+"""The table of options: every name, its type, default, bounds, environment name, one sentence and the default's reason.
 
-The parsers say what a text means; nothing here reads a file or the environment. `settings` does.
+Nothing here reads a file or the environment; `parsing` says what a text means, and `settings` puts both together.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from engadi_gateway.model import CorsPolicy
+from engadi_gateway.parsing import (
+    one_of,
+    parse_address,
+    parse_bool,
+    parse_duration_s,
+    parse_int,
+    parse_list,
+    parse_networks,
+    parse_optional_url,
+    parse_pairs,
+    parse_size_bytes,
+    parse_sqlite_path,
+    parse_str,
+)
 
-IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-BOOLEANS = {
-    **dict.fromkeys(("true", "yes", "on", "1"), True),
-    **dict.fromkeys(("false", "no", "off", "0"), False),
-}
-_DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE_UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
-_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)")
 #: Of a bucket: beyond this a float no longer counts single requests.
 MAX_REQUESTS = 10_000_000
 SERVICE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
-
-
-def parse_bool(text: str) -> bool:
-    """true/false/yes/no/on/off/1/0 in any case, nothing else."""
-    value = BOOLEANS.get(text.strip().lower())
-    if value is None:
-        raise ValueError("expected one of true, false, yes, no, on, off, 1, 0")
-    return value
-
-
-def parse_int(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,15}", text.strip()):
-        raise ValueError("expected a whole number, 0 or more")
-    return int(text)
-
-
-def parse_duration_s(text: str) -> float:
-    match = _QUANTITY.fullmatch(text.strip().lower())
-    if match is None or match[2] not in _DURATION_UNITS:
-        raise ValueError("expected a duration such as 30, 30s, 250ms, 5m, 1h or 7d")
-    return float(match[1]) * _DURATION_UNITS[match[2]]
-
-
-def parse_size_bytes(text: str) -> int:
-    match = _QUANTITY.fullmatch(text.strip().lower())
-    if match is None or match[2] not in _SIZE_UNITS:
-        raise ValueError("expected a size such as 65536, 64KiB, 10MiB or 1GiB")
-    return int(float(match[1]) * _SIZE_UNITS[match[2]])
-
-
-def parse_str(text: str) -> str:
-    return text.strip()
-
-
-def parse_list(text: str) -> tuple[str, ...]:
-    return tuple(part for part in re.split(r"[,\s]+", text.strip()) if part)
-
-
-def parse_networks(text: str) -> tuple[IpNetwork, ...]:
-    return tuple(ipaddress.ip_network(part, strict=False) for part in parse_list(text))
-
-
-_NO_URL = re.compile(r"[^\x21-\x7e]|%(?![0-9A-Fa-f]{2})")
-_NAME = re.compile(
-    r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?"
-)
-_LONGEST_NAME = 253
-
-
-def parse_url(text: str) -> str:
-    """An http(s) base URL without query, fragment or user; a last slash is cut.
-
-    Its host is an address or a name that can be looked up (RFC 1123 section 2.1; and `_`, of container networks).
-    """
-    url = text.strip()
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("expected http://host[:port][/path] or https://...")
-    if parts.query or parts.fragment or parts.username is not None or _NO_URL.search(url):
-        raise ValueError("a URL without user, query, fragment, white space or a stray %; other than ASCII is encoded")
-    if ":" in parts.hostname:
-        ipaddress.IPv6Address(parts.hostname)
-    elif len(parts.hostname) > _LONGEST_NAME or not _NAME.fullmatch(parts.hostname):
-        raise ValueError(f"no host name: {parts.hostname[:_LONGEST_NAME]}")
-    if parts.port == 0:
-        raise ValueError("no port: 0")
-    return url.rstrip("/")
-
-
-def parse_optional_url(text: str) -> str:
-    return parse_url(text) if text.strip() else ""
-
-
-def parse_address(text: str) -> str:
-    """`host:port`, an IPv6 host in brackets; or nothing."""
-    address = text.strip()
-    host, _, port = address.rpartition(":")
-    is_port = re.fullmatch(r"[0-9]{1,5}", port) is not None and int(port) <= 65535
-    if address and not (is_port and re.fullmatch(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+", host)):
-        raise ValueError("expected host:port, such as 127.0.0.1:8001 or [::1]:8001")
-    return address
-
-
-def parse_sqlite_path(text: str) -> str:
-    """`sqlite:///relative.db`, `sqlite:////absolute.db`, or a bare path; another scheme is a fault."""
-    scheme, separator, path = text.strip().partition("://")
-    if not separator:
-        return text.strip()
-    if scheme.split("+")[0] != "sqlite":
-        raise ValueError(f"only sqlite:/// is supported, not {scheme}://")
-    if not path.startswith("/") or path == "/":
-        raise ValueError("expected sqlite:///relative.db or sqlite:////absolute/path.db")
-    return path[1:]
-
-
-def parse_pairs(text: str) -> tuple[tuple[str, str], ...]:
-    """`claim:Header-Name, ...` as pairs."""
-    pairs = []
-    for part in parse_list(text):
-        left, separator, right = part.partition(":")
-        if not (separator and left and re.fullmatch(r"[A-Za-z0-9-]+", right)):
-            raise ValueError("expected claim:Header-Name, claim:Header-Name")
-        pairs.append((left, right))
-    return tuple(pairs)
-
-
-def one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        word = text.strip()
-        found = {candidate.lower(): candidate for candidate in words}.get(word.lower())
-        if found is None:
-            raise ValueError(f"expected one of {', '.join(words)}")
-        return found
-
-    return parse
 
 
 class Option(NamedTuple):

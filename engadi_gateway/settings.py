@@ -28,9 +28,9 @@ from engadi_gateway.options import (
     SERVICE_NAME,
     Option,
     option_env,
-    parse_url,
     service_env,
 )
+from engadi_gateway.parsing import parse_url
 
 
 @dataclass(frozen=True)

@@ -208,8 +208,8 @@ def test_it_is_told_which_part_of_a_dial_took_too_long() -> None:
         port = silent.sockets[0].getsockname()[1]
         async with silent, a_pool(limits, port=port, tls=ssl.create_default_context()) as (pool, _):
             assert (await asked(pool)).got is Reason.CONNECT_TIMEOUT
-        for writer in held:
-            writer.close()
+            for writer in held:  # whom the server would wait for
+                writer.close()
 
     asyncio.run(run())
 

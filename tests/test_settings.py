@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from engadi_gateway.errors import ConfigurationError, Fault
-from engadi_gateway.options import DEFAULT_SERVICES, OPTIONS, Option, option_env, parse_bool, service_env
+from engadi_gateway.options import DEFAULT_SERVICES, OPTIONS, Option, option_env, service_env
+from engadi_gateway.parsing import parse_bool
 from engadi_gateway.settings import Settings
 
 KEY = "k" * 64

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from engadi_gateway.errors import Fault
 from engadi_gateway.model import LimitMode, LimitType
-from engadi_gateway.options import MAX_REQUESTS, SERVICE_NAME, parse_url
+from engadi_gateway.options import MAX_REQUESTS, SERVICE_NAME
+from engadi_gateway.parsing import parse_url
 from engadi_gateway.pipeline.patterns import parse_pattern
 
 Json = dict[str, Any]

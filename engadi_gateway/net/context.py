@@ -18,7 +18,7 @@ from engadi_gateway.errors import HeaderLine, Reason, Refusal
 from engadi_gateway.net.deadlines import FixedWait, Sweep
 from engadi_gateway.net.pool import Pools
 from engadi_gateway.net.seats import Seats
-from engadi_gateway.options import IpNetwork
+from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
 from engadi_gateway.wire.headers import HeaderPolicy

@@ -153,7 +153,9 @@ class Database:
             files.create(self.path)
             if not self._locks.enter():
                 raise HeldError(f"{self.path}: another process has it open ([server] reuse_port = yes shares it)")
-            connection = sqlite3.connect(self.path, _BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(
+                self.path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False
+            )
         except OSError as error:
             raise _os_error(self.path, error) from None
         except sqlite3.Error as error:
@@ -464,7 +466,7 @@ def _pragma(connection: Connection, text: str) -> Any:
 
 def _read_only(path: str, more: str = "") -> Connection:
     uri = f"{Path(path).absolute().as_uri()}?mode=ro{more}"
-    connection = sqlite3.connect(uri, _BUSY_MS / 1000, uri=True, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(uri, timeout=_BUSY_MS / 1000, uri=True, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA query_only=ON")
         connection.execute("PRAGMA trusted_schema=OFF")

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from engadi_gateway.model import Framing, RequestHead
-from engadi_gateway.options import IpNetwork
+from engadi_gateway.parsing import IpNetwork
 
 PSEUDONYM = b"engadi"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=:-]{1,128}")
