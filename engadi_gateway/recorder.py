@@ -54,11 +54,6 @@ class Recorder:
         """Whether new requests must wait for the request log."""
         return self._can_stall and self._journal.is_full
 
-    @property
-    def waiting(self) -> int:
-        """How many exchanges are not handed over yet."""
-        return len(self._ended) + len(self._rows)
-
     def add(self, exchange: Exchange) -> None:
         """One exchange that is settled."""
         ended = self._ended

@@ -210,7 +210,8 @@ async def rows_that_wait(world: World) -> int:
     world.gateway._recorder.flush()
     for _ in range(2):
         await get(world, AUTH + "/x")
-    return world.gateway._recorder.waiting
+    recorder = world.gateway._recorder
+    return len(recorder._ended) + len(recorder._rows)
 
 
 @contextlib.contextmanager

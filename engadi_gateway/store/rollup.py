@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from engadi_gateway.store.database import Connection
-from engadi_gateway.store.sums import HOUR_MS, MINUTE_MS, Latencies, Span, Sums, value_of
+from engadi_gateway.store.sums import HOUR_MS, MINUTE_MS, Endpoint, Latencies, Span, Sums, add_endpoint, value_of
 
 OTHER = "_OTHER"
 PERCENTILES = (50, 90, 95, 99)
@@ -99,12 +99,10 @@ def _add_endpoints(connection: Connection, span: int, start: int, summed: Span) 
     query = "SELECT endpoint FROM rollup_endpoint WHERE span = ? AND start = ?"
     known = {name for (name,) in connection.execute(query, (span, start))}
     room = MAX_ENDPOINTS[span] - len(known)
-    rows: dict[str, tuple[int, int, float]] = {}
-    for endpoint, (requests, errors, total) in sorted(summed.endpoints.items(), key=lambda item: -item[1][0]):
-        name = endpoint if endpoint in known or room > 0 else OTHER
+    rows: dict[str, Endpoint] = {}
+    for endpoint, sums in sorted(summed.endpoints.items(), key=lambda item: -item[1][0]):
+        add_endpoint(rows, endpoint if endpoint in known or room > 0 else OTHER, sums)
         room -= endpoint not in known
-        before = rows.get(name, (0, 0, 0.0))
-        rows[name] = before[0] + requests, before[1] + errors, before[2] + total
     connection.executemany(
         "INSERT INTO rollup_endpoint VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
         " requests = requests + excluded.requests, errors = errors + excluded.errors, total = total + excluded.total",

@@ -28,6 +28,8 @@ _LONGEST_PATH = 200
 _MOST_PATHS = 10_000
 #: A segment that looks like an id, with the slash before it.
 _ID = re.compile(r"/(?:[0-9]+|[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|[0-9a-fA-F]{16,}|[^/]{40,})(?=/|\Z)")
+#: Requests, errors, sum of latencies in ms.
+Endpoint = tuple[int, int, float]
 _CREATED = itemgetter(LogRow._fields.index("created_at"))
 
 
@@ -82,17 +84,23 @@ class Latencies(NamedTuple):
         )
 
 
+def add_endpoint(endpoints: dict[str, Endpoint], name: str, more: Endpoint) -> None:
+    """Add to what is known of one endpoint."""
+    known = endpoints.get(name)
+    endpoints[name] = more if known is None else (known[0] + more[0], known[1] + more[1], known[2] + more[2])
+
+
 class Span:
     """Sums of a minute or an hour.
 
     counts: (service or "", status, reason) -> requests, bytes in, bytes out. latencies: by service or "".
-    endpoints: name -> requests, errors, sum of latencies.
+    endpoints: by name.
     """
 
     def __init__(self) -> None:
         self.counts: dict[tuple[str, int, str], tuple[int, int, int]] = {}
         self.latencies: dict[str, Latencies] = {}
-        self.endpoints: dict[str, tuple[int, int, float]] = {}
+        self.endpoints: dict[str, Endpoint] = {}
 
     def add(self, other: Span) -> None:
         for key, (requests, bytes_in, bytes_out) in other.counts.items():
@@ -101,9 +109,8 @@ class Span:
         for service, latencies in other.latencies.items():
             known = self.latencies.get(service)
             self.latencies[service] = latencies if known is None else known.plus(latencies)
-        for name, (requests, errors, total) in other.endpoints.items():
-            endpoint = self.endpoints.get(name, (0, 0, 0.0))
-            self.endpoints[name] = endpoint[0] + requests, endpoint[1] + errors, endpoint[2] + total
+        for name, endpoint in other.endpoints.items():
+            add_endpoint(self.endpoints, name, endpoint)
 
 
 class _Minute:
@@ -146,9 +153,8 @@ class _Minute:
             span.latencies[service] = Latencies(len(times), math.fsum(times), min(times), max(times), buckets)
         for (method, template, status), times in self.endpoints.items():
             name = f"{method} {template}" if method else template
-            requests, errors, total = span.endpoints.get(name, (0, 0, 0.0))
-            errors += len(times) if status >= 400 else 0
-            span.endpoints[name] = requests + len(times), errors, total + math.fsum(times)
+            errors = len(times) if status >= 400 else 0
+            add_endpoint(span.endpoints, name, (len(times), errors, math.fsum(times)))
         return span
 
 
