@@ -6,6 +6,7 @@ started. Whatever cannot be had without another product (a plugin, a paid editio
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent.parent
-_FIRST_PORT = 18100
+_PORTS = range(18_100, 32_768)
 #: Requests a second that no limit will stop.
 PLENTY = 1_000_000
 
@@ -94,8 +95,8 @@ class Peer:
 
 
 def free_port() -> int:
-    """A port that nobody has, below those that the kernel gives to clients."""
-    for port in range(_FIRST_PORT, 32_768):
+    """A port that nobody has, below those that the kernel gives to clients; another run beside this one looks elsewhere."""
+    for port in random.sample(_PORTS, len(_PORTS)):
         if port not in _given:
             with socket.socket() as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
