@@ -227,8 +227,8 @@ class RequestHead:
         path: the normalised path; the string that is matched.
         host: for matching: lower case, without port and last dot; "" when HTTP/1.0 sent none.
         authority: the Host value, or the authority of an absolute-form target.
-        lines: header lines to forward as they came, names as they were spelt; hop-by-hop, framing, identity and
-            forwarding fields are gone.
+        fields: the header lines to forward, each with its end, names as they were spelt; hop-by-hop, framing, identity
+            and forwarding fields are gone.
         notes: values of the fields that somebody decides on, by lower-case name; repeats joined with ", ".
         framing, content_length: of the body; NONE has length 0. CLOSE stands for a refused head, whose body's end
             nobody knows.
@@ -242,7 +242,7 @@ class RequestHead:
     path: str
     host: str
     authority: bytes
-    lines: list[tuple[bytes, bytes]]
+    fields: bytes
     notes: dict[bytes, bytes]
     framing: Framing
     content_length: int
@@ -253,4 +253,5 @@ class RequestHead:
 
     def value(self, name: bytes) -> bytes:
         """A forwarded field by its lower-case name, repeats joined with ", "; a search, so not for every request."""
-        return b", ".join(value for spelt, value in self.lines if spelt.lower() == name)
+        lines = [line.partition(b": ") for line in self.fields.split(b"\r\n")]
+        return b", ".join(value for spelt, _, value in lines if spelt.lower() == name)

@@ -24,7 +24,7 @@ def head_of(
         path=path,
         host=host,
         authority=host.encode(),
-        lines=[],
+        fields=b"",
         notes=notes or {},
         framing=Framing.NONE,
         content_length=0,

@@ -130,7 +130,7 @@ def test_a_client_without_an_address_and_a_name_beyond_latin() -> None:
 
 def test_only_what_the_line_shows_is_kept_of_an_exchange() -> None:
     head = head_of(path="/a?key=1")
-    head.lines = [(b"Referer", b"http://h/?sig=2"), (b"USER-AGENT", b"\xe9")]
+    head.fields = b"Referer: http://h/?sig=2\r\nUSER-AGENT: \xe9\r\n"
     head.is_http10 = True
     assert extra_of(exchange_of(head)) == Extra("/a?key=***", "api.example", "1.0", "http://h/?sig=***", "\xe9")
     assert extra_of(exchange_of()) == Extra("/a", "api.example", "1.1", "", "")

@@ -114,7 +114,7 @@ class House:
         """As a connection does: decide, wait, decide again."""
         text = token.decode() if isinstance(token, bytes) else token
         notes = {b"authorization": b"Bearer " + text.encode()}
-        head = RequestHead("GET", b"/a", "/a", "x", b"x", [], notes, Framing.NONE, 0, False, False, True, b"")
+        head = RequestHead("GET", b"/a", "/a", "x", b"x", b"", notes, Framing.NONE, 0, False, False, True, b"")
         exchange = Exchange(head, "id", self.clock.now, self.clock.wall, Pipeline((), 1))
         exchange.route = Route("r", "/a", "content")
         for _ in range(5):

@@ -184,7 +184,7 @@ def test_the_last_hop_of_options(method: str, value: bytes | None, is_last: bool
 
 def test_the_upstreams_head_whole() -> None:
     head = head_of("POST")
-    head.lines = [(b"Cookie", b"a"), (b"X", b"\xe4"), (b"Cookie", b"b")]
+    head.fields = b"Cookie: a\r\nX: \xe4\r\nCookie: b\r\n"
     head.content_length = 5
     raw = upstream_head(head, b"/b?c", b"origin:1", b"Via: 1.1 e\r\n", Framing.LENGTH)
     assert raw == (

@@ -82,7 +82,7 @@ def word(verdict: Identity | Refusal | Wait | None) -> str:
 
 def exchange_of(authorization: bytes | None, route: Route | None = PROTECTED, wall: float = WALL) -> Exchange:
     notes = {} if authorization is None else {b"authorization": authorization}
-    head = RequestHead("GET", b"/a", "/a", "x", b"x", [], notes, Framing.NONE, 0, False, False, True, b"")
+    head = RequestHead("GET", b"/a", "/a", "x", b"x", b"", notes, Framing.NONE, 0, False, False, True, b"")
     exchange = Exchange(head, "id", 0.0, wall, Pipeline((), 1))
     exchange.route = route
     return exchange

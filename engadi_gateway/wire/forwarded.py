@@ -117,14 +117,13 @@ def upstream_head(
         own: forwarding, identity and trace lines of the gateway, each with its line end.
         framing: LENGTH, CHUNKED or NONE.
     """
-    lines = b"".join([b"%b: %b\r\n" % line for line in head.lines])
     last = b""
     if framing is _CHUNKED:
         last = b"Transfer-Encoding: chunked\r\n"
     elif framing is not _NONE or head.method in _BODY_METHODS:
         last = b"Content-Length: %d\r\n" % head.content_length
     method = head.method.encode("ascii")
-    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%b%b\r\n" % (method, target, host, lines, own, last)
+    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%b%b\r\n" % (method, target, host, head.fields, own, last)
 
 
 @lru_cache(maxsize=4096)

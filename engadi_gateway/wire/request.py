@@ -19,8 +19,9 @@ from engadi_gateway.wire.target import normalise
 
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
 _END = b"\r\n\r\n"
-#: h11 takes most of them in values (RFC 9110 section 5.5: only where it is safe; nobody knows what reads them next).
-_CONTROLS = bytes(code for code in (*range(0x20), 0x7F) if code not in b"\t\r\n")
+#: Makes control characters spaces, so that one comparison finds them. h11 takes most of them in values (RFC 9110
+#: section 5.5: only where it is safe; nobody knows what reads them next).
+_TAME = bytes(0x20 if (code < 0x20 and code not in b"\t\r\n") or code == 0x7F else code for code in range(256))
 #: RFC 9112 section 5.2 has folded lines refused or joined; joined, somebody before us may have read two lines.
 _FOLD = re.compile(rb"\n[ \t]")
 _BLANK_LINES = re.compile(rb"(?:\r\n)+")
@@ -79,7 +80,7 @@ def first_head(data: bytes, limits: HeadLimits) -> bytes | None:
     head = data[: end + 4]  # the same object where that is all
     if head.count(b"\n") != head.count(b"\r\n"):
         raise _refused(Reason.BAD_REQUEST, "line end without CR")
-    if head.translate(None, _CONTROLS) != head:
+    if head.translate(_TAME) != head:
         raise _refused(Reason.BAD_REQUEST, "control character in the head")
     return head
 
@@ -155,7 +156,7 @@ def _head_of(request: h11.Request, limits: HeadLimits, policy: HeaderPolicy) -> 
     method = request.method
     if method in {b"CONNECT", b"TRACE"} or not method.isupper():  # `get` is another than GET, but not to everybody
         raise _refused(Reason.NOT_IMPLEMENTED, "CONNECT, TRACE and methods in lower case are not served")
-    lines, notes = scan(raw_lines, policy)
+    fields, notes = scan(raw_lines, policy)
     target = normalise(request.target, method)
     authority = notes.get(b"host", b"")
     host = _host_for_matching(authority, is_http10)  # checked even where the target's own authority replaces it
@@ -170,7 +171,7 @@ def _head_of(request: h11.Request, limits: HeadLimits, policy: HeaderPolicy) -> 
         target.path,
         host,
         authority,
-        lines,
+        fields,
         notes,
         framing,
         length,
@@ -191,7 +192,7 @@ def _incoherent(request: h11.Request) -> RequestHead:
         path=path,
         host="",
         authority=b"",
-        lines=[],
+        fields=b"",
         notes={b"origin": origins[0]} if len(origins) == 1 else {},
         framing=Framing.CLOSE,
         content_length=0,

@@ -1,4 +1,4 @@
-"""What upstreams send: one strict expression over the whole head, one pass over its lines.
+"""What upstreams send: a few looks at the whole head, one pass over its lines; names and start lines are remembered.
 
 An upstream is trusted less than it deserves: folding, bare CR or LF, NUL, conflicting lengths, unknown codings are
 refused, so that what passes here every client reads the same way (RFC 9112 sections 5.2, 6.3). Either h11 agrees with
@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 from engadi_gateway.model import Framing
 
-#: Possessive throughout: no head makes it try twice.
-_HEAD = re.compile(
-    rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*+))?\r\n"
-    rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n"
-)
-_DIGITS = re.compile(rb"[0-9]{1,18}")
+_START_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: (.*))?", re.DOTALL)
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+#: What no head may hold, besides a CR or LF that is no line's end, becomes a space: one comparison finds all of them.
+_TAME = bytes(0x20 if (code < 0x20 and code not in b"\t\r\n") or code == 0x7F else code for code in range(256))
+_MAX_LENGTH_DIGITS = 18
 
 
 class MalformedReplyError(Exception):
@@ -28,6 +27,7 @@ class MalformedReplyError(Exception):
 _KEEP, _LENGTH, _DROP, _CODING, _CONNECTION, _DATE, _UPGRADE, _CORS, _RATE = range(9)
 _CLOSE = Framing.CLOSE
 _NO_TOKENS: frozenset[bytes] = frozenset()
+_END = [b"", b""]
 
 _TABLE: dict[bytes, int] = {
     b"content-length": _LENGTH,
@@ -49,16 +49,36 @@ _TABLE: dict[bytes, int] = {
     b"x-ratelimit-reset": _RATE,
 }
 _MEMO_SIZE = 1024
+_MEMO_LINE_BYTES = 64
 
 
 class _Names(dict[bytes, int]):
+    """What is done with a field, by its name as it is spelt; a name is checked when it is first seen."""
+
     def __missing__(self, name: bytes) -> int:
+        if _NAME.fullmatch(name) is None:
+            raise MalformedReplyError("malformed head")
         if len(self) >= _MEMO_SIZE:
             self.clear()
         lower = name.lower()
         default = _CORS if lower.startswith(b"access-control-") else _KEEP
         field = self[name] = _TABLE.get(lower, default)
         return field
+
+
+class _Starts(dict[bytes, tuple[bool, int, bytes]]):
+    """Start lines: whether it is HTTP/1.1, status, phrase. There are few of them, so each is read once."""
+
+    def __missing__(self, line: bytes) -> tuple[bool, int, bytes]:
+        match = _START_LINE.fullmatch(line)
+        if match is None:
+            raise MalformedReplyError("malformed head")
+        start = match[1] == b"1", int(match[2]), match[3] or b""
+        if len(self) >= _MEMO_SIZE:
+            self.clear()
+        if len(line) <= _MEMO_LINE_BYTES:
+            self[line] = start
+        return start
 
 
 @dataclass(slots=True)
@@ -89,6 +109,7 @@ class ReplyParser:
 
     def __init__(self, drops_cors: bool = False, drops_rate: bool = False) -> None:
         self._names = _Names()
+        self._starts = _Starts()
         self._dropped = frozenset(
             field for field, is_dropped in ((_CORS, drops_cors), (_RATE, drops_rate)) if is_dropped
         )
@@ -99,35 +120,43 @@ class ReplyParser:
         Raises:
             MalformedReplyError: anything that two readers could read differently.
         """
-        match = _HEAD.fullmatch(raw)
-        if match is None:
+        every = raw.split(b"\r\n")
+        ends = len(every) - 1
+        if raw.translate(_TAME) != raw or raw.count(b"\n") != ends or raw.count(b"\r") != ends or every[-2:] != _END:
             raise MalformedReplyError("malformed head")
-        minor, code, phrase, block = match.groups()
-        status = int(code)
+        is_http11, status, phrase = self._starts[every[0]]
         lines: list[bytes] = []
         special: dict[int, bytes] = {}
-        names = self._names
-        for line in block.split(b"\r\n"):
-            if not line:
-                break  # behind the last one
-            field = names[line[: line.index(b":")]]
-            if field == _KEEP:  # the usual case first
-                lines.append(line)
-            elif field == _LENGTH and _LENGTH not in special:  # and the next usual one
-                special[_LENGTH] = line[line.index(b":") + 1 :].strip(b" \t")
-            elif field != _DROP:
-                self._special(field, line, lines, special)
-        tokens = self._connection(special, lines) if _CONNECTION in special else _NO_TOKENS
-        framing, length = _framing(special, status, method)
-        is_reusable = (
-            framing is not _CLOSE
-            and b"close" not in tokens
-            and (minor == b"1" or b"keep-alive" in tokens)
-            and not (_CODING in special and (_LENGTH in special or minor == b"0"))
-        )
-        has_date = _DATE in special and b"date" not in tokens
-        upgrade = special.get(_UPGRADE, b"")
-        return ReplyHead(status, phrase or b"", lines, framing, length, is_reusable, has_date, upgrade)
+        names, sent, has_date = self._names, None, False
+        try:
+            for line in every[1:-2]:  # long-hand, the usual cases first: this runs for each line of each reply
+                field = names[line[: line.index(b":")]]
+                if field == _KEEP:
+                    lines.append(line)
+                elif field == _LENGTH:
+                    sent = _length(line, sent)
+                elif field == _DATE:
+                    lines.append(line)
+                    has_date = True
+                elif field != _DROP:
+                    self._special(field, line, lines, special)
+        except ValueError:
+            raise MalformedReplyError("malformed head") from None
+        coding = special.get(_CODING)
+        framing, length = _framing(coding, sent, status, method)
+        is_reusable = is_http11 and framing is not _CLOSE
+        upgrade = b""
+        if special:
+            tokens = self._connection(special, lines) if _CONNECTION in special else _NO_TOKENS
+            is_reusable = (
+                framing is not _CLOSE
+                and b"close" not in tokens
+                and (is_http11 or b"keep-alive" in tokens)
+                and not (coding is not None and (sent is not None or not is_http11))
+            )
+            has_date = has_date and b"date" not in tokens
+            upgrade = special.get(_UPGRADE, b"")
+        return ReplyHead(status, phrase, lines, framing, length, is_reusable, has_date, upgrade)
 
     def _special(self, field: int, line: bytes, lines: list[bytes], special: dict[int, bytes]) -> None:
         if field in {_CORS, _RATE}:
@@ -135,11 +164,7 @@ class ReplyParser:
                 lines.append(line)
             return
         value = line[line.index(b":") + 1 :].strip(b" \t")
-        if field == _DATE:
-            lines.append(line)
-        elif field in special:
-            value = _repeated(field, special[field], value)
-        special[field] = value
+        special[field] = special[field] + b", " + value if field in special else value
 
     @staticmethod
     def _connection(special: dict[int, bytes], lines: list[bytes]) -> frozenset[bytes]:
@@ -150,18 +175,16 @@ class ReplyParser:
         return tokens
 
 
-def _repeated(field: int, first: bytes, second: bytes) -> bytes:
-    if field == _LENGTH:
-        if first != second:
-            raise MalformedReplyError("conflicting lengths")
-        return first
-    return first + b", " + second
+def _length(line: bytes, before: bytes | None) -> bytes:
+    value = line[line.index(b":") + 1 :].strip(b" \t")
+    if before is not None and value != before:
+        raise MalformedReplyError("conflicting lengths")
+    return value
 
 
-def _framing(special: dict[int, bytes], status: int, method: str) -> tuple[Framing, int]:
+def _framing(coding: bytes | None, sent: bytes | None, status: int, method: str) -> tuple[Framing, int]:
     """RFC 9112 section 6.3, in its order; -1 for a length that was not sent."""
-    coding, sent = special.get(_CODING), special.get(_LENGTH)
-    if sent is not None and not _DIGITS.fullmatch(sent):
+    if sent is not None and not (sent.isdigit() and len(sent) <= _MAX_LENGTH_DIGITS):
         raise MalformedReplyError("bad length")
     if coding is not None and coding.lower() != b"chunked":
         raise MalformedReplyError("unknown coding")

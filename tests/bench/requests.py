@@ -1,7 +1,7 @@
 """What the load asks for: no two requests are the same, and each answer can be told from every other.
 
-URL, user, token, trace, cookie and User-Agent change from request to request, because a server that remembers whole
-heads would look fast under a load that repeats itself. The bare forms get the same bytes as the full ones.
+URL, user, token, trace, cookie, User-Agent, and which header lines there are in which order change from request to
+request, because a server that remembers whole heads would look fast under a load that repeats itself. The bare forms get the same bytes as the full ones.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice, permutations
 
 from tests.bench.upstream import REPLY_BYTES, body_of
 
@@ -21,10 +22,23 @@ ORIGIN = "https://app.test"
 #: A token of more users than these is made when it is needed (3 us), not before.
 _MOST_PREPARED = 10_000
 _EXPIRES = 4_000_000_000
-_AGENTS = tuple(f"Mozilla/5.0 (X11; Linux x86_64; rv:{number}.0) Gecko/20100101 bench/{number}" for number in range(16))
+#: What clients differ in, besides their users: each of these kinds has lines, an order and a name of its own.
+_KINDS = tuple(
+    b"User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:%d.0) Gecko/20100101 bench/%d\r\n%b%b" % (number, number, *lines)
+    for number, lines in enumerate(
+        islice(
+            permutations(
+                (b"Accept: application/json\r\n", b"Accept-Encoding: gzip, br\r\n", b"Accept-Language: de\r\n",
+                 b"Pragma: no-cache\r\n", b"Sec-Fetch-Mode: cors\r\n"),
+                2,
+            ),
+            16,
+        )
+    )
+)  # fmt: skip
 _HEAD = (
-    b"%b /api/v1/content/r%05d/%d?id=%b%b HTTP/1.1\r\nHost: bench.test\r\nUser-Agent: %b\r\n"
-    b"Accept: application/json\r\nAccept-Encoding: gzip, br\r\nOrigin: " + ORIGIN.encode() + b"\r\n"
+    b"%b /api/v1/content/r%05d/%d?id=%b%b HTTP/1.1\r\nHost: bench.test\r\n%b"
+    b"Origin: " + ORIGIN.encode() + b"\r\n"
     b"Authorization: Bearer %b\r\nCookie: session=%016x\r\ntraceparent: 00-%032x-%016x-01\r\n%b\r\n"
 )
 _UPLOAD = b"Content-Type: application/octet-stream\r\nContent-Length: %d\r\n"
@@ -82,7 +96,6 @@ class Requests:
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
         self._token = _prepared(shape.users)
-        self._agents = [agent.encode() for agent in _AGENTS]
         self._method = b"POST" if shape.upload_bytes else b"GET"
         self._length = b"" if shape.reply_bytes == REPLY_BYTES else b"&n=%d" % shape.reply_bytes
         self._upload = _UPLOAD % shape.upload_bytes if shape.upload_bytes else b""
@@ -97,7 +110,7 @@ class Requests:
         if shape.addresses:
             extra += b"X-Forwarded-For: %b\r\n" % _address(number % shape.addresses)
         head = _HEAD % (
-            self._method, number % shape.spread, number, mark, self._length, self._agents[number & 15],
+            self._method, number % shape.spread, number, mark, self._length, _KINDS[number & 15],
             self._token(number % shape.users), number * _STEP_64 & 0xFFFFFFFFFFFFFFFF,
             number * _STEP_128 & (1 << 128) - 1, number * _STEP_64 & 0xFFFFFFFFFFFFFFFF, extra,
         )  # fmt: skip

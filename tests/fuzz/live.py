@@ -169,7 +169,8 @@ class World:
         elif not marks and (reply.status >= 400 or reply.status == 204):
             is_right = True  # the gateway's own, or the upstream's to a request whose mark was bent away
         else:
-            sent = [value.decode("latin-1") for name, value in head.lines if name.lower() == MARK.encode()]
+            lines = [line.partition(": ") for line in head.fields.decode("latin-1").split("\r\n")]
+            sent = [value for name, _, value in lines if name.lower() == MARK]
             text = self._text(head, sent, intake.bodies[number])
             body = reply.body.rstrip(b" ") if head.method != "HEAD" and reply.status == 200 else text
             is_right = marks == sent and (body == text or (not reply.is_whole and text.startswith(body)))
