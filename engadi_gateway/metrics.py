@@ -6,19 +6,25 @@ ids, known methods, the closed reasons; never a path, a user or an address.
 
 from __future__ import annotations
 
-import bisect
 import os
 import resource
 import time
-from collections import defaultdict
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from engadi_gateway.errors import Reason
 from engadi_gateway.model import LogRow
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_BUCKETS_MS = tuple(limit * 1000 for limit in BUCKETS_S)
+_LABELS_OF = itemgetter(*map(LogRow._fields.index, ("route_id", "method", "status_code", "reason")))
+_TIMES_OF = itemgetter(
+    *map(LogRow._fields.index, ("route_id", "response_time", "target_service", "attempts", "upstream_time"))
+)
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -33,9 +39,9 @@ class Histogram:
         self.counts = [0] * (len(BUCKETS_S) + 1)
         self.total_s = 0.0
 
-    def add(self, seconds: float) -> None:
-        self.counts[bisect.bisect_left(BUCKETS_S, seconds)] += 1
-        self.total_s += seconds
+    def add(self, duration_ms: float) -> None:
+        self.counts[bisect_left(_BUCKETS_MS, duration_ms)] += 1
+        self.total_s += duration_ms / 1000
 
 
 class Metrics:
@@ -50,19 +56,21 @@ class Metrics:
         self.unread: dict[str, int] = defaultdict(int)
 
     def observe(self, rows: list[LogRow]) -> None:
-        """Count settled rows. On the event loop for each of them: about a microsecond a row."""
-        requests, durations, attempts, upstream = self.requests, self.durations, self.attempts, self.upstream
-        for row in rows:
-            route = row.route_id or ""
-            method = row.method if row.method in _METHODS else "_OTHER"
-            requests[route, method, row.status_code, row.reason] += 1
-            durations[route].add(row.response_time / 1000)
-            if row.attempts:
-                service = row.target_service or ""
-                attempts[service, "first"] += 1
-                attempts[service, "retry"] += row.attempts - 1
-                if row.upstream_time is not None:
-                    upstream[service].add(row.upstream_time / 1000)
+        """Count settled rows, most of them at once: on the event loop each takes less than a microsecond."""
+        durations, attempts, upstream = self.durations, self.attempts, self.upstream
+        for (route, method, status, reason), count in Counter(map(_LABELS_OF, rows)).items():
+            self.requests[route or "", method if method in _METHODS else "_OTHER", status, reason] += count
+        tried: defaultdict[str | None, list[tuple[int, float | None]]] = defaultdict(list)
+        for route, response_ms, service, count, upstream_ms in map(_TIMES_OF, rows):
+            durations[route or ""].add(response_ms)
+            if count:
+                tried[service].append((count, upstream_ms))
+        for service, tries in tried.items():
+            attempts[service or "", "first"] += len(tries)
+            attempts[service or "", "retry"] += sum(count for count, _ in tries) - len(tries)
+            for _, upstream_ms in tries:
+                if upstream_ms is not None:
+                    upstream[service or ""].add(upstream_ms)
 
     def unreadable(self, reason: Reason) -> None:
         """Count a head that never became an exchange."""

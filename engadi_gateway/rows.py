@@ -23,7 +23,7 @@ def rows_of(ended: list[Exchange], *, truncates_ip: bool) -> list[LogRow]:
             identity.user_id if identity is not None else None,
             truncated(exchange.client_ip) if truncates_ip else exchange.client_ip,
             exchange.status,
-            round((exchange.ended - exchange.now) * 1000, 3),
+            int((exchange.ended - exchange.now) * 1e6 + 0.5) / 1000,  # `round` takes three times as long
             exchange.error_message or exchange.observed or "",
             int(exchange.wall * 1000),
             refusal.code if refusal is not None and refusal.reason is reason else reason.code,
@@ -31,7 +31,7 @@ def rows_of(ended: list[Exchange], *, truncates_ip: bool) -> list[LogRow]:
             exchange.attempts,
             exchange.bytes_in,
             exchange.bytes_out,
-            None if upstream_s is None else round(upstream_s * 1000, 3),
+            None if upstream_s is None else int(upstream_s * 1e6 + 0.5) / 1000,
             exchange.pipeline.revision,
         )
         rows.append(_MAKE_ROW(LogRow, fields))

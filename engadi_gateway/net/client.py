@@ -62,6 +62,10 @@ class State(Enum):
     CLOSED = auto()
 
 
+#: A member of an enumeration costs 45 ns each time that it is looked up in its class, and a request asks for twenty.
+_HEAD, _DECIDING, _BODY, _REPLY, _SPLICED, _LINGER, _CLOSED = State
+
+
 def _head_lines(data: bytes) -> int:
     """Lines of the first head, as far as it is there."""
     end = data.find(b"\r\n\r\n")
@@ -93,7 +97,7 @@ class ClientConnection(asyncio.Protocol):
         self._scheme = listener.scheme.encode("ascii")
         self._connections = connections
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self.state = State.HEAD
+        self.state = _HEAD
         self._peer = peer
         self._buffer = b""  # never changed in place: most requests come whole, and are read where they are
         self._exchange: Exchange | None = None
@@ -131,7 +135,7 @@ class ClientConnection(asyncio.Protocol):
         context.idle.add(self, time.monotonic())
 
     def data_received(self, data: bytes) -> None:
-        if self.state is State.HEAD:
+        if self.state is _HEAD:
             buffer = self._buffer = self._buffer + data if self._buffer else data
             if len(buffer) > _MAX_PIPELINED_BYTES:
                 self._set_reading(False)
@@ -145,12 +149,12 @@ class ClientConnection(asyncio.Protocol):
 
     def _more(self, data: bytes) -> None:
         state = self.state
-        if state is State.BODY:
+        if state is _BODY:
             self._body_bytes(data)
-        elif state is State.SPLICED:
+        elif state is _SPLICED:
             assert self._handler is not None
             self._handler.body(data)
-        elif state is State.LINGER:
+        elif state is _LINGER:
             self._lingered += len(data)
             if self._lingered > _LINGER_BYTES:
                 self.abort()
@@ -164,7 +168,7 @@ class ClientConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        state, self.state = self.state, State.CLOSED
+        state, self.state = self.state, _CLOSED
         context = self._context
         self._connections.discard(self)
         context.idle.discard(self)
@@ -174,12 +178,12 @@ class ClientConnection(asyncio.Protocol):
         handler, self._handler = self._handler, None
         if self._deciding is not None:
             self._deciding.cancel()
-        if handler is not None and state is State.SPLICED:
+        if handler is not None and state is _SPLICED:
             handler.splice_ended_by_client()
         elif handler is not None:
             handler.client_gone()
         if self._exchange is not None:
-            if state is not State.SPLICED:
+            if state is not _SPLICED:
                 self._exchange.reason = Reason.CLIENT_CLOSED
                 self._exchange.status = Reason.CLIENT_CLOSED.status
             self._settle()
@@ -198,7 +202,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_write_paused = False
         if self._handler is not None:
             self._handler.client_resumed()
-        elif self.state is State.HEAD:
+        elif self.state is _HEAD:
             self._context.flights.discard(self)
             self._next()
 
@@ -212,7 +216,7 @@ class ClientConnection(asyncio.Protocol):
     def read_head(self, now: float) -> bool:
         """Parse one head; whether there is something to decide on."""
         self._is_queued = False
-        if self.state is not State.HEAD:
+        if self.state is not _HEAD:
             return False
         buffer, context = self._buffer, self._context
         if buffer[:1] == b"\r":
@@ -245,14 +249,16 @@ class ClientConnection(asyncio.Protocol):
         self._requests += 1
         who = self._who = resolve_client(self._peer, self._scheme, head, context.trusted)
         pipeline = context.admin_pipeline if self._listener.is_admin else context.pipeline
-        request_id = given_request_id(self._peer, head, context.trusted) or context.ids.next()
+        notes = head.notes
+        given_id = given_request_id(self._peer, head, context.trusted) if b"x-request-id" in notes else ""
+        request_id = given_id or context.ids.next()
         exchange = self._exchange = Exchange(head, request_id, now, wall, pipeline)
         exchange.listener = self._listener
         exchange.peer_ip = self._peer
         exchange.client_ip = who.address
         exchange.reply_lines.append(b"X-Request-ID: " + request_id.encode("ascii"))
-        self.state = State.DECIDING
-        if refusal is not None or is_loop(head, context.instance):
+        self.state = _DECIDING
+        if refusal is not None or (b"via" in notes and is_loop(head, context.instance)):
             exchange.refusal = refusal or Refusal(Reason.LOOP)
         wait = pipeline.decide(exchange)
         if wait is not None:
@@ -287,7 +293,7 @@ class ClientConnection(asyncio.Protocol):
             if wait is not None:
                 exchange.refusal = Refusal(Reason.AUTH_UNAVAILABLE)
             self._deciding = None
-            if self.state is State.DECIDING:
+            if self.state is _DECIDING:
                 self.act()
         except Exception:
             self._deciding = None
@@ -302,13 +308,13 @@ class ClientConnection(asyncio.Protocol):
             self._answer_unread(refusal)
             return
         exchange = self._exchange
-        if exchange is None or self.state is not State.DECIDING:
+        if exchange is None or self.state is not _DECIDING:
             return
         if exchange.refusal is not None:
             self.refuse(exchange, exchange.refusal)
             return
         head = exchange.head
-        if is_last_hop(head):
+        if b"max-forwards" in head.notes and is_last_hop(head):
             self.refuse(exchange, Refusal(Reason.OPTIONS))
             return
         body, is_complete = b"", True
@@ -318,7 +324,7 @@ class ClientConnection(asyncio.Protocol):
             except RefusedError as error:
                 self.refuse(exchange, error.refusal)
                 return
-        self.state = State.REPLY if is_complete else State.BODY
+        self.state = _REPLY if is_complete else _BODY
         if not is_complete:
             self._await_body(head, has_begun=bool(body))
         handler = self._handler = (LocalCall if exchange.is_local else Forward)(self._context, self, exchange)
@@ -366,7 +372,7 @@ class ClientConnection(asyncio.Protocol):
             handler.body(body)
         if reader.is_complete and self._handler is handler:
             self._buffer += rest + later
-            self.state = State.REPLY
+            self.state = _REPLY
             handler.body_end()
 
     def _feed_later_on(self) -> None:
@@ -375,7 +381,7 @@ class ClientConnection(asyncio.Protocol):
         self._batch.later(self._feed_later)
 
     def _feed_later(self) -> None:
-        if self.state is not State.BODY or self.is_upload_paused or not self._later:
+        if self.state is not _BODY or self.is_upload_paused or not self._later:
             return
         later, self._later = self._later, b""
         self.data_received(later)
@@ -394,7 +400,7 @@ class ClientConnection(asyncio.Protocol):
             self._set_reading(True)
 
     def _set_reading(self, is_reading: bool) -> None:
-        if is_reading != self._is_reading and self.state is not State.CLOSED:
+        if is_reading != self._is_reading and self.state is not _CLOSED:
             self._is_reading = is_reading
             if is_reading:
                 self._transport.resume_reading()
@@ -450,9 +456,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _swallow_body(self, exchange: Exchange) -> bool:
         """Whether the request is behind us: a body that came whole with its head is thrown away."""
-        if self.state is State.REPLY:
+        if self.state is _REPLY:
             return True
-        if self.state is State.DECIDING:
+        if self.state is _DECIDING:
             if self._body is None:  # there is none, or nobody knows how it ends
                 return exchange.head.framing is Framing.NONE
             try:
@@ -470,7 +476,7 @@ class ClientConnection(asyncio.Protocol):
         if self._is_closing or not is_clean:
             self._finish(is_clean=is_clean)
             return
-        self.state = State.HEAD
+        self.state = _HEAD
         self._body = None
         self.is_upload_paused = False
         if not self._is_reading:
@@ -510,14 +516,14 @@ class ClientConnection(asyncio.Protocol):
         """Close; where bytes of the client may still be on their way, half-close and read them off first."""
         self._context.idle.discard(self)
         self._context.heads.discard(self)
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return
         if is_clean and not self._buffer:
-            self.state = State.LINGER
+            self.state = _LINGER
             self._transport.close()
             self._expire_in(self._context.timeouts.write_s)
             return
-        self.state = State.LINGER
+        self.state = _LINGER
         self._buffer = b""
         self._later = b""
         self.is_upload_paused = False
@@ -539,8 +545,8 @@ class ClientConnection(asyncio.Protocol):
         """Cut: the client must see that it is not whole."""
         self._handler = None
         self._settle()
-        if self.state is not State.CLOSED:
-            self.state = State.LINGER
+        if self.state is not _CLOSED:
+            self.state = _LINGER
             self._break_off(is_partial=True)
 
     def _break_off(self, *, is_partial: bool) -> None:
@@ -574,7 +580,7 @@ class ClientConnection(asyncio.Protocol):
     # upgrades
 
     def switched(self) -> None:
-        self.state = State.SPLICED
+        self.state = _SPLICED
         self._set_reading(True)  # what came before the 101 may have filled the buffer
         if self._buffer and self._handler is not None:
             data, self._buffer = self._buffer, b""
@@ -590,7 +596,7 @@ class ClientConnection(asyncio.Protocol):
 
     def timed_out(self, now: float) -> None:
         """The queue of heads, or of the idle, found this one late: 408 where a head had begun, else just close."""
-        if self.state is not State.HEAD:
+        if self.state is not _HEAD:
             return
         if self._buffer:
             self._context.upcalls.unreadable(Reason.CLIENT_TIMEOUT)
@@ -600,7 +606,7 @@ class ClientConnection(asyncio.Protocol):
 
     def close_if_idle(self) -> bool:
         """Whether nothing is under way here, so that it was closed. A request in the socket would be lost by that."""
-        if self.state is not State.HEAD or self._buffer or _has_unread(self._transport):
+        if self.state is not _HEAD or self._buffer or _has_unread(self._transport):
             return False
         self._finish(is_clean=True)
         return True
@@ -609,13 +615,13 @@ class ClientConnection(asyncio.Protocol):
         """Whether this one goes for somebody else: the idle lose nothing, and an unfinished head is no request yet."""
         if self._transport.get_write_buffer_size():
             return self.close_if_idle()  # a reply is still on its way
-        if self.state is not State.HEAD or (not self._buffer and _has_unread(self._transport)):
+        if self.state is not _HEAD or (not self._buffer and _has_unread(self._transport)):
             return False
         if self._buffer:
             self._context.upcalls.unreadable(Reason.OVERLOADED)
         self._context.idle.discard(self)
         self._context.heads.discard(self)
-        self.state = State.LINGER
+        self.state = _LINGER
         self._transport.abort()
         return True
 

@@ -368,11 +368,7 @@ class Routing:
         method = head.method
         if head.path == "*":
             return Refusal(Reason.OPTIONS)  # the server as a whole (RFC 9110 section 9.3.7)
-        asked = None
-        if method == "OPTIONS":
-            if head.path == "*":
-                return Refusal(Reason.OPTIONS)  # about the gateway as a whole (RFC 9110 section 9.3.7)
-            asked = self._preflight_method(head.notes)
+        asked = self._preflight_method(head.notes) if method == "OPTIONS" else None
         if exchange.trace is not None:
             exchange.trace["method"] = asked or method
         found = self._find(exchange, asked or method)

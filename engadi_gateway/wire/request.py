@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import h11
 
-from engadi_gateway.errors import Reason, Refusal, RefusedError
+from engadi_gateway.errors import HeaderLine, Reason, Refusal, RefusedError
 from engadi_gateway.model import Framing, RequestHead
 from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
 from engadi_gateway.wire.headers import HeaderPolicy, connection_tokens, scan
@@ -31,6 +32,9 @@ _CHUNK_ALLOWANCE_BYTES = 20
 _CHUNKS_AT_ONCE = 16
 _FIRST_SHARE_BYTES = 1024
 _SHARE_BYTES = (128, 65536)
+#: Methods and hosts are few; what strangers invent must not fill memory.
+_MEMO_SIZE = 256
+_NO_BODY = Framing.NONE
 #: Of a target that is refused, so much stands in the log.
 _SHOWN_PATH_BYTES = 1024
 
@@ -78,7 +82,7 @@ def first_head(data: bytes, limits: HeadLimits) -> bytes | None:
         _check_unfinished(data, limits)
         return None
     head = data[: end + 4]  # the same object where that is all
-    if head.count(b"\n") != head.count(b"\r\n"):
+    if head.count(b"\r\n") != len(head.split(b"\n")) - 1:  # which takes half the time of counting them
         raise _refused(Reason.BAD_REQUEST, "line end without CR")
     if head.translate(_TAME) != head:
         raise _refused(Reason.BAD_REQUEST, "control character in the head")
@@ -123,18 +127,19 @@ def parse_head(
         raise _of_h11(error) from None
     if type(request) is not h11.Request:
         raise _refused(Reason.BAD_REQUEST, "not a request")
-    if raw.count(b"\n") != len(request.headers) + 2 and _FOLD.search(raw):  # the count alone costs less
+    lines = request.headers.raw_items()
+    if raw.count(b"\r\n") != len(lines) + 2 and _FOLD.search(raw):  # the count alone costs less
         raise _refused(Reason.BAD_REQUEST, "folded header line")
     try:
-        head = _head_of(request, limits, policy)
+        head = _head_of(request, lines, limits, policy)
     except RefusedError as error:
         raise RefusedHeadError(error.refusal, _incoherent(request)) from None
     if b"expect" in head.notes and head.notes[b"expect"].lower() != b"100-continue" and not head.is_http10:
         raise RefusedHeadError(Refusal(Reason.EXPECTATION_FAILED, "only 100-continue is understood"), head)
+    if head.framing is _NO_BODY:
+        return head, None
     if head.content_length > max_body_bytes > 0:
         raise RefusedHeadError(Refusal(Reason.BODY_TOO_LARGE, f"longer than {max_body_bytes} bytes"), head)
-    if head.framing is Framing.NONE:
-        return head, None
     is_chunked = head.framing is Framing.CHUNKED
     return head, ChunkedBody(connection, max_body_bytes) if is_chunked else CountedBody(head.content_length)
 
@@ -144,8 +149,9 @@ def _of_h11(error: h11.RemoteProtocolError) -> RefusedError:
     return _refused(reasons.get(error.error_status_hint, Reason.BAD_REQUEST), "malformed request head")
 
 
-def _head_of(request: h11.Request, limits: HeadLimits, policy: HeaderPolicy) -> RequestHead:
-    raw_lines = request.headers.raw_items()
+def _head_of(
+    request: h11.Request, raw_lines: list[HeaderLine], limits: HeadLimits, policy: HeaderPolicy
+) -> RequestHead:
     if len(raw_lines) > limits.max_header_lines:
         raise _refused(Reason.HEADERS_TOO_LARGE, f"more than {limits.max_header_lines} header lines")
     if len(request.target) > limits.max_target_bytes:
@@ -153,33 +159,30 @@ def _head_of(request: h11.Request, limits: HeadLimits, policy: HeaderPolicy) -> 
     is_http10 = request.http_version == b"1.0"
     if not is_http10 and request.http_version != b"1.1":
         raise _refused(Reason.VERSION_UNSUPPORTED, "HTTP/1.1 and HTTP/1.0 are spoken here")
-    method = request.method
+    method = _method(request.method)
+    fields, notes = scan(raw_lines, policy)
+    target, path, has_encoded_slash, target_authority = normalise(request.target, request.method)
+    authority = notes.get(b"host", b"")
+    host = _host_for_matching(authority) if authority or not is_http10 else ""
+    if target_authority is not None:  # Host was checked all the same
+        authority = target_authority
+        host = _host_for_matching(authority)
+    framing, length, keep_alive, upgrade = _NO_BODY, 0, not is_http10, b""
+    if b"content-length" in notes or b"transfer-encoding" in notes:
+        framing, length = _framing(notes, is_http10)
+    if b"connection" in notes:
+        keep_alive, upgrade = _connection(notes, is_http10, method, framing)
+    return RequestHead(
+        method, target, path, host, authority, fields, notes, framing, length, has_encoded_slash, is_http10,
+        keep_alive, upgrade,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=32)
+def _method(method: bytes) -> str:
     if method in {b"CONNECT", b"TRACE"} or not method.isupper():  # `get` is another than GET, but not to everybody
         raise _refused(Reason.NOT_IMPLEMENTED, "CONNECT, TRACE and methods in lower case are not served")
-    fields, notes = scan(raw_lines, policy)
-    target = normalise(request.target, method)
-    authority = notes.get(b"host", b"")
-    host = _host_for_matching(authority, is_http10)  # checked even where the target's own authority replaces it
-    if target.authority is not None:
-        authority = target.authority
-        host = _host_for_matching(authority, False)
-    framing, length = _framing(notes, is_http10)
-    keep_alive, upgrade = _connection(notes, is_http10, method, framing)
-    return RequestHead(
-        method.decode("ascii"),
-        target.target,
-        target.path,
-        host,
-        authority,
-        fields,
-        notes,
-        framing,
-        length,
-        target.has_encoded_slash,
-        is_http10,
-        keep_alive,
-        upgrade,
-    )
+    return method.decode("ascii")
 
 
 def _incoherent(request: h11.Request) -> RequestHead:
@@ -203,9 +206,8 @@ def _incoherent(request: h11.Request) -> RequestHead:
     )
 
 
-def _host_for_matching(authority: bytes, is_http10: bool) -> str:
-    if not authority and is_http10:
-        return ""
+@lru_cache(maxsize=_MEMO_SIZE)
+def _host_for_matching(authority: bytes) -> str:
     match = _HOST.fullmatch(authority)
     if match is None:
         raise _refused(Reason.BAD_REQUEST, "malformed Host")
@@ -221,16 +223,13 @@ def _framing(notes: dict[bytes, bytes], is_http10: bool) -> tuple[Framing, int]:
             raise _refused(Reason.BAD_REQUEST, "Transfer-Encoding on HTTP/1.0")
         return Framing.CHUNKED, 0
     length = int(notes.get(b"content-length", b"0"))
-    return (Framing.LENGTH, length) if length else (Framing.NONE, 0)
+    return (Framing.LENGTH, length) if length else (_NO_BODY, 0)
 
 
-def _connection(notes: dict[bytes, bytes], is_http10: bool, method: bytes, framing: Framing) -> tuple[bool, bytes]:
-    value = notes.get(b"connection")
-    if value is None:
-        return not is_http10, b""
-    tokens = connection_tokens(value)
+def _connection(notes: dict[bytes, bytes], is_http10: bool, method: str, framing: Framing) -> tuple[bool, bytes]:
+    tokens = connection_tokens(notes[b"connection"])
     keep_alive = b"close" not in tokens and (not is_http10 or b"keep-alive" in tokens)
-    can_upgrade = b"upgrade" in tokens and method == b"GET" and not is_http10 and framing is Framing.NONE
+    can_upgrade = b"upgrade" in tokens and method == "GET" and not is_http10 and framing is _NO_BODY
     return keep_alive, _upgrade(notes.get(b"upgrade", b"")) if can_upgrade else b""
 
 

@@ -25,7 +25,7 @@ class MalformedReplyError(Exception):
 
 #: What is done with a field. Plain numbers: hashing and comparing members of an enum costs a microsecond a head.
 _KEEP, _LENGTH, _DROP, _CODING, _CONNECTION, _DATE, _UPGRADE, _CORS, _RATE = range(9)
-_CLOSE = Framing.CLOSE
+_NO_BODY, _COUNTED, _CHUNKED, _CLOSE = Framing.NONE, Framing.LENGTH, Framing.CHUNKED, Framing.CLOSE
 _NO_TOKENS: frozenset[bytes] = frozenset()
 _END = [b"", b""]
 
@@ -190,12 +190,12 @@ def _framing(coding: bytes | None, sent: bytes | None, status: int, method: str)
         raise MalformedReplyError("unknown coding")
     length = -1 if sent is None or coding is not None else int(sent)
     if method == "HEAD" or status < 200 or status in {204, 304}:
-        return Framing.NONE, length
+        return _NO_BODY, length
     if coding is not None:
-        return Framing.CHUNKED, -1
+        return _CHUNKED, -1
     if length < 0:
-        return Framing.CLOSE, -1
-    return (Framing.LENGTH, length) if length else (Framing.NONE, 0)
+        return _CLOSE, -1
+    return (_COUNTED, length) if length else (_NO_BODY, 0)
 
 
 def is_among(chosen: bytes, asked: bytes) -> bool:
@@ -215,7 +215,7 @@ def client_head(reply: ReplyHead, added: list[bytes], framing: Framing, date: by
     parts = [b"HTTP/1.1 %d %b" % (reply.status, reply.phrase), *reply.lines, *added]
     if not reply.has_date:
         parts.append(b"Date: " + date)
-    if framing is Framing.CHUNKED:
+    if framing is _CHUNKED:
         parts.append(b"Transfer-Encoding: chunked")
     elif reply.content_length >= 0 and reply.status >= 200 and reply.status != 204:
         parts.append(b"Content-Length: %d" % reply.content_length)
