@@ -107,7 +107,7 @@ def _rehearsal(console: Explained, raw: bytes, peer: str) -> tuple[Exchange, Cli
     exchange.is_rehearsal = True
     exchange.trace = {}
     exchange.listener = console.listener
-    who = resolve_client(peer, exchange.listener.scheme.encode("ascii"), head, console.trusted)
+    who = resolve_client(peer, exchange.listener, head, console.trusted)
     exchange.peer_ip, exchange.client_ip = peer, who.address
     exchange.request_id = given_request_id(peer, head, console.trusted) or _REQUEST_ID
     return exchange, who

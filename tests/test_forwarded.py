@@ -8,10 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engadi_gateway.model import Framing
+from engadi_gateway.model import Framing, Listener
 from engadi_gateway.wire.forwarded import (
-    Client,
-    client_lines,
     given_request_id,
     is_last_hop,
     is_loop,
@@ -22,6 +20,7 @@ from engadi_gateway.wire.forwarded import (
 )
 from tests.exchanges import head_of
 
+HTTP, HTTPS, PORTLESS = Listener("http", 8000, False), Listener("https", 8443, False), Listener("http", 0, False)
 TRUSTED = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))
 
 
@@ -56,6 +55,12 @@ def test_whom_to_trust(address: str, is_in: bool) -> None:
     assert is_trusted(address, TRUSTED) is is_in
 
 
+def _lines(addresses: str, proto: str, host: str, address: str, port: int) -> bytes:
+    names = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Real-IP", "X-Forwarded-Port")
+    values = (addresses, proto, host, address, port)
+    return "".join(f"{name}: {value}\r\n" for name, value in zip(names, values, strict=True)).encode()
+
+
 FORGED = {
     b"x-forwarded-for": b"203.0.113.9",
     b"x-forwarded-proto": b"https",
@@ -66,18 +71,22 @@ FORGED = {
 
 @pytest.mark.parametrize("trusted", [(), TRUSTED], ids=["nobody is trusted", "others are"])
 def test_a_strangers_word_is_nothing(trusted: tuple[ipaddress.IPv4Network, ...]) -> None:
-    who = resolve_client("192.0.2.1", b"http", head_of(notes=FORGED), trusted)
-    assert who == Client("192.0.2.1", b"192.0.2.1", b"http", b"api.example")
+    who = resolve_client("192.0.2.1", HTTP, head_of(notes=FORGED), trusted)
+    assert who == ("192.0.2.1", _lines("192.0.2.1", "http", "api.example", "192.0.2.1", 8000))
 
 
 def test_a_trusted_peers_word() -> None:
-    who = resolve_client("10.0.0.1", b"http", head_of(notes=FORGED), TRUSTED)
-    assert who == Client("203.0.113.9", b"203.0.113.9, 10.0.0.1", b"https", b"evil")
+    who = resolve_client("10.0.0.1", HTTP, head_of(notes=FORGED), TRUSTED)
+    assert who == ("203.0.113.9", _lines("203.0.113.9, 10.0.0.1", "https", "evil", "203.0.113.9", 8000))
 
 
 def test_a_trusted_peer_that_says_nothing() -> None:
-    who = resolve_client("10.0.0.1", b"https", head_of(), TRUSTED)
-    assert who == Client("10.0.0.1", b"10.0.0.1", b"https", b"api.example")
+    who = resolve_client("10.0.0.1", HTTPS, head_of(), TRUSTED)
+    assert who == ("10.0.0.1", _lines("10.0.0.1", "https", "api.example", "10.0.0.1", 8443))
+
+
+def test_a_door_without_a_port() -> None:
+    assert b"Port" not in resolve_client("10.0.0.1", PORTLESS, head_of(), ()).lines
 
 
 WALKS: dict[str, tuple[bytes, str]] = {
@@ -99,9 +108,7 @@ WALKS: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("name", WALKS)
 def test_the_walk_from_the_right(name: str) -> None:
     received, address = WALKS[name]
-    assert (
-        resolve_client("10.0.0.1", b"http", head_of(notes={b"x-forwarded-for": received}), TRUSTED).address == address
-    )
+    assert resolve_client("10.0.0.1", HTTP, head_of(notes={b"x-forwarded-for": received}), TRUSTED).address == address
 
 
 ADDRESSES = st.sampled_from(["10.0.0.7", "fd00::1", "203.0.113.9", "2001:db8::1", "evil", "", "::ffff:10.1.1.1"])
@@ -111,7 +118,7 @@ ADDRESSES = st.sampled_from(["10.0.0.7", "fd00::1", "203.0.113.9", "2001:db8::1"
 def test_what_stands_left_of_the_client_changes_nothing(left: list[str], right: list[str]) -> None:
     def client(parts: list[str]) -> str:
         notes = {b"x-forwarded-for": ", ".join(parts).encode()} if parts else {}
-        return resolve_client("10.0.0.1", b"http", head_of(notes=notes), TRUSTED).address
+        return resolve_client("10.0.0.1", HTTP, head_of(notes=notes), TRUSTED).address
 
     found = client(["198.51.100.5", *right])
     assert client([*left, "198.51.100.5", *right]) == found
@@ -120,13 +127,13 @@ def test_what_stands_left_of_the_client_changes_nothing(left: list[str], right: 
 
 @pytest.mark.parametrize("proto", [b"", b"ws", b"https, http", b"HTTPS\t"])
 def test_a_scheme_that_is_none_is_ours(proto: bytes) -> None:
-    assert resolve_client("10.0.0.1", b"http", head_of(notes={b"x-forwarded-proto": proto}), TRUSTED).proto == b"http"
+    who = resolve_client("10.0.0.1", HTTP, head_of(notes={b"x-forwarded-proto": proto}), TRUSTED)
+    assert b"X-Forwarded-Proto: http\r\n" in who.lines
 
 
 def test_the_case_of_a_scheme_does_not_matter() -> None:
-    assert (
-        resolve_client("10.0.0.1", b"http", head_of(notes={b"x-forwarded-proto": b"HTTPS"}), TRUSTED).proto == b"https"
-    )
+    who = resolve_client("10.0.0.1", HTTP, head_of(notes={b"x-forwarded-proto": b"HTTPS"}), TRUSTED)
+    assert b"X-Forwarded-Proto: https\r\n" in who.lines
 
 
 @pytest.mark.parametrize(
@@ -150,14 +157,17 @@ def test_a_request_id_is_kept_if_it_is_one(sent: bytes, kept: bool) -> None:
     assert given_request_id("10.0.0.1", head_of(), TRUSTED) == ""
 
 
-def test_what_an_upstream_is_told_of_a_client() -> None:
-    who = Client("203.0.113.9", b"203.0.113.9, 10.0.0.1", b"https", b"api.example")
-    lines = (
-        b"X-Forwarded-For: 203.0.113.9, 10.0.0.1\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: api.example\r\n"
-        b"X-Real-IP: 203.0.113.9\r\n"
-    )
-    assert client_lines(who, 0) == lines
-    assert client_lines(who, 8000) == lines + b"X-Forwarded-Port: 8000\r\n"
+@given(st.one_of(st.ip_addresses(), st.text("0123456789.", max_size=16)).map(str), st.sampled_from([(), TRUSTED]))
+def test_addresses_are_read_as_the_library_reads_them(text: str, trusted: tuple[ipaddress.IPv4Network, ...]) -> None:
+    """There is a short way for those of IPv4."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        assert plain_address(text) == ""
+        assert not is_trusted(text, trusted)
+        return
+    assert plain_address(text) == str(getattr(address, "ipv4_mapped", None) or address)
+    assert is_trusted(text, trusted) is any(address in network for network in trusted)
 
 
 # loops and hops

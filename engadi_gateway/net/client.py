@@ -94,7 +94,6 @@ class ClientConnection(asyncio.Protocol):
         self._context = context
         self._batch = batch
         self._listener = listener
-        self._scheme = listener.scheme.encode("ascii")
         self._connections = connections
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.state = _HEAD
@@ -247,7 +246,7 @@ class ClientConnection(asyncio.Protocol):
             self._is_head_awaited = False
             context.heads.discard(self)
         self._requests += 1
-        who = self._who = resolve_client(self._peer, self._scheme, head, context.trusted)
+        who = self._who = resolve_client(self._peer, self._listener, head, context.trusted)
         pipeline = context.admin_pipeline if self._listener.is_admin else context.pipeline
         notes = head.notes
         given_id = given_request_id(self._peer, head, context.trusted) if b"x-request-id" in notes else ""

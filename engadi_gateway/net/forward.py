@@ -18,7 +18,7 @@ from engadi_gateway.net.pool import Origin, Pool, origin_of
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.wire.chunked import LAST_CHUNK, chunk
-from engadi_gateway.wire.forwarded import Client, client_lines, upstream_head
+from engadi_gateway.wire.forwarded import Client, upstream_head
 from engadi_gateway.wire.response import ReplyHead, client_head, informational_head, is_among, switching_head
 
 #: Methods that may be sent twice (RFC 9110 section 9.2.2).
@@ -467,9 +467,8 @@ def own_lines(exchange: Exchange, who: Client, instance: bytes) -> bytes:
     """What the gateway says of a request: whom it is from, by which way it came, who asks; lines with their ends."""
     head, identity = exchange.head, exchange.identity
     notes = head.notes
-    lines = client_lines(who, 0 if exchange.listener is None else exchange.listener.port)
     via = _via(notes.get(b"via"), head.is_http10, instance)
-    lines += b"X-Request-ID: %b\r\nVia: %b\r\n" % (exchange.request_id.encode("ascii"), via)
+    lines = b"%bX-Request-ID: %b\r\nVia: %b\r\n" % (who.lines, exchange.request_id.encode("ascii"), via)
     if exchange.strip_prefix_length:
         lines += b"X-Forwarded-Prefix: %b\r\n" % head.target[: exchange.strip_prefix_length]
     if identity is not None:

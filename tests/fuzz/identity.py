@@ -7,9 +7,9 @@ from dataclasses import replace
 from random import Random
 
 from engadi_gateway.errors import RefusedError
-from engadi_gateway.model import Route
+from engadi_gateway.model import Listener, Route
 from engadi_gateway.pipeline.routing import Match, Routing, RoutingTable
-from engadi_gateway.wire.forwarded import Client, client_lines, upstream_head
+from engadi_gateway.wire.forwarded import resolve_client, upstream_head
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits, first_head, parse_head
 from engadi_gateway.wire.target import normalise
@@ -20,7 +20,8 @@ from tests.fuzz import lenient
 
 CLAIMS = ("X-User-ID", "X-User-Role", "X-Tenant")
 OWN = (
-    client_lines(Client("192.0.2.1", b"192.0.2.1", b"http", b"h"), 8000) + b"X-Request-ID: ours\r\nX-User-ID: alice\r\n"
+    resolve_client("192.0.2.1", Listener("http", 8000, False), head_of(host="h"), ()).lines
+    + b"X-Request-ID: ours\r\nX-User-ID: alice\r\n"
 )
 #: Variables that no client may set, and what the gateway says instead, if anything.
 PROTECTED: dict[str, str] = {
