@@ -81,7 +81,7 @@ def test_rows_are_counted_by_bounded_labels() -> None:
     metrics.observe(
         [row(), row(), row("BREW", 418), row(status=502, reason="upstream_closed", attempts=3, upstream_time=None)]
     )
-    assert dict(metrics.requests) == {
+    assert metrics.requests() == {
         ("route-1", "GET", 200, "ok"): 2,
         ("route-1", "_OTHER", 418, "ok"): 1,
         ("route-1", "GET", 502, "upstream_closed"): 1,
@@ -94,7 +94,7 @@ def test_rows_are_counted_by_bounded_labels() -> None:
 def test_histograms_are_cumulative_and_end_in_the_count(ms: float) -> None:
     metrics = Metrics()
     metrics.observe([row(ms=ms), row(ms=1.0)])
-    samples = list(histogram_samples(metrics.durations, "route"))
+    samples = list(histogram_samples(metrics.durations(), "route"))
     buckets = [(labels["le"], value) for suffix, labels, value in samples if suffix == "_bucket"]
     assert [value for _, value in buckets] == sorted(value for _, value in buckets)
     assert buckets[-1] == ("+Inf", 2)
@@ -126,7 +126,7 @@ def test_no_label_value_breaks_the_text(is_openmetrics: bool) -> None:
     metrics = Metrics()
     metrics.observe([row(route_id=value, target_service=value, ms=20_000.0 + at) for at, value in enumerate(NASTY)])
     families = [
-        Family("engadi_a_seconds", "histogram", "x", histogram_samples(metrics.durations, "route")),
+        Family("engadi_a_seconds", "histogram", "x", histogram_samples(metrics.durations(), "route")),
         Family("engadi_b_total", "counter", "x", [("", {"service": value}, 0.25) for value in NASTY]),
     ]
     samples = parsed(render(families, is_openmetrics=is_openmetrics).decode(), is_openmetrics=is_openmetrics)
@@ -137,7 +137,7 @@ def test_edges_are_floats_and_counts_are_whole_in_the_text() -> None:
     """OpenMetrics wants `le="1.0"`: a label is compared as text."""
     metrics = Metrics()
     metrics.observe([row(ms=1.0)])
-    text = render([Family("x", "histogram", "h", histogram_samples(metrics.durations, "r"))], is_openmetrics=True)
+    text = render([Family("x", "histogram", "h", histogram_samples(metrics.durations(), "r"))], is_openmetrics=True)
     edges = re.findall(r'le="(.+?)"\} ([0-9]+)\n', text.decode())
     assert edges == [(repr(edge), "1") for edge in BUCKETS_S] + [("+Inf", "1")]
 
@@ -160,7 +160,7 @@ def test_what_strangers_choose_makes_no_series() -> None:
 
 
 def _tables(metrics: Metrics) -> list[Sized]:
-    return [metrics.requests, metrics.durations, metrics.upstream, metrics.attempts]
+    return [metrics.answered, metrics.durations(), metrics.upstream, metrics.attempts]
 
 
 def test_a_local_answer_is_no_attempt() -> None:
@@ -168,7 +168,7 @@ def test_a_local_answer_is_no_attempt() -> None:
     metrics.observe([row(target_service="gateway", attempts=0, upstream_time=None)])
     assert not metrics.attempts
     assert not metrics.upstream
-    assert metrics.durations["route-1"].total_s == pytest.approx(0.003)
+    assert metrics.durations()["route-1"].total_s == pytest.approx(0.003)
 
 
 def test_unreadable_heads_are_counted() -> None:
