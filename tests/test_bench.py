@@ -358,6 +358,16 @@ def test_own_loads_are_asked_of_this_gateway_alone() -> None:
     ]  # fmt: skip
 
 
+def test_who_has_no_duties_is_asked_for_forwarding_alone(tmp_path: Path) -> None:
+    """And answers it: what h11 and the sockets cost is measured on whole answers too."""
+    cells = cells_of([LOADS["bare"], LOADS["full"], LOADS["routes-10"]], [PEERS["h11 alone"]])
+    assert [cell.load.name for cell in cells] == ["bare"]
+    with Bench(tmp_path, Plan(rounds=1, seconds=0.2, warm_s=0.0, core=CORE, load_core=CORE)) as bench:
+        bench.measure(cells[0])
+    assert cells[0].error == ""
+    assert cells[0].rounds[0]["requests"] > 10
+
+
 def test_whoever_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.bench.peers.debian._PATH", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
@@ -370,7 +380,7 @@ def test_every_peer_can_be_configured(tmp_path: Path, name: str, rate: int) -> N
     """Whether or not it is installed; two forms, and small limits."""
     if PEERS[name].missing():
         pytest.skip(PEERS[name].missing())
-    for form in (PEERS[name].bare, PEERS[name].full):
+    for form in filter(None, (PEERS[name].bare, PEERS[name].full)):
         command = form(Place(tmp_path, 18_000, 18_001, rate, Setup(routes=3, rules=5)))
         assert command.arguments
 

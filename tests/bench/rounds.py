@@ -129,7 +129,9 @@ class Bench:
     def _first_start(self, peer: Peer, setup: Setup, *, is_full: bool) -> Running:
         name = f"{len(self._running):02d}-{peer.name.replace(' ', '-')}-{'full' if is_full else 'bare'}"
         place = self.place(name, setup)
-        command = peer.full(place) if is_full else peer.bare(place)
+        form = peer.full if is_full else peer.bare
+        assert form is not None
+        command = form(place)
         process = self.start(command, name, self._plan.core)
         wait_until(lambda: ask(place.port).is_good, process, _START_S)
         if is_full:
@@ -156,6 +158,7 @@ class Bench:
         return [fault for fault in faults if fault]
 
     def _apart(self, peer: Peer, place: Place, fault_of: Callable[[int], str]) -> str:
+        assert peer.full is not None
         process = self.start(peer.full(place), place.folder.name, self._plan.core)
         try:
             wait_until(lambda: ask(place.port).status > 0, process, _START_S)
@@ -235,7 +238,13 @@ def wait_until(condition: Callable[[], bool], process: Process, seconds: float) 
 
 def cells_of(loads: list[Load], peers: list[Peer]) -> list[Cell]:
     """Every load with everybody whom it is asked of."""
-    return [Cell(load, peer) for load in loads for peer in peers if peer.name == "engadi" or not load.is_own]
+    return [Cell(load, peer) for load in loads for peer in peers if _is_asked(load, peer)]
+
+
+def _is_asked(load: Load, peer: Peer) -> bool:
+    if load.is_own:
+        return peer.name == "engadi"
+    return not load.is_full or peer.full is not None
 
 
 def run(bench: Bench, cells: list[Cell], rounds: int) -> Iterator[tuple[int, Cell]]:

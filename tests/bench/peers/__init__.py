@@ -80,7 +80,7 @@ class Peer:
     Attributes:
         missing: why it cannot run here; "" when it can.
         version: what it calls itself.
-        bare, full: write its configuration and give its command.
+        bare, full: write its configuration and give its command; no `full`: it is asked for bare forwarding alone.
         duties: what the full form has.
         note: what the full form does about the rest, in a few words.
     """
@@ -89,7 +89,7 @@ class Peer:
     missing: Callable[[], str]
     version: Callable[[], str]
     bare: Callable[[Place], Command]
-    full: Callable[[Place], Command]
+    full: Callable[[Place], Command] | None
     duties: tuple[Duty, ...]
     note: str = ""
 

@@ -1,4 +1,4 @@
-"""What a team would write by hand: on aiohttp, on FastAPI with httpx, on fastify."""
+"""What a team would write by hand: on aiohttp, on FastAPI with httpx, on fastify; and the least there is on h11."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ def _versions(*packages: str) -> Callable[[], str]:
 def _aiohttp(place: Place, form: str, loop: str) -> Command:
     module = "tests.bench.peers.aiohttp_proxy"
     arguments = [sys.executable, "-m", module, str(place.port), str(place.upstream), form, loop, str(place.rate)]
+    return Command(arguments, {"PYTHONPATH": str(ROOT)})
+
+
+def _least(place: Place) -> Command:
+    arguments = [sys.executable, "-m", "tests.bench.peers.least", str(place.port), str(place.upstream)]
     return Command(arguments, {"PYTHONPATH": str(ROOT)})
 
 
@@ -114,6 +119,7 @@ def _fastify(place: Place, form: str) -> Command:
 
 
 PEERS = (
+    Peer("h11 alone", lambda: "", _versions("h11"), _least, None, (), "reads with h11 and sends on, nothing else"),
     Peer(
         "aiohttp",
         _absent("aiohttp"),
