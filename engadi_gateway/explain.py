@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from engadi_gateway.errors import Reason, Refusal, RefusedError, rendered
 from engadi_gateway.model import Listener
 from engadi_gateway.net.forward import upstream_request
+from engadi_gateway.net.pool import origin_of
 from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Wait
@@ -82,7 +83,7 @@ def explain(  # noqa: PLR0913 - a request has so many parts
         "upstream": None,
     }
     if wait is None and refusal is None and exchange.target is not None:
-        _, sent = upstream_request(exchange, who, head.framing, console.instance)
+        sent = upstream_request(exchange, origin_of(exchange.target.url), who, head.framing, console.instance)
         answer["upstream"] = {
             "service": exchange.target.service,
             "url": exchange.target.url,

@@ -14,7 +14,7 @@ from enum import Enum, auto
 from engadi_gateway.errors import FAILURE_STATUSES, Reason, Refusal
 from engadi_gateway.model import Framing
 from engadi_gateway.net.context import Context, Downstream
-from engadi_gateway.net.pool import Origin, Pool, origin_of
+from engadi_gateway.net.pool import Origin, Pool
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.wire.chunked import LAST_CHUNK, chunk
@@ -90,10 +90,12 @@ class Forward:
     def start(self, who: Client, body: bytes, *, is_complete: bool) -> None:
         """Send the request, with what there is of its body."""
         exchange = self.exchange
-        origin, self._head_bytes = upstream_request(exchange, who, self._framing, self._context.instance)
-        self._pool = self._context.pools.of(origin)
+        assert exchange.target is not None
+        context = self._context
+        origin, self._pool = context.pools.at(exchange.target.url)
+        self._head_bytes = upstream_request(exchange, origin, who, self._framing, context.instance)
         self._is_body_complete = is_complete
-        self._context.flights.add(self)
+        context.flights.add(self)
         if body:
             self._keep(body)
         if not is_complete:
@@ -448,11 +450,10 @@ class Forward:
         self.exchange.reason = reason
 
 
-def upstream_request(exchange: Exchange, who: Client, framing: Framing, instance: bytes) -> tuple[Origin, bytes]:
-    """Where a decided exchange goes, and its head as the upstream gets it; explain shows the same."""
-    assert exchange.target is not None and exchange.route is not None
+def upstream_request(exchange: Exchange, origin: Origin, who: Client, framing: Framing, instance: bytes) -> bytes:
+    """A decided exchange's head as the upstream gets it; explain shows the same."""
+    assert exchange.route is not None
     head = exchange.head
-    origin = origin_of(exchange.target.url)
     host = head.authority if exchange.route.preserve_host and head.authority else origin.authority
     target = head.target
     if exchange.strip_prefix_length:
@@ -460,14 +461,14 @@ def upstream_request(exchange: Exchange, who: Client, framing: Framing, instance
         target = rest if rest[:1] == b"/" else b"/" + rest
     if origin.base_path or target[:1] != b"/":
         target = origin.base_path + (target if target[:1] == b"/" else b"/" + target)
-    return origin, upstream_head(head, target, host, own_lines(exchange, who, instance), framing)
+    return upstream_head(head, target, host, own_lines(exchange, who, instance), framing)
 
 
 def own_lines(exchange: Exchange, who: Client, instance: bytes) -> bytes:
     """What the gateway says of a request: whom it is from, by which way it came, who asks; lines with their ends."""
     head, identity = exchange.head, exchange.identity
     notes = head.notes
-    via = _via(notes.get(b"via"), head.is_http10, instance)
+    via = _via(notes.get(b"via"), head.is_http10, instance) if b"via" in notes or head.is_http10 else b"1.1 " + instance
     lines = b"%bX-Request-ID: %b\r\nVia: %b\r\n" % (who.lines, exchange.request_id.encode("ascii"), via)
     if exchange.strip_prefix_length:
         lines += b"X-Forwarded-Prefix: %b\r\n" % head.target[: exchange.strip_prefix_length]

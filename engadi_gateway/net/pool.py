@@ -37,7 +37,11 @@ class Origin:
     key: tuple[str, str, int]
 
 
-@lru_cache(maxsize=4096)
+#: URLs that were configured at one time or another.
+_MEMO_SIZE = 4096
+
+
+@lru_cache(maxsize=_MEMO_SIZE)
 def origin_of(url: str) -> Origin:
     """A configured base URL, validated when it was configured."""
     parts = urlsplit(url)
@@ -305,6 +309,17 @@ class Pools:
         self._tls: ssl.SSLContext | None = None
         self._resolver = Resolver(limits.dns_cache_s)
         self._pools: dict[tuple[str, str, int], Pool] = {}
+        self._known: dict[str, tuple[Origin, Pool]] = {}
+
+    def at(self, url: str) -> tuple[Origin, Pool]:
+        """What a configured URL says, and the pool of its target: one look-up a request."""
+        known = self._known.get(url)
+        if known is None:
+            if len(self._known) >= _MEMO_SIZE:
+                self._known.clear()
+            origin = origin_of(url)
+            known = self._known[url] = origin, self.of(origin)
+        return known
 
     def of(self, origin: Origin) -> Pool:
         pool = self._pools.get(origin.key)

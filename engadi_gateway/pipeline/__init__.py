@@ -15,15 +15,15 @@ class Pipeline:
     def __init__(self, stages: tuple[Stage, ...], revision: int) -> None:
         self.stages = stages
         self.revision = revision
-        self._steps = tuple((stage.decide, stage.sees_refused) for stage in stages if not stage.decides_nothing)
+        deciding = [stage for stage in stages if not stage.decides_nothing]
+        self._steps = tuple((index, stage.decide, stage.sees_refused) for index, stage in enumerate(deciding))
         self._settlers = tuple(stage.settle for stage in stages if not stage.settles_nothing)
 
     def decide(self, exchange: Exchange) -> Wait | None:
         """Walk the stages; the verdict is `exchange.refusal`. After a `Wait`, call again: it goes on where it stood."""
-        steps = self._steps
-        for index in range(exchange.stage, len(steps)):
-            decide, sees_refused = steps[index]
-            if exchange.refusal is not None and not sees_refused:
+        refusal = exchange.refusal
+        for index, decide, sees_refused in self._steps[exchange.stage :]:
+            if refusal is not None and not sees_refused:
                 continue
             verdict = decide(exchange)
             if verdict is None:
@@ -31,7 +31,7 @@ class Pipeline:
             if isinstance(verdict, Wait):
                 exchange.stage = index
                 return verdict
-            exchange.refusal = verdict
+            exchange.refusal = refusal = verdict
         return None
 
     def settle(self, exchange: Exchange) -> None:

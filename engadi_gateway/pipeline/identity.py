@@ -415,10 +415,9 @@ class IdentityStage:
 
 def _bearer_token(credentials: bytes) -> bytes | None:
     """The token of an Authorization value; None where it is of another scheme, b"" where it is malformed."""
-    scheme, _, token = credentials.partition(b" ")
-    if scheme.lower() != b"bearer":
-        return None
-    token = token.strip(b" ")
+    if credentials[:7].lower() != b"bearer ":
+        return b"" if credentials.lower() == b"bearer" else None
+    token = credentials[7:].strip(b" ")
     return b"" if b" " in token or b"," in token else token
 
 
