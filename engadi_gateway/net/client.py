@@ -136,9 +136,13 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.state is _HEAD:
             buffer = self._buffer = self._buffer + data if self._buffer else data
-            if len(buffer) > _MAX_PIPELINED_BYTES:
-                self._set_reading(False)
-            self._queue(is_long=len(buffer) > _SHORT_BYTES and _head_lines(buffer) > _SHORT_LINES)
+            if len(buffer) > _SHORT_BYTES:
+                if len(buffer) > _MAX_PIPELINED_BYTES:
+                    self._set_reading(False)
+                self._queue(is_long=_head_lines(buffer) > _SHORT_LINES)
+            elif not self._is_queued:
+                self._is_queued = True
+                self._batch.add(self)
             return
         try:
             self._more(data)

@@ -468,7 +468,7 @@ def own_lines(exchange: Exchange, who: Client, instance: bytes) -> bytes:
     """What the gateway says of a request: whom it is from, by which way it came, who asks; lines with their ends."""
     head, identity = exchange.head, exchange.identity
     notes = head.notes
-    via = _via(notes.get(b"via"), head.is_http10, instance) if b"via" in notes or head.is_http10 else b"1.1 " + instance
+    via = _via(notes.get(b"via"), head.is_http10, instance)
     lines = b"%bX-Request-ID: %b\r\nVia: %b\r\n" % (who.lines, exchange.request_id.encode("ascii"), via)
     if exchange.strip_prefix_length:
         lines += b"X-Forwarded-Prefix: %b\r\n" % head.target[: exchange.strip_prefix_length]
