@@ -25,13 +25,13 @@ from engadi_gateway.store.database import Connection
 VIEW = "gateway_log"
 COLUMNS = ("id", *LogRow._fields)
 #: What a closed table is indexed by, in this order. The conditions must stand in a query word by word to be of use.
+#: Not by time: rows lie in its order, and only the tables at a question's ends are read through, 20 ms the largest.
 INDEXES = (
     ("request_id", ""),
     ("path", ""),
     ("target_service", ""),
     ("user_id", ""),
     ("client_ip", ""),
-    ("created_at", ""),
     ("reason", "reason <> 'ok'"),
     ("id", "status_code >= 400"),
     ("method", "method <> 'GET'"),
@@ -221,7 +221,7 @@ def clear_next(connection: Connection) -> bool:
         return False
     number, indexes = row
     for column, _ in INDEXES[:indexes]:
-        connection.execute(f"DROP INDEX {_table(number)}_{column}")
+        connection.execute(f"DROP INDEX IF EXISTS {_table(number)}_{column}")
     if indexes:
         connection.execute("UPDATE log_segment SET indexes = 0 WHERE number = ?", (number,))
     else:
