@@ -269,20 +269,21 @@ class RoutingTable:
 
     def _collect(self, root: _Node, segments: list[str], ranks: list[int]) -> None:
         """Long-hand while there is one way to go, as there mostly is."""
-        node = root
-        for depth, segment in enumerate(segments):
+        node, depth = root, 0
+        for depth, segment in enumerate(segments, 1):
             if node.parameter is not None:
-                self._collect_all([node], segments[depth:], ranks)
+                self._collect_all([node], segments[depth - 1 :], ranks)
                 return
-            self.visits += 1
             if node.below:
                 ranks += node.below
             following = node.literals.get(segment)
             if following is None:
-                return
+                break
             node = following
-        ranks += node.exact
-        ranks += node.below  # /a/* matches /a as well
+        else:
+            ranks += node.exact
+            ranks += node.below  # /a/* matches /a as well
+        self.visits += depth
 
     def _collect_all(self, nodes: list[_Node], segments: list[str], ranks: list[int]) -> None:
         for segment in segments:

@@ -134,7 +134,10 @@ class ReplyParser:
                 if field == _KEEP:
                     lines.append(line)
                 elif field == _LENGTH:
-                    sent = _length(line, sent)
+                    value = line[line.index(b":") + 1 :].strip(b" \t")
+                    if sent is not None and sent != value:
+                        raise MalformedReplyError("conflicting lengths")
+                    sent = value
                 elif field == _DATE:
                     lines.append(line)
                     has_date = True
@@ -173,13 +176,6 @@ class ReplyParser:
         if named:
             lines[:] = [line for line in lines if line[: line.index(b":")].lower() not in named]
         return tokens
-
-
-def _length(line: bytes, before: bytes | None) -> bytes:
-    value = line[line.index(b":") + 1 :].strip(b" \t")
-    if before is not None and value != before:
-        raise MalformedReplyError("conflicting lengths")
-    return value
 
 
 def _framing(coding: bytes | None, sent: bytes | None, status: int, method: str) -> tuple[Framing, int]:
