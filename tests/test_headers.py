@@ -194,6 +194,8 @@ def test_no_memo_keeps_what_is_large() -> None:
     long = [(b"X-%d" % number, b"v") for number in range(400)]
     assert scan(long, policy)[0].count(b"\r\n") == 400
     assert not policy
+    scan([(b"X" * 65, b"v"), (b"X" * 64, b"v")], policy)
+    assert all(len(name) <= 64 for name in policy.actions)
 
 
 NAMES = st.text("XxUusSeErR-_.!'~iIdD", min_size=1, max_size=10).map(str.encode)

@@ -172,6 +172,16 @@ def test_the_memo_of_names_is_bounded_and_forgets_nothing_that_matters() -> None
     assert len(parser._names) <= 1024
 
 
+def test_no_memo_keeps_what_is_long_or_too_much() -> None:
+    parser = ReplyParser()
+    for number in range(2000):
+        phrase = b"%d" % number + b"x" * (number % 2 * 100)
+        head = parser.parse(b"HTTP/1.1 200 %b\r\nX%b: y\r\n\r\n" % (phrase, b"-" * 100), "GET")
+        assert (head.phrase, len(head.lines)) == (phrase, 1)
+    assert len(parser._starts) <= 1024
+    assert all(len(text) <= 64 for text in (*parser._starts, *parser._names))
+
+
 # heads for the client
 
 ADDED = [b"X-Request-ID: i"]

@@ -103,6 +103,7 @@ _DROPPED_PREFIXES = (
 _PLAIN_NAME = re.compile(rb"[a-z0-9-]+")
 #: Bounds the memos: a stranger who invents names must not fill memory.
 _MEMO_SIZE = 2048
+_MEMO_NAME_BYTES = 64
 _NAMES_MEMO_SIZE = 512
 _NAMES_MEMO_BYTES = 1024
 
@@ -119,9 +120,11 @@ class Actions(dict[bytes, Action]):
         self._ambiguous = Action.REJECT if rejects_underscores else Action.DROP
 
     def __missing__(self, name: bytes) -> Action:
-        if len(self) >= _MEMO_SIZE:
-            self.clear()
-        action = self[name] = self._classify(name.lower())
+        action = self._classify(name.lower())
+        if len(name) <= _MEMO_NAME_BYTES:
+            if len(self) >= _MEMO_SIZE:
+                self.clear()
+            self[name] = action
         return action
 
     def _classify(self, name: bytes) -> Action:

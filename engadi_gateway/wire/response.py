@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TypeVar
 
 from engadi_gateway.model import Framing
 
@@ -17,6 +18,7 @@ _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 #: What no head may hold, besides a CR or LF that is no line's end, becomes a space: one comparison finds all of them.
 _TAME = bytes(0x20 if (code < 0x20 and code not in b"\t\r\n") or code == 0x7F else code for code in range(256))
 _MAX_LENGTH_DIGITS = 18
+T = TypeVar("T")
 
 
 class MalformedReplyError(Exception):
@@ -49,7 +51,16 @@ _TABLE: dict[bytes, int] = {
     b"x-ratelimit-reset": _RATE,
 }
 _MEMO_SIZE = 1024
-_MEMO_LINE_BYTES = 64
+_MEMO_TEXT_BYTES = 64
+
+
+def _remember(memo: dict[bytes, T], text: bytes, meaning: T) -> None:
+    """An upstream chooses the texts: they are bounded in number and length."""
+    if len(text) > _MEMO_TEXT_BYTES:
+        return
+    if len(memo) >= _MEMO_SIZE:
+        memo.clear()
+    memo[text] = meaning
 
 
 class _Names(dict[bytes, int]):
@@ -58,11 +69,9 @@ class _Names(dict[bytes, int]):
     def __missing__(self, name: bytes) -> int:
         if _NAME.fullmatch(name) is None:
             raise MalformedReplyError("malformed head")
-        if len(self) >= _MEMO_SIZE:
-            self.clear()
         lower = name.lower()
-        default = _CORS if lower.startswith(b"access-control-") else _KEEP
-        field = self[name] = _TABLE.get(lower, default)
+        field = _TABLE.get(lower, _CORS if lower.startswith(b"access-control-") else _KEEP)
+        _remember(self, name, field)
         return field
 
 
@@ -74,10 +83,7 @@ class _Starts(dict[bytes, tuple[bool, int, bytes]]):
         if match is None:
             raise MalformedReplyError("malformed head")
         start = match[1] == b"1", int(match[2]), match[3] or b""
-        if len(self) >= _MEMO_SIZE:
-            self.clear()
-        if len(line) <= _MEMO_LINE_BYTES:
-            self[line] = start
+        _remember(self, line, start)
         return start
 
 
