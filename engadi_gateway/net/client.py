@@ -252,16 +252,14 @@ class ClientConnection(asyncio.Protocol):
         self._requests += 1
         who = self._who = resolve_client(self._peer, self._listener, head, context.trusted)
         pipeline = context.admin_pipeline if self._listener.is_admin else context.pipeline
-        notes = head.notes
-        given_id = given_request_id(self._peer, head, context.trusted) if b"x-request-id" in notes else ""
-        request_id = given_id or context.ids.next()
+        request_id = given_request_id(self._peer, head, context.trusted) or context.ids.next()
         exchange = self._exchange = Exchange(head, request_id, now, wall, pipeline)
         exchange.listener = self._listener
         exchange.peer_ip = self._peer
         exchange.client_ip = who.address
         exchange.reply_lines.append(b"X-Request-ID: " + request_id.encode("ascii"))
         self.state = _DECIDING
-        if refusal is not None or (b"via" in notes and is_loop(head, context.instance)):
+        if refusal is not None or is_loop(head, context.instance):
             exchange.refusal = refusal or Refusal(Reason.LOOP)
         wait = pipeline.decide(exchange)
         if wait is not None:
@@ -317,7 +315,7 @@ class ClientConnection(asyncio.Protocol):
             self.refuse(exchange, exchange.refusal)
             return
         head = exchange.head
-        if b"max-forwards" in head.notes and is_last_hop(head):
+        if is_last_hop(head):
             self.refuse(exchange, Refusal(Reason.OPTIONS))
             return
         body, is_complete = b"", True

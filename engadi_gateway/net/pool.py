@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -41,7 +40,6 @@ class Origin:
 _MEMO_SIZE = 4096
 
 
-@lru_cache(maxsize=_MEMO_SIZE)
 def origin_of(url: str) -> Origin:
     """A configured base URL, validated when it was configured."""
     parts = urlsplit(url)

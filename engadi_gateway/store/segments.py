@@ -220,7 +220,7 @@ def clear_next(connection: Connection) -> bool:
     if row is None:
         return False
     number, indexes = row
-    for column, _ in INDEXES[:indexes]:
+    for column, _ in INDEXES[:indexes]:  # of a log that an earlier build began, one may not be there
         connection.execute(f"DROP INDEX IF EXISTS {_table(number)}_{column}")
     if indexes:
         connection.execute("UPDATE log_segment SET indexes = 0 WHERE number = ?", (number,))

@@ -14,6 +14,7 @@ from enum import IntEnum
 from operator import itemgetter
 
 from engadi_gateway.errors import HeaderLine, Reason, Refusal, RefusedError
+from engadi_gateway.wire.text import remember
 
 
 class Action(IntEnum):
@@ -103,7 +104,6 @@ _DROPPED_PREFIXES = (
 _PLAIN_NAME = re.compile(rb"[a-z0-9-]+")
 #: Bounds the memos: a stranger who invents names must not fill memory.
 _MEMO_SIZE = 2048
-_MEMO_NAME_BYTES = 64
 _NAMES_MEMO_SIZE = 512
 _NAMES_MEMO_BYTES = 1024
 
@@ -121,10 +121,7 @@ class Actions(dict[bytes, Action]):
 
     def __missing__(self, name: bytes) -> Action:
         action = self._classify(name.lower())
-        if len(name) <= _MEMO_NAME_BYTES:
-            if len(self) >= _MEMO_SIZE:
-                self.clear()
-            self[name] = action
+        remember(self, name, action, _MEMO_SIZE)
         return action
 
     def _classify(self, name: bytes) -> Action:

@@ -17,12 +17,10 @@ from engadi_gateway.model import Framing, RequestHead
 from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
 from engadi_gateway.wire.headers import HeaderPolicy, connection_tokens, scan
 from engadi_gateway.wire.target import normalise
+from engadi_gateway.wire.text import TAME
 
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
 _END = b"\r\n\r\n"
-#: Makes control characters spaces, so that one comparison finds them. h11 takes most of them in values (RFC 9110
-#: section 5.5: only where it is safe; nobody knows what reads them next).
-_TAME = bytes(0x20 if (code < 0x20 and code not in b"\t\r\n") or code == 0x7F else code for code in range(256))
 #: RFC 9112 section 5.2 has folded lines refused or joined; joined, somebody before us may have read two lines.
 _FOLD = re.compile(rb"\n[ \t]")
 _BLANK_LINES = re.compile(rb"(?:\r\n)+")
@@ -84,7 +82,7 @@ def first_head(data: bytes, limits: HeadLimits) -> bytes | None:
     head = data[: end + 4]  # the same object where that is all
     if head.count(b"\r\n") != len(head.split(b"\n")) - 1:  # which takes half the time of counting them
         raise _refused(Reason.BAD_REQUEST, "line end without CR")
-    if head.translate(_TAME) != head:
+    if head.translate(TAME) != head:  # h11 takes most of them; RFC 9110 section 5.5: only where it is safe
         raise _refused(Reason.BAD_REQUEST, "control character in the head")
     return head
 

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TypeVar
 
 from engadi_gateway.model import Framing
+from engadi_gateway.wire.text import TAME, remember
 
 _START_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: (.*))?", re.DOTALL)
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-#: What no head may hold, besides a CR or LF that is no line's end, becomes a space: one comparison finds all of them.
-_TAME = bytes(0x20 if (code < 0x20 and code not in b"\t\r\n") or code == 0x7F else code for code in range(256))
 _MAX_LENGTH_DIGITS = 18
-T = TypeVar("T")
 
 
 class MalformedReplyError(Exception):
@@ -51,16 +48,6 @@ _TABLE: dict[bytes, int] = {
     b"x-ratelimit-reset": _RATE,
 }
 _MEMO_SIZE = 1024
-_MEMO_TEXT_BYTES = 64
-
-
-def _remember(memo: dict[bytes, T], text: bytes, meaning: T) -> None:
-    """An upstream chooses the texts: they are bounded in number and length."""
-    if len(text) > _MEMO_TEXT_BYTES:
-        return
-    if len(memo) >= _MEMO_SIZE:
-        memo.clear()
-    memo[text] = meaning
 
 
 class _Names(dict[bytes, int]):
@@ -71,7 +58,7 @@ class _Names(dict[bytes, int]):
             raise MalformedReplyError("malformed head")
         lower = name.lower()
         field = _TABLE.get(lower, _CORS if lower.startswith(b"access-control-") else _KEEP)
-        _remember(self, name, field)
+        remember(self, name, field, _MEMO_SIZE)
         return field
 
 
@@ -83,7 +70,7 @@ class _Starts(dict[bytes, tuple[bool, int, bytes]]):
         if match is None:
             raise MalformedReplyError("malformed head")
         start = match[1] == b"1", int(match[2]), match[3] or b""
-        _remember(self, line, start)
+        remember(self, line, start, _MEMO_SIZE)
         return start
 
 
@@ -128,7 +115,7 @@ class ReplyParser:
         """
         every = raw.split(b"\r\n")
         ends = len(every) - 1
-        if raw.translate(_TAME) != raw or raw.count(b"\n") != ends or raw.count(b"\r") != ends or every[-2:] != _END:
+        if raw.translate(TAME) != raw or raw.count(b"\n") != ends or raw.count(b"\r") != ends or every[-2:] != _END:
             raise MalformedReplyError("malformed head")
         is_http11, status, phrase = self._starts[every[0]]
         lines: list[bytes] = []

@@ -1,7 +1,8 @@
 """What the load asks for: no two requests are the same, and each answer can be told from every other.
 
 URL, user, token, trace, cookie, User-Agent, and which header lines there are in which order change from request to
-request, because a server that remembers whole heads would look fast under a load that repeats itself. The bare forms get the same bytes as the full ones.
+request, because a server that remembers whole heads would look fast under a load that repeats itself. The bare forms get
+the same bytes as the full ones.
 """
 
 from __future__ import annotations
