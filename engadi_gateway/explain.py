@@ -103,14 +103,14 @@ def _rehearsal(console: Explained, raw: bytes, peer: str) -> tuple[Exchange, Cli
         head, _ = parse_head(whole, console.head_limits, console.header_policy, console.max_body_bytes)
     except RefusedHeadError as error:
         head, refusal = error.head, error.refusal
-    exchange = Exchange(head, _REQUEST_ID, time.monotonic(), time.time(), console.pipeline)
+    request_id = given_request_id(peer, head, console.trusted) or _REQUEST_ID
+    exchange = Exchange(head, request_id, time.monotonic(), time.time(), console.pipeline)
     exchange.refusal = refusal
     exchange.is_rehearsal = True
     exchange.trace = {}
     exchange.listener = console.listener
     who = resolve_client(peer, exchange.listener, head, console.trusted)
     exchange.peer_ip, exchange.client_ip = peer, who.address
-    exchange.request_id = given_request_id(peer, head, console.trusted) or _REQUEST_ID
     return exchange, who
 
 

@@ -102,6 +102,7 @@ class ClientConnection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._handler: Forward | LocalCall | None = None
         self._who: Client | None = None
+        self._told: bytes | None = None  # the authority that `_who` is of, where that is all it depends on
         self._head: RequestHead | None = None  # that was read last; None: it could not be
         self._refused_head: Refusal | None = None
         self._is_head_asked = False  # of a request that could not be read
@@ -250,14 +251,18 @@ class ClientConnection(asyncio.Protocol):
             self._is_head_awaited = False
             context.heads.discard(self)
         self._requests += 1
-        who = self._who = resolve_client(self._peer, self._listener, head, context.trusted)
+        if context.trusted or head.authority != self._told:  # a connection mostly asks for one host
+            self._who = resolve_client(self._peer, self._listener, head, context.trusted)
+            self._told = None if context.trusted else head.authority
+        who = self._who
+        assert who is not None
         pipeline = context.admin_pipeline if self._listener.is_admin else context.pipeline
         request_id = given_request_id(self._peer, head, context.trusted) or context.ids.next()
         exchange = self._exchange = Exchange(head, request_id, now, wall, pipeline)
         exchange.listener = self._listener
         exchange.peer_ip = self._peer
         exchange.client_ip = who.address
-        exchange.reply_lines.append(b"X-Request-ID: " + request_id.encode("ascii"))
+        exchange.reply_lines.append(exchange.id_line)
         self.state = _DECIDING
         if refusal is not None or is_loop(head, context.instance):
             exchange.refusal = refusal or Refusal(Reason.LOOP)

@@ -468,8 +468,9 @@ def own_lines(exchange: Exchange, who: Client, instance: bytes) -> bytes:
     """What the gateway says of a request: whom it is from, by which way it came, who asks; lines with their ends."""
     head, identity = exchange.head, exchange.identity
     notes = head.notes
-    via = _via(notes.get(b"via"), head.is_http10, instance)
-    lines = b"%bX-Request-ID: %b\r\nVia: %b\r\n" % (who.lines, exchange.request_id.encode("ascii"), via)
+    lines = b"%b%b\r\nVia: %b1.%d %b\r\n" % (
+        who.lines, exchange.id_line, _before(notes), not head.is_http10, instance,
+    )  # fmt: skip
     if exchange.strip_prefix_length:
         lines += b"X-Forwarded-Prefix: %b\r\n" % head.target[: exchange.strip_prefix_length]
     if identity is not None:
@@ -481,9 +482,9 @@ def own_lines(exchange: Exchange, who: Client, instance: bytes) -> bytes:
     return lines
 
 
-def _via(received: bytes | None, is_http10: bool, instance: bytes) -> bytes:
-    own = (b"1.0 " if is_http10 else b"1.1 ") + instance
-    return own if received is None else received + b", " + own
+def _before(notes: dict[bytes, bytes]) -> bytes:
+    """Those who passed it on before us, for Via (RFC 9110 section 7.6.3)."""
+    return notes[b"via"] + b", " if b"via" in notes else b""
 
 
 def _one_less(value: bytes) -> bytes:

@@ -87,6 +87,7 @@ class Exchange:
     def __init__(self, head: RequestHead, request_id: str, now: float, wall: float, pipeline: Pipeline) -> None:
         self.head = head
         self.request_id = request_id
+        self.id_line = b"X-Request-ID: " + request_id.encode("ascii")  # for both sides
         self.now = now
         self.wall = wall
         self.pipeline = pipeline
