@@ -67,7 +67,7 @@ def an_exchange(
 
 def decided(policy: CorsPolicy, exchange: Exchange) -> tuple[Reason | None, list[str]]:
     refusal = Cors(policy).decide(exchange)
-    lines = [line.decode() for line in exchange.reply_lines]
+    lines = [line.decode() for block in exchange.reply_lines for line in block.split(b"\r\n")]
     return None if refusal is None else refusal.reason, lines
 
 

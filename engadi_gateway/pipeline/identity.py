@@ -369,10 +369,15 @@ class IdentityStage:
         is_public = route.is_public and not route.required_roles
         if is_public and not self._policy.validates_on_public:
             return None
-        token = _bearer_token(exchange.head.notes.get(b"authorization", b""))
-        if token is None:
-            return None if is_public else _MISSING
-        verdict = self._verdict(exchange, token) if token else _MALFORMED
+        credentials = exchange.head.notes.get(b"authorization", b"")
+        verdict: Identity | Refusal | Wait | None = None
+        if credentials[:7] == b"Bearer " and exchange.remote_verdict is None:  # what is remembered is well formed
+            verdict = self._cache.get(credentials[7:], exchange.wall, exchange.now)
+        if verdict is None:
+            token = _bearer_token(credentials)
+            if token is None:
+                return None if is_public else _MISSING
+            verdict = self._verdict(exchange, token) if token else _MALFORMED
         if exchange.trace is not None:
             exchange.trace["jwt"] = _as_json(verdict)
         if not isinstance(verdict, Identity):

@@ -16,6 +16,7 @@ import ipaddress
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import islice
+from math import floor
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -28,6 +29,8 @@ from engadi_gateway.pipeline.patterns import parse_pattern, pattern_matches, pat
 #: A thousandth of a token is forgiven: rounding after months must not cost a whole one.
 _ROUNDING = 0.001
 _CEILING = 0.999999
+#: Of what gets tokens faster than that, the next one comes within a second: t is 1, whatever is left.
+_FAST_S = 0.99
 _MEMO_SIZE = 4096
 _MEMO_PATH_LENGTH = 256
 #: Buckets are filed by the sixteenth of a window in which they will be full.
@@ -182,8 +185,8 @@ class Rule:
     """A rule with what a request needs of it, computed once."""
 
     __slots__ = (
-        "buckets", "capacity", "cost", "is_enforced", "kind", "most_missing", "name", "readings", "rule", "segments",
-        "token_s", "window_s",
+        "buckets", "capacity", "cost", "is_enforced", "is_fast", "kind", "most_missing", "name", "readings", "rule",
+        "segments", "token_s", "window_s",
     )  # fmt: skip
 
     def __init__(self, rule: RateLimitRule, buckets: Buckets) -> None:
@@ -193,6 +196,7 @@ class Rule:
         self.cost = 1.0 / rule.max_requests
         self.window_s = float(rule.window_seconds)
         self.token_s = self.window_s / self.capacity
+        self.is_fast = self.token_s < _FAST_S
         self.most_missing = 1.0 + self.cost * _ROUNDING
         self.kind = _KINDS.index(rule.limit_type)
         self.is_enforced = rule.mode is LimitMode.ENFORCE
@@ -238,11 +242,15 @@ class Plan:
             b"%b;q=%d;w=%d" % (name, rule.capacity, rule.window_s)
             for name, rule in zip(names, self.enforced, strict=True)
         ]
+        items = [
+            b"%b;r=%%d;t=1" % name if rule.is_fast else b"%b;r=%%d;t=%%d" % name
+            for name, rule in zip(names, self.enforced, strict=True)
+        ]
         #: All five lines; its numbers are limit, remaining and reset of the tightest rule, then r and t of each.
         self.template = (
             b"X-RateLimit-Limit: %%d\r\nX-RateLimit-Remaining: %%d\r\nX-RateLimit-Reset: %%d\r\n"
             b"RateLimit-Policy: %b\r\nRateLimit: %b"
-        ) % (b",".join(policies), b",".join(b"%b;r=%%d;t=%%d" % name for name in names))
+        ) % (b",".join(policies), b",".join(items))
 
 
 #: The plans of one path, by what is known: with or without a user to count, with or without a route.
@@ -418,12 +426,14 @@ def _lines(plan: Plan, found: list[tuple[Rule, float, float]], wall: float) -> b
     for rule, _, missing in found:
         if rule.is_enforced:
             tokens = rule.capacity * (1.0 - missing)
-            whole = int(tokens + _ROUNDING)
-            numbers += (whole, int((whole + 1 - tokens) * rule.token_s + _CEILING))
+            whole = floor(tokens + _ROUNDING)
+            numbers.append(whole)
+            if not rule.is_fast:
+                numbers.append(floor((whole + 1 - tokens) * rule.token_s + _CEILING))
             share = whole * rule.cost
             if share < tightest:
                 tightest, limit, remaining, full_s = share, rule.capacity, whole, missing * rule.window_s
-    numbers[:3] = limit, remaining, int(wall + full_s + _CEILING)
+    numbers[:3] = limit, remaining, floor(wall + full_s + _CEILING)
     return plan.template % tuple(numbers)
 
 
