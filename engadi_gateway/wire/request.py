@@ -17,7 +17,7 @@ from engadi_gateway.model import Framing, RequestHead
 from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
 from engadi_gateway.wire.headers import HeaderPolicy, connection_tokens, scan
 from engadi_gateway.wire.target import normalise
-from engadi_gateway.wire.text import TAME
+from engadi_gateway.wire.text import is_tame
 
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
 _END = b"\r\n\r\n"
@@ -80,10 +80,10 @@ def first_head(data: bytes, limits: HeadLimits) -> bytes | None:
         _check_unfinished(data, limits)
         return None
     head = data[: end + 4]  # the same object where that is all
-    if head.count(b"\r\n") != len(head.split(b"\n")) - 1:  # which takes half the time of counting them
-        raise _refused(Reason.BAD_REQUEST, "line end without CR")
-    if head.translate(TAME) != head:  # h11 takes most of them; RFC 9110 section 5.5: only where it is safe
-        raise _refused(Reason.BAD_REQUEST, "control character in the head")
+    line_ends = head.count(b"\r\n")
+    if not is_tame(head, line_ends):  # h11 takes most controls; RFC 9110 section 5.5: only where it is safe
+        is_bare = head.count(b"\n") != line_ends
+        raise _refused(Reason.BAD_REQUEST, "line end without CR" if is_bare else "control character in the head")
     return head
 
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from engadi_gateway.model import Framing
-from engadi_gateway.wire.text import TAME, remember
+from engadi_gateway.wire.text import is_tame, remember
 
 _START_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: (.*))?", re.DOTALL)
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -26,7 +26,7 @@ class MalformedReplyError(Exception):
 _KEEP, _LENGTH, _DROP, _CODING, _CONNECTION, _DATE, _UPGRADE, _CORS, _RATE = range(9)
 _NO_BODY, _COUNTED, _CHUNKED, _CLOSE = Framing.NONE, Framing.LENGTH, Framing.CHUNKED, Framing.CLOSE
 _NO_TOKENS: frozenset[bytes] = frozenset()
-_END = [b"", b""]
+_BLANK = b" \t"
 
 _TABLE: dict[bytes, int] = {
     b"content-length": _LENGTH,
@@ -53,11 +53,17 @@ _MEMO_SIZE = 1024
 class _Names(dict[bytes, int]):
     """What is done with a field, by its name as it is spelt; a name is checked when it is first seen."""
 
+    def __init__(self, dropped: frozenset[int]) -> None:
+        super().__init__()
+        self._dropped = dropped
+
     def __missing__(self, name: bytes) -> int:
         if _NAME.fullmatch(name) is None:
             raise MalformedReplyError("malformed head")
         lower = name.lower()
         field = _TABLE.get(lower, _CORS if lower.startswith(b"access-control-") else _KEEP)
+        if field in {_CORS, _RATE}:
+            field = _DROP if field in self._dropped else _KEEP
         remember(self, name, field, _MEMO_SIZE)
         return field
 
@@ -101,11 +107,9 @@ class ReplyParser:
     """
 
     def __init__(self, drops_cors: bool = False, drops_rate: bool = False) -> None:
-        self._names = _Names()
         self._starts = _Starts()
-        self._dropped = frozenset(
-            field for field, is_dropped in ((_CORS, drops_cors), (_RATE, drops_rate)) if is_dropped
-        )
+        kinds = ((_CORS, drops_cors), (_RATE, drops_rate))
+        self._names = _Names(frozenset(field for field, is_dropped in kinds if is_dropped))
 
     def parse(self, raw: bytes, method: str) -> ReplyHead:
         """Parse one whole head, with its empty line, of the answer to a request with `method`.
@@ -114,30 +118,30 @@ class ReplyParser:
             MalformedReplyError: anything that two readers could read differently.
         """
         every = raw.split(b"\r\n")
-        ends = len(every) - 1
-        if raw.translate(TAME) != raw or raw.count(b"\n") != ends or raw.count(b"\r") != ends or every[-2:] != _END:
+        if raw[-4:] != b"\r\n\r\n" or not is_tame(raw, len(every) - 1):
             raise MalformedReplyError("malformed head")
         is_http11, status, phrase = self._starts[every[0]]
         lines: list[bytes] = []
         special: dict[int, bytes] = {}
         names, sent, has_date = self._names, None, False
-        try:
-            for line in every[1:-2]:  # long-hand, the usual cases first: this runs for each line of each reply
-                field = names[line[: line.index(b":")]]
-                if field == _KEEP:
-                    lines.append(line)
-                elif field == _LENGTH:
-                    value = line[line.index(b":") + 1 :].strip(b" \t")
-                    if sent is not None and sent != value:
-                        raise MalformedReplyError("conflicting lengths")
-                    sent = value
-                elif field == _DATE:
-                    lines.append(line)
-                    has_date = True
-                elif field != _DROP:
-                    self._special(field, line, lines, special)
-        except ValueError:
-            raise MalformedReplyError("malformed head") from None
+        for line in every[1:-2]:  # long-hand, the usual cases first: this runs for each line of each reply
+            name, colon, value = line.partition(b":")
+            if not colon:
+                raise MalformedReplyError("malformed head")
+            field = names[name]
+            if field == _KEEP:
+                lines.append(line)
+            elif field == _LENGTH:
+                value = value.strip(_BLANK)
+                if sent is not None and sent != value:
+                    raise MalformedReplyError("conflicting lengths")
+                sent = value
+            elif field == _DATE:
+                lines.append(line)
+                has_date = True
+            elif field != _DROP:
+                value = value.strip(_BLANK)
+                special[field] = special[field] + b", " + value if field in special else value
         coding = special.get(_CODING)
         framing, length = _framing(coding, sent, status, method)
         is_reusable = is_http11 and framing is not _CLOSE
@@ -153,14 +157,6 @@ class ReplyParser:
             has_date = has_date and b"date" not in tokens
             upgrade = special.get(_UPGRADE, b"")
         return ReplyHead(status, phrase, lines, framing, length, is_reusable, has_date, upgrade)
-
-    def _special(self, field: int, line: bytes, lines: list[bytes], special: dict[int, bytes]) -> None:
-        if field in {_CORS, _RATE}:
-            if field not in self._dropped:
-                lines.append(line)
-            return
-        value = line[line.index(b":") + 1 :].strip(b" \t")
-        special[field] = special[field] + b", " + value if field in special else value
 
     @staticmethod
     def _connection(special: dict[int, bytes], lines: list[bytes]) -> frozenset[bytes]:

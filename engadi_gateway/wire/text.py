@@ -7,8 +7,13 @@ from typing import TypeVar
 _MEMO_TEXT_BYTES = 64
 T = TypeVar("T")
 
-#: For `translate`: makes control characters spaces, but tabs, CR and LF, so that one comparison finds them.
-TAME = bytes(0x20 if (code < 0x20 and code not in b"\t\r\n") or code == 0x7F else code for code in range(256))
+#: For `translate`: control characters, but tabs, become LF, so that one count finds them beside the ends of lines.
+_CONTROLS_AS_LF = bytes(0x0A if (code < 0x20 and code != 0x09) or code == 0x7F else code for code in range(256))
+
+
+def is_tame(head: bytes, line_ends: int) -> bool:
+    """Whether a head with so many CRLF in it has no other control characters than these and tabs."""
+    return head.translate(_CONTROLS_AS_LF).count(b"\n") == 2 * line_ends
 
 
 def remember(memo: dict[bytes, T], text: bytes, meaning: T, most: int) -> None:
