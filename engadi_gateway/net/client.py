@@ -47,6 +47,7 @@ _SHORT_BYTES = 2048
 _SHORT_LINES = 50
 #: Pipelined requests beyond this stay in the socket until those before them are answered.
 _MAX_PIPELINED_BYTES = 65536
+_CR = 0x0D
 _LINGER_BYTES = 65536
 _MAX_WAITS = 3
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -223,7 +224,7 @@ class ClientConnection(asyncio.Protocol):
         if self.state is not _HEAD:
             return False
         buffer, context = self._buffer, self._context
-        if buffer[:1] == b"\r":
+        if buffer and buffer[0] == _CR:
             buffer = self._buffer = without_blank_lines(buffer)
         raw = None
         try:
@@ -231,7 +232,7 @@ class ClientConnection(asyncio.Protocol):
             if raw is None:
                 self._await_head(now)
                 return False
-            self._buffer = buffer[len(raw) :]
+            self._buffer = b"" if raw is buffer else buffer[len(raw) :]
             self._head, self._body = parse_head(raw, context.head_limits, context.header_policy, context.max_body_bytes)
         except RefusedHeadError as error:
             self._head, self._refused_head = error.head, error.refusal
