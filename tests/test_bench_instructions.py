@@ -9,7 +9,10 @@ import pytest
 
 from tests.bench import instructions
 from tests.bench.accounting import ANYWHERE
+from tests.bench.loads import LOADS
 from tests.bench.peers import Command
+from tests.bench.peers.registry import PEERS
+from tests.bench.rounds import Plan
 
 _LOG = """==7== Cachegrind, a high-precision tracing profiler
 ==7== Command: python run.py serve
@@ -39,6 +42,11 @@ def test_without_valgrind_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(SystemExit, match="valgrind is not installed"):
         instructions.main([])
+
+
+def test_a_form_that_a_peer_has_not_has_no_figure() -> None:
+    plan = Plan(1, 1.0, 0.0, ANYWHERE, ANYWHERE)
+    assert instructions.a_request(LOADS["full"], PEERS["h11 alone"], 1, 2, plan) == ""
 
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")

@@ -60,9 +60,12 @@ def instructions(load: Load, peer: Peer, requests: int, plan: Plan) -> int:
         return counted(log.read_text())
 
 
-def a_request(load: Load, peer: Peer, few: int, many: int, plan: Plan) -> float:
-    """Instructions of one of those by which `many` are more than `few`."""
-    return (instructions(load, peer, many, plan) - instructions(load, peer, few, plan)) / (many - few)
+def a_request(load: Load, peer: Peer, few: int, many: int, plan: Plan) -> str:
+    """Instructions of one of those by which `many` are more than `few`; "" where the peer has no such form."""
+    if load.is_full and peer.full is None:
+        return ""
+    more = instructions(load, peer, many, plan) - instructions(load, peer, few, plan)
+    return f"{more / (many - few):,.0f}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -83,8 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     plan = Plan(1, 3600.0, 0.0, arguments.core, arguments.load_core)
     loads, peers = chosen_loads(arguments.loads), chosen_peers(arguments.peers)
     rows = [
-        [peer.name, *(f"{a_request(load, peer, arguments.few, arguments.many, plan):,.0f}" for load in loads)]
-        for peer in peers
+        [peer.name, *(a_request(load, peer, arguments.few, arguments.many, plan) for load in loads)] for peer in peers
     ]
     print("\n".join(table(["instructions a request", *(load.name for load in loads)], rows)))
 
