@@ -222,9 +222,11 @@ def scan(lines: list[HeaderLine], policy: HeaderPolicy) -> tuple[bytes, dict[byt
     notes = dict(zip(found.noted, found.pick_noted(values)))  # noqa: B905 - as many by their making, and a check costs
     if found.has_repeats:
         notes = _joined(found.noted, found.pick_noted(values))
-    gone = connection_tokens(notes[b"connection"]) - _HARMLESS if b"connection" in notes else _NOTHING
-    for name in gone - _NEEDED:
-        notes.pop(name, None)
+    gone = _NOTHING
+    if b"connection" in notes:
+        gone = connection_tokens(notes[b"connection"]) - _HARMLESS
+        for name in gone - _NEEDED:
+            notes.pop(name, None)
     if b"traceparent" in notes and not _is_trace(notes[b"traceparent"]):
         del notes[b"traceparent"]
         gone |= _TRACE
