@@ -88,6 +88,17 @@ def test_never_more_than_capacity_and_refill_in_any_window(
         level -= passed
 
 
+@pytest.mark.parametrize("capacity", [1, 3, 7, 1000])
+def test_an_empty_bucket_has_no_less_than_nothing(capacity: int) -> None:
+    """What is forgiven for rounding must not show as a token below none."""
+    limits = limits_of(a_rule(capacity=capacity, window_s=60))
+    limits._rules[0].buckets.full_at["192.0.2.1"] = limits._rules[0].most_missing + 1e-12
+    for now in (0.0, 1e-9, 60.0 / capacity, 60.0 / capacity + 1e-9):
+        _, fields = ask(limits, now, ip="192.0.2.1")
+        assert int(fields["X-RateLimit-Remaining"]) == 0
+        assert fields["RateLimit"].startswith('"per_ip";r=0;t=')
+
+
 # who is counted
 
 

@@ -16,7 +16,6 @@ import ipaddress
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import islice
-from math import floor
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -426,14 +425,14 @@ def _lines(plan: Plan, found: list[tuple[Rule, float, float]], wall: float) -> b
     for rule, _, missing in found:
         if rule.is_enforced:
             tokens = rule.capacity * (1.0 - missing)
-            whole = floor(tokens + _ROUNDING)
+            whole = int(tokens + _ROUNDING)
             numbers.append(whole)
             if not rule.is_fast:
-                numbers.append(floor((whole + 1 - tokens) * rule.token_s + _CEILING))
+                numbers.append(int((whole + 1 - tokens) * rule.token_s + _CEILING))
             share = whole * rule.cost
             if share < tightest:
                 tightest, limit, remaining, full_s = share, rule.capacity, whole, missing * rule.window_s
-    numbers[:3] = limit, remaining, floor(wall + full_s + _CEILING)
+    numbers[:3] = limit, remaining, int(wall + full_s + _CEILING)
     return plan.template % tuple(numbers)
 
 
