@@ -47,7 +47,6 @@ _SHORT_BYTES = 2048
 _SHORT_LINES = 50
 #: Pipelined requests beyond this stay in the socket until those before them are answered.
 _MAX_PIPELINED_BYTES = 65536
-_CR = 0x0D
 _LINGER_BYTES = 65536
 _MAX_WAITS = 3
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -224,7 +223,7 @@ class ClientConnection(asyncio.Protocol):
         if self.state is not _HEAD:
             return False
         buffer, context = self._buffer, self._context
-        if buffer and buffer[0] == _CR:
+        if buffer[:1] == b"\r":
             buffer = self._buffer = without_blank_lines(buffer)
         raw = None
         try:

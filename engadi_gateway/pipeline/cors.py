@@ -100,19 +100,15 @@ class Cors:
         if received is None:
             exchange.reply_lines += self._vary
             return None
-        named = self._named.get(received)
-        if named is not None and head.method != "OPTIONS" and exchange.trace is None:  # the usual one
-            exchange.reply_lines.append(named)
-            return None
-        origin = received.decode("latin-1")
-        is_allowed = self.allows_origin(origin)
+        origin, named = received.decode("latin-1"), self._named.get(received)
+        is_allowed = named is not None or self.allows_origin(origin)
         if exchange.trace is not None:
             exchange.trace["cors"] = {"origin": origin, "allowed": is_allowed}
         asked = head.notes.get(b"access-control-request-method") if head.method == "OPTIONS" else None
         if asked:
             return self._decide_preflight(exchange, received, is_allowed, asked)
         if is_allowed:
-            exchange.reply_lines.append(self._allowing(received))
+            exchange.reply_lines.append(named or self._allowing(received))
             return None
         exchange.reply_lines += self._vary
         is_judged = exchange.refusal is None and (head.upgrade or self._rejects_denied)

@@ -369,15 +369,10 @@ class IdentityStage:
         is_public = route.is_public and not route.required_roles
         if is_public and not self._policy.validates_on_public:
             return None
-        credentials = exchange.head.notes.get(b"authorization", b"")
-        verdict: Identity | Refusal | Wait | None = None
-        if credentials[:7] == b"Bearer " and exchange.remote_verdict is None:  # what is remembered is well formed
-            verdict = self._cache.get(credentials[7:], exchange.wall, exchange.now)
-        if verdict is None:
-            token = _bearer_token(credentials)
-            if token is None:
-                return None if is_public else _MISSING
-            verdict = self._verdict(exchange, token) if token else _MALFORMED
+        token = _bearer_token(exchange.head.notes.get(b"authorization", b""))
+        if token is None:
+            return None if is_public else _MISSING
+        verdict = self._verdict(exchange, token)
         if exchange.trace is not None:
             exchange.trace["jwt"] = _as_json(verdict)
         if not isinstance(verdict, Identity):
@@ -388,12 +383,13 @@ class IdentityStage:
         return None
 
     def _verdict(self, exchange: Exchange, token: bytes) -> Identity | Refusal | Wait:
-        answered, exchange.remote_verdict = exchange.remote_verdict, None
-        if answered is not None:
-            return answered
-        known = self._cache.get(token, exchange.wall, exchange.now)
+        known, exchange.remote_verdict = exchange.remote_verdict, None
+        if known is None:
+            known = self._cache.get(token, exchange.wall, exchange.now)
         if known is not None:
-            return known
+            return known  # and so the token is well formed
+        if not token or b" " in token or b"," in token:
+            return _MALFORMED
         if len(token) > self._policy.max_token_bytes:
             return invalid("malformed")
         if self._policy.mode == "remote":
@@ -419,11 +415,10 @@ class IdentityStage:
 
 
 def _bearer_token(credentials: bytes) -> bytes | None:
-    """The token of an Authorization value; None where it is of another scheme, b"" where it is malformed."""
+    """What stands for the token in an Authorization value, perhaps b""; None where it is of another scheme."""
     if credentials[:7].lower() != b"bearer ":
         return b"" if credentials.lower() == b"bearer" else None
-    token = credentials[7:].strip(b" ")
-    return b"" if b" " in token or b"," in token else token
+    return credentials[7:].strip(b" ")
 
 
 def _as_json(verdict: Identity | Refusal | Wait) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def _ranges(networks: tuple[IpNetwork, ...]) -> tuple[tuple[int, int], ...]:
 def resolve_client(peer: str, listener: Listener, head: RequestHead, trusted: tuple[IpNetwork, ...]) -> Client:
     """Who asks, given the peer's address and what a trusted peer may have said."""
     if not trusted or not is_trusted(peer, trusted):
-        return _direct(peer, listener, head.authority)
+        own = peer.encode("ascii"), listener.scheme.encode("ascii")
+        return _client(peer, *own, head.authority, listener.port)  # which the connection remembers
     notes = head.notes
     received = notes.get(b"x-forwarded-for", b"")
     address = _walk(peer, received, trusted)
@@ -77,11 +78,6 @@ def resolve_client(peer: str, listener: Listener, head: RequestHead, trusted: tu
     if proto not in {b"http", b"https"}:
         proto = listener.scheme.encode("ascii")
     return _client(address, forwarded_for, proto, notes.get(b"x-forwarded-host", head.authority), listener.port)
-
-
-@lru_cache(maxsize=4096)
-def _direct(peer: str, listener: Listener, authority: bytes) -> Client:
-    return _client(peer, peer.encode("ascii"), listener.scheme.encode("ascii"), authority, listener.port)
 
 
 def _client(address: str, forwarded_for: bytes, proto: bytes, host: bytes, port: int) -> Client:

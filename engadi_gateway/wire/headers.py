@@ -248,8 +248,8 @@ def _without(gone: frozenset[bytes], found: Names, kept: Values) -> bytes:
 _NOTHING: frozenset[bytes] = frozenset()
 _TRACE = frozenset((b"traceparent", b"tracestate"))
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-#: A trace of version 00 with a 0 for each digit, and what makes them so.
 _NO_TRACE, _NO_PARENT = b"0" * 32, b"0" * 16
+#: A trace of version 00 with a 0 for each digit, and what makes them so.
 _TRACE_SHAPE = b"00-" + _NO_TRACE + b"-" + _NO_PARENT + b"-00"
 _DIGITS_AS_0 = bytes(ord("0") if code in b"0123456789abcdef" else code for code in range(256))
 
