@@ -303,7 +303,7 @@ def test_tables_are_looked_into_when_they_are_reached() -> None:
         connection.set_trace_callback(asked.append)
         rows = segments.find(connection, Query())
         assert [next(rows)[0] for _ in range(5)] == [12, 11, 10, 9, 8]
-        del rows
+        rows.close()
         connection.set_trace_callback(None)
     assert [table for table in ("_1", "_2", "_3") if any(f"gateway_log{table} " in text for text in asked)] == [
         "_2",

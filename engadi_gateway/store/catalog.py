@@ -23,7 +23,7 @@ from engadi_gateway.store.codec import (
     rule_from_json,
     to_json,
 )
-from engadi_gateway.store.database import Connection, Database, Migration
+from engadi_gateway.store.database import Connection, Database, Migration, first_row
 
 _APPLICATION_ID = 0x456E4743  # "EnGC"
 _NAMESPACE = uuid.UUID("0d9f1b52-3f0e-5b1e-8f6d-7c2a9e4d1c3b")
@@ -227,7 +227,7 @@ class Catalog:
 
     async def revision(self, number: int) -> Revision | None:
         query = f"SELECT {_REVISION} FROM revision WHERE number = ?"  # noqa: S608 - ours
-        row = await self._database.read(lambda connection: connection.execute(query, (number,)).fetchone())
+        row = await self._database.read(lambda connection: first_row(connection, query, (number,)))
         return None if row is None else _revision_of(row)
 
     def close(self) -> None:
@@ -235,7 +235,7 @@ class Catalog:
 
 
 def current_revision(connection: Connection) -> int:
-    return int(connection.execute("SELECT coalesce(max(number), 0) FROM revision").fetchone()[0])
+    return int(first_row(connection, "SELECT coalesce(max(number), 0) FROM revision")[0])
 
 
 def load_snapshot(connection: Connection, services: Mapping[str, Service], cors: CorsPolicy) -> Snapshot:
@@ -331,14 +331,14 @@ def _fetch(connection: Connection, kind: str, subject: str) -> Value | None:
     if kind == "cors":
         return _own_cors(connection)
     if kind == "route":
-        row = connection.execute(f"SELECT {_ROUTE} FROM route_config WHERE id = ?", (subject,)).fetchone()  # noqa: S608
+        row = first_row(connection, f"SELECT {_ROUTE} FROM route_config WHERE id = ?", (subject,))  # noqa: S608
         return None if row is None else _route_of(row)
-    row = connection.execute(f"SELECT {_RULE} FROM rate_limit_rule WHERE id = ?", (subject,)).fetchone()  # noqa: S608
+    row = first_row(connection, f"SELECT {_RULE} FROM rate_limit_rule WHERE id = ?", (subject,))  # noqa: S608
     return None if row is None else _rule_of(row)
 
 
 def _own_cors(connection: Connection) -> CorsPolicy | None:
-    row = connection.execute("SELECT document FROM cors_policy").fetchone()
+    row = first_row(connection, "SELECT document FROM cors_policy")
     return None if row is None else cors_from_json(json.loads(row[0]))
 
 

@@ -41,14 +41,14 @@ _CLOSING_S = 2.0  # others' locks hold up the end no longer, however much waits 
 _OPENING_MS = 30_000  # others may be migrating or checking
 _DISK_ERRNOS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO))
 _PRAGMAS = (
-    "PRAGMA foreign_keys=ON",
-    "PRAGMA trusted_schema=OFF",
-    "PRAGMA cell_size_check=ON",
-    "PRAGMA temp_store=MEMORY",
-    "PRAGMA cache_size=-8000",
-    "PRAGMA mmap_size=0",
-    "PRAGMA journal_size_limit=67108864",
-    "PRAGMA analysis_limit=400",
+    "foreign_keys=ON",
+    "trusted_schema=OFF",
+    "cell_size_check=ON",
+    "temp_store=MEMORY",
+    "cache_size=-8000",
+    "mmap_size=0",
+    "journal_size_limit=67108864",
+    "analysis_limit=400",
 )
 
 
@@ -172,11 +172,11 @@ class Database:
 
     def _prepare(self, connection: Connection) -> None:
         if _pragma(connection, "page_count") == 0:  # these only work before the first table
-            connection.execute(f"PRAGMA page_size={self._page_bytes}")
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        for pragma in (*_PRAGMAS, f"PRAGMA synchronous={self._synchronous}"):
-            connection.execute(pragma)
-        connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_BYTES // self._page_bytes}")
+            _pragma(connection, f"page_size={self._page_bytes}")
+            _pragma(connection, "auto_vacuum=INCREMENTAL")
+        for pragma in (*_PRAGMAS, f"synchronous={self._synchronous}"):
+            _pragma(connection, pragma)
+        _pragma(connection, f"wal_autocheckpoint={_CHECKPOINT_BYTES // self._page_bytes}")
         version = self._check(connection)
         if _pragma(connection, "journal_mode=WAL") != "wal":
             raise StoreError(f"{self.path}: no write-ahead log is possible here (a network file system?)")
@@ -196,7 +196,7 @@ class Database:
         """The file's schema version, if the file is whole, ours and not too new."""
         if not self._is_expendable and _pragma(connection, "quick_check(1)") != "ok":
             raise CorruptError(f"{self.path}: the file is damaged (PRAGMA quick_check says more)")
-        has_tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] > 0
+        has_tables = first_row(connection, "SELECT count(*) FROM sqlite_schema")[0] > 0
         if has_tables and _pragma(connection, "application_id") != self._application_id:
             raise StoreError(f"{self.path}: a database of another application")
         version, known = int(_pragma(connection, "user_version")), len(self._migrations)
@@ -211,8 +211,8 @@ class Database:
             else:
                 for statement in migration:
                     connection.execute(statement)
-            connection.execute(f"PRAGMA user_version={number}")
-            connection.execute(f"PRAGMA application_id={self._application_id}")
+            _pragma(connection, f"user_version={number}")
+            _pragma(connection, f"application_id={self._application_id}")
 
     def _back_up(self, connection: Connection, version: int) -> None:
         copy = Path(f"{self.path}.schema-{version}")
@@ -318,8 +318,8 @@ class Database:
     def _finish(self) -> None:
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):
-                self._connection.execute("PRAGMA optimize")
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                _pragma(self._connection, "optimize")
+                _pragma(self._connection, "wal_checkpoint(TRUNCATE)")
             self._connection.close()
             self._connection = None
 
@@ -331,7 +331,7 @@ class Database:
             try:
                 connection = self._connected()
                 if self._is_closing:
-                    connection.execute(f"PRAGMA busy_timeout={busy_ms}")
+                    _pragma(connection, f"busy_timeout={busy_ms}")
                 with _transaction(connection):
                     return work(connection)
             except sqlite3.Error as error:
@@ -456,20 +456,32 @@ def shrink(connection: Connection, pages: int) -> int:
     """Give up to `pages` free pages back to the file system; how many."""
     before = int(_pragma(connection, "freelist_count"))
     for _ in range(min(pages, before)):
-        connection.execute("PRAGMA incremental_vacuum(1)")  # sqlite3 takes one step of it, and a step is a page
+        _pragma(connection, "incremental_vacuum(1)")  # sqlite3 takes one step of it, and a step is a page
     return before - int(_pragma(connection, "freelist_count"))
 
 
+def first_row(connection: Connection, query: str, values: Sequence[Any] = ()) -> Any:
+    """The first row of what a query finds, as a tuple, or None.
+
+    Ends the statement: one left half-way holds its transaction's view, and locks, until its cursor is collected, which
+    only CPython does at once.
+    """
+    with contextlib.closing(connection.execute(query, values)) as cursor:
+        return cursor.fetchone()
+
+
 def _pragma(connection: Connection, text: str) -> Any:
-    return connection.execute(f"PRAGMA {text}").fetchone()[0]
+    """What it says; None where it says nothing."""
+    row = first_row(connection, f"PRAGMA {text}")
+    return row and row[0]
 
 
 def _read_only(path: str, more: str = "") -> Connection:
     uri = f"{Path(path).absolute().as_uri()}?mode=ro{more}"
     connection = sqlite3.connect(uri, timeout=_BUSY_MS / 1000, uri=True, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute("PRAGMA query_only=ON")
-        connection.execute("PRAGMA trusted_schema=OFF")
+        _pragma(connection, "query_only=ON")
+        _pragma(connection, "trusted_schema=OFF")
     except BaseException:
         connection.close()
         raise
@@ -493,12 +505,19 @@ def _os_error(path: str, error: OSError) -> StoreError:
     return kind(f"{path}: {error.strerror}")
 
 
+#: By the primary code; what extends it stands in the bits above.
+_KINDS: dict[int, type[StoreError]] = {
+    sqlite3.SQLITE_CORRUPT: CorruptError,
+    sqlite3.SQLITE_NOTADB: CorruptError,
+    sqlite3.SQLITE_IOERR: UnavailableError,
+    sqlite3.SQLITE_FULL: UnavailableError,
+    sqlite3.SQLITE_BUSY: UnavailableError,
+}
+
+
 def _store_error(path: str, error: sqlite3.Error) -> StoreError:
-    name = getattr(error, "sqlite_errorname", "")
-    if name.startswith("SQLITE_CORRUPT") or name == "SQLITE_NOTADB":
-        return CorruptError(f"{path}: {error}")
-    if name.startswith("SQLITE_IOERR"):
-        return UnavailableError(f"{path}: {error} ({name}; is the disk full?)")
-    if name.startswith(("SQLITE_FULL", "SQLITE_BUSY")):
-        return UnavailableError(f"{path}: {error}")
-    return StoreError(f"{path}: {'took too long' if name == 'SQLITE_INTERRUPT' else error}")
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    text = "took too long" if code == sqlite3.SQLITE_INTERRUPT else str(error)
+    if code == sqlite3.SQLITE_IOERR:
+        text = f"{text} ({getattr(error, 'sqlite_errorname', 'PyPy has no name for it')}; is the disk full?)"
+    return _KINDS.get(code, StoreError)(f"{path}: {text}")

@@ -6,6 +6,7 @@ A cursor is the id of the last row shown: the page after it costs the same howev
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import time
@@ -48,7 +49,8 @@ class LogPage:
 
 def take(connection: Connection, query: segments.Query, skip: int, count: int) -> list[tuple[Any, ...]]:
     """So many rows that fit, newest first, after the first `skip` of them."""
-    return list(itertools.islice(segments.find(connection, query), skip, skip + count))
+    with contextlib.closing(segments.find(connection, query)) as rows:
+        return list(itertools.islice(rows, skip, skip + count))
 
 
 #: Filters that compare a column for equality. Each has an index; those of the narrow ones are the better choice.

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from engadi_gateway.store.database import Connection
+from engadi_gateway.store.database import Connection, first_row
 from engadi_gateway.store.sums import HOUR_MS, MINUTE_MS, Endpoint, Latencies, Span, Sums, add_endpoint, value_of
 
 OTHER = "_OTHER"
@@ -66,10 +66,11 @@ def _add_counts(connection: Connection, span: int, start: int, summed: Span) -> 
 
 
 def _add_latencies(connection: Connection, key: tuple[int, int, str], latencies: Latencies) -> None:
-    row = connection.execute(
+    row = first_row(
+        connection,
         "SELECT requests, total, least, most, buckets FROM rollup_latency WHERE span = ? AND start = ? AND service = ?",
         key,
-    ).fetchone()
+    )
     if row is not None:
         requests, total, least, most, histogram = row
         latencies = Latencies(requests, total, least, most, dict(unpacked(histogram))).plus(latencies)
@@ -136,10 +137,11 @@ def stats(connection: Connection, hours: int, now_ms: int) -> dict[str, Any]:
     ).fetchall()
     total = sum(row[3] for row in rows)
     errors = sum(row[3] for row in rows if row[1] >= 400)
-    time_ms = connection.execute(
+    time_ms = first_row(
+        connection,
         f"SELECT coalesce(sum(total), 0.0) FROM rollup_latency WHERE {condition}",  # noqa: S608
         values,
-    ).fetchone()[0]
+    )[0]
     return {
         "hours": hours,
         "total_requests": total,
@@ -226,7 +228,7 @@ def prune(connection: Connection, span: int, before_ms: int, spans: int) -> int:
     """Forget spans that began before; at most so many spans' worth from the oldest on. Returns how many rows went."""
     gone = 0
     for table in TABLES:
-        oldest = connection.execute(f"SELECT min(start) FROM {table} WHERE span = ?", (span,)).fetchone()[0]  # noqa: S608
+        oldest = first_row(connection, f"SELECT min(start) FROM {table} WHERE span = ?", (span,))[0]  # noqa: S608
         if oldest is not None:
             limit = min(before_ms, oldest + spans * span)
             gone += connection.execute(f"DELETE FROM {table} WHERE span = ? AND start < ?", (span, limit)).rowcount  # noqa: S608

@@ -11,7 +11,8 @@ was written later.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -19,7 +20,7 @@ from operator import itemgetter
 from typing import Any
 
 from engadi_gateway.model import LogRow
-from engadi_gateway.store.database import Connection
+from engadi_gateway.store.database import Connection, first_row
 
 #: The open table, by a name that stays.
 VIEW = "gateway_log"
@@ -147,7 +148,7 @@ def _inserts(number: int) -> tuple[str, str, str]:
 
 def _open(connection: Connection) -> Segment:
     query = "SELECT number, first_id, last_id, first_ms, last_ms FROM log_segment ORDER BY number DESC LIMIT 1"
-    return Segment(*connection.execute(query).fetchone())
+    return Segment(*first_row(connection, query))
 
 
 def last_id(connection: Connection) -> int:
@@ -157,7 +158,7 @@ def last_id(connection: Connection) -> int:
 
 def summed_id(connection: Connection) -> int:
     """The last row that is in the statistics."""
-    return int(connection.execute("SELECT last_id FROM log_summed").fetchone()[0])
+    return int(first_row(connection, "SELECT last_id FROM log_summed")[0])
 
 
 def set_summed_id(connection: Connection, row_id: int) -> None:
@@ -167,7 +168,7 @@ def set_summed_id(connection: Connection, row_id: int) -> None:
 def close_if_due(connection: Connection, now_ms: int, max_rows: int, max_age_ms: int) -> bool:
     """Close the open table if it has that many rows (more in a large log) or its oldest one is that old."""
     table = _open(connection)
-    oldest_id = connection.execute("SELECT first_id FROM log_segment ORDER BY number LIMIT 1").fetchone()[0]
+    oldest_id = first_row(connection, "SELECT first_id FROM log_segment ORDER BY number LIMIT 1")[0]
     most = max(max_rows, min((table.last_id - oldest_id) // _SHARE_OF_ALL, _MOST_ROWS))
     return (table.rows >= most or now_ms - table.first_ms >= max_age_ms) and close_open(connection)
 
@@ -184,10 +185,11 @@ def close_open(connection: Connection) -> bool:
 
 def index_next(connection: Connection) -> bool:
     """Make one index that a closed table still lacks; whether there was one. One at a time, for rows are waiting."""
-    row = connection.execute(
+    row = first_row(
+        connection,
         f"SELECT number, indexes FROM log_segment WHERE indexes < ? AND {_IS_CLOSED} ORDER BY number LIMIT 1",  # noqa: S608
         (len(INDEXES),),
-    ).fetchone()
+    )
     if row is None:
         return False
     number, made = row
@@ -205,7 +207,7 @@ def drop_oldest(connection: Connection, before_ms: int) -> int:
     """
     query = "SELECT number, last_id - first_id + 1 FROM log_segment WHERE last_ms < ? AND last_id <= ?"
     query = f"{query} AND {_IS_CLOSED} ORDER BY number LIMIT 1"
-    row = connection.execute(query, (before_ms, summed_id(connection))).fetchone()
+    row = first_row(connection, query, (before_ms, summed_id(connection)))
     if row is None:
         return 0
     connection.execute("UPDATE log_segment SET is_dropped = 1 WHERE number = ?", (row[0],))
@@ -214,9 +216,7 @@ def drop_oldest(connection: Connection, before_ms: int) -> int:
 
 def clear_next(connection: Connection) -> bool:
     """Free the pages of a dropped table's indexes, in a second step its own; whether there was one."""
-    row = connection.execute(
-        "SELECT number, indexes FROM log_segment WHERE is_dropped ORDER BY number LIMIT 1"
-    ).fetchone()
+    row = first_row(connection, "SELECT number, indexes FROM log_segment WHERE is_dropped ORDER BY number LIMIT 1")
     if row is None:
         return False
     number, indexes = row
@@ -243,12 +243,13 @@ def rows_after(connection: Connection, row_id: int, count: int) -> tuple[int, li
     return found[-1][0] if found else last_id(connection), [LogRow._make(row[1:]) for row in found]
 
 
-def find(connection: Connection, query: Query) -> Iterator[tuple[Any, ...]]:
+def find(connection: Connection, query: Query) -> Generator[tuple[Any, ...], None, None]:
     """The rows (`COLUMNS`) that fit, newest first; a table is looked into when it is reached."""
     for segment in segments(connection):
         statement, values = select(segment, query)
         if statement:
-            yield from connection.execute(statement, values)
+            with contextlib.closing(connection.execute(statement, values)) as rows:
+                yield from rows
 
 
 def segments(connection: Connection) -> list[Segment]:
