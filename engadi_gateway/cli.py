@@ -314,8 +314,9 @@ async def _run(args: argparse.Namespace, gateway: Gateway) -> None:
         _say(f"listening on {name}")
     notify_systemd("READY=1")
     # what is here now stays, and requests leave no cycles: the collector need not look so often (2 to 7 % of CPU)
-    gc.freeze()
-    gc.set_threshold(2_000, 50, 50)
+    if sys.implementation.name == "cpython":
+        gc.freeze()
+        gc.set_threshold(2_000, 50, 50)
     await stopping.wait()
     _say("draining")
 

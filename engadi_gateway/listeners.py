@@ -174,7 +174,7 @@ def _make_room_for_files(count: int) -> None:
     old one: 8 to 26 ms measured in which nobody is served, at 256, 512, 1,024 files and so on, just when many come.
     """
     with contextlib.suppress(OSError), Path(os.devnull).open("rb") as file:
-        os.close(fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, count - 1))
+        os.close(fcntl.fcntl(file, fcntl.F_DUPFD, count - 1))
 
 
 def inherited_sockets() -> list[Inherited]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from tests.harness import SECRET
 
 ROOT = Path(__file__).parent.parent
+#: Runs the gateways; another one than runs the tests with `-p tests.on_pypy`.
+PYTHON = os.environ.get("PYTHON_OF_GATEWAYS", sys.executable)
 
 
 def environment_of(**extra: str) -> dict[str, str]:
@@ -72,7 +74,7 @@ async def started(folder: Path, ini: str, **environment: str) -> AsyncIterator[P
     port = free_port()
     (folder / "gateway.ini").write_text(ini)
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        PYTHON,
         str(ROOT / "run.py"),
         cwd=folder,
         env=environment_of(**{"PORT": str(port), **environment}),

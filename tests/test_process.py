@@ -11,7 +11,6 @@ import socket
 import sqlite3
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,14 +22,14 @@ from engadi_gateway.listeners import bind_tcp
 from tests.certificates import certify
 from tests.fakes import OK, RawClient, Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, settings_for
-from tests.processes import ROOT, environment_of, free_port, ini_of, started
+from tests.processes import PYTHON, ROOT, environment_of, free_port, ini_of, started
 
 GET = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
 def _run(folder: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *args],
+        [PYTHON, str(ROOT / "run.py"), *args],
         cwd=folder,
         env=environment_of(**environment),
         capture_output=True,
@@ -286,7 +285,7 @@ def test_sockets_that_were_promised_and_are_not_there(tmp_path: Path, environmen
         f"os.execv(sys.executable, [sys.executable, {str(ROOT / 'run.py')!r}])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", launcher], cwd=tmp_path, env=environment_of(**environment), capture_output=True,
+        [PYTHON, "-c", launcher], cwd=tmp_path, env=environment_of(**environment), capture_output=True,
         text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr.startswith(said), done.stderr.count("\n")) == (69, True, 1)
@@ -337,7 +336,7 @@ def test_systemd_is_told_and_its_socket_is_used(tmp_path: Path) -> None:
             async with upstream() as auth:
                 (tmp_path / "gateway.ini").write_text(ini_of(auth.url))
                 process = subprocess.Popen(
-                    [sys.executable, "-c", launcher],
+                    [PYTHON, "-c", launcher],
                     cwd=tmp_path,
                     env=environment_of(NOTIFY_SOCKET=str(tmp_path / "notify.sock"), WATCHDOG_USEC="200000"),
                     pass_fds=[listener.fileno()],
@@ -456,7 +455,7 @@ def test_help_names_every_command(tmp_path: Path) -> None:
 @pytest.fixture
 def bare_python(tmp_path: Path) -> Iterator[list[str]]:
     """An interpreter that finds neither h11 nor PyJWT."""
-    yield [sys.executable, "-I", "-S", str(ROOT / "run.py")]
+    yield [PYTHON, "-I", "-S", str(ROOT / "run.py")]
 
 
 def test_a_missing_dependency_is_one_line(tmp_path: Path, bare_python: list[str]) -> None:

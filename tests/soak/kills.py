@@ -17,7 +17,6 @@ import random
 import shutil
 import signal
 import sqlite3
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from engadi_gateway.store.codec import to_json
 from engadi_gateway.store.journal import Journal
 from tests.fakes import RawClient, upstream
 from tests.harness import ADMIN, ask_on
-from tests.processes import ROOT, environment_of, free_port, ini_of
+from tests.processes import PYTHON, ROOT, environment_of, free_port, ini_of
 from tests.soak.writes import remember, some_write
 
 FLUSH_S = 0.25
@@ -134,7 +133,7 @@ async def _one_life(
 async def _begin(folder: Path, port: int) -> Life:
     return Life(
         await asyncio.create_subprocess_exec(
-            sys.executable, str(ROOT / "run.py"), cwd=folder,
+            PYTHON, str(ROOT / "run.py"), cwd=folder,
             env=environment_of(PORT=str(port)), stderr=asyncio.subprocess.PIPE,
         )
     )  # fmt: skip
@@ -209,8 +208,9 @@ def _look(folder: Path, seen: Seen, seen_before: set[str], report: Report) -> No
     copy = folder / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
-    for path in folder.glob("engadi_gateway*.db*"):
-        if not path.name.endswith("-shm"):  # an index of the -wal, rebuilt from it
+    for path in folder.iterdir():
+        is_index = path.name.endswith("-shm")  # of the -wal, rebuilt from it
+        if path.name.startswith("engadi_gateway") and not is_index:
             shutil.copy(path, copy / path.name)
     config, log = copy / "engadi_gateway.db", copy / "engadi_gateway-log.db"
     for path, look in ((config, _look_at_config), (log, _look_at_log)):

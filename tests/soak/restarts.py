@@ -13,7 +13,6 @@ import random
 import signal
 import socket
 import sqlite3
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.fakes import Upstream, upstream
-from tests.processes import ROOT, Process, environment_of, ini_of, started
+from tests.processes import PYTHON, ROOT, Process, environment_of, ini_of, started
 from tests.soak.callers import Calls, callers, echo
 
 CALLERS = 64
@@ -95,7 +94,7 @@ async def restarts(folder: Path, *, rounds: int, seed: int) -> Report:
 async def _activated(folder: Path, listener: socket.socket) -> AsyncIterator[Process]:
     launcher = _LAUNCHER.format(descriptor=listener.fileno(), program=str(ROOT / "run.py"))
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", launcher,
+        PYTHON, "-c", launcher,
         cwd=folder, env=environment_of(), pass_fds=[listener.fileno()], stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     gateway = Process(process, listener.getsockname()[1], folder)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
 
 from engadi_gateway import __version__
@@ -18,6 +20,8 @@ from tests.bench.peers import ALL_DUTIES, ROOT, Command, Peer, Place, Setup
 from tests.bench.requests import ORIGIN, SECRET
 
 _KINDS = (LimitType.PER_USER, LimitType.PER_IP, LimitType.PER_ENDPOINT, LimitType.GLOBAL)
+_PYPY = "pypy3"
+_PYPY_VERSION = "'.'.join(map(str, sys.pypy_version_info[:3]))"
 _MOST = 10_000_000  # the largest bucket there is
 
 _INI = """
@@ -61,12 +65,12 @@ def ini_text(place: Place, *, is_full: bool) -> str:
     )
 
 
-def command(place: Place, *, is_full: bool) -> Command:
+def command(place: Place, *, is_full: bool, interpreter: str = sys.executable) -> Command:
     path = place.folder / "gateway.ini"
     path.write_text(ini_text(place, is_full=is_full))
     settings = Settings.load(path.read_text(), {})
     prepare(str(place.folder / settings.database_url), settings, place, is_full=is_full)
-    return Command([sys.executable, str(ROOT / "run.py"), "serve", "--config", str(path)])
+    return Command([interpreter, str(ROOT / "run.py"), "serve", "--config", str(path)])
 
 
 def prepare(database: str, settings: Settings, place: Place, *, is_full: bool) -> None:
@@ -127,7 +131,27 @@ def _peer(name: str, loop: str, missing: Callable[[], str]) -> Peer:
     )
 
 
+@cache
+def _on_pypy(text: str) -> str:
+    """What an expression is for the `pypy3` here that can run a gateway; "" where there is none."""
+    program = f"import sys, h11, jwt, sqlite3; assert sys.version_info >= (3, 11); print({text})"
+    try:
+        asked = subprocess.run([_PYPY, "-c", program], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return asked.stdout.strip()
+
+
 PEERS = (
     _peer("engadi", "asyncio", lambda: ""),
     _peer("engadi+uvloop", "uvloop", lambda: "" if find_spec("uvloop") else "uvloop is not installed"),
+    Peer(
+        "engadi on PyPy",
+        lambda: "" if _on_pypy("1") else "no `pypy3` of Python 3.11 that has h11 and PyJWT",
+        lambda: f"{__version__}, PyPy {_on_pypy(_PYPY_VERSION)}",
+        lambda place: command(place, is_full=False, interpreter=_PYPY),
+        lambda place: command(place, is_full=True, interpreter=_PYPY),
+        ALL_DUTIES,
+        "on asyncio; compiles while it runs, so that the first hundred thousand requests cost more",
+    ),
 )
