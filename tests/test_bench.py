@@ -328,6 +328,16 @@ def test_the_tables_say_what_was_measured() -> None:
     assert "- Caddy: not installed\n- nginx, full: claimed, but not seen: JWT" in text
 
 
+def test_the_form_on_pypy_stands_beside_ours_in_the_targets() -> None:
+    document = _document()
+    document["peers"]["engadi on PyPy"] = {"version": "1", "duties": ["JWT", "log"], "note": ""}
+    forms = {cell["load"]: cell for cell in document["cells"] if cell["peer"] == "engadi"}
+    document["cells"] += [{**forms["bare"], "peer": "engadi on PyPy", "rounds": [_round(cpu_us=30.0)]}]
+    text = markdown(document)
+    assert "| bare: CPU beside nginx | 2.8 | 2.10 | yes | 1.50 |" in text
+    assert "| CPU of full beside bare | 1.25 | 1.19 | yes |  |" in text
+
+
 def test_the_readme_takes_the_tables_between_its_markers() -> None:
     readme = (ROOT / "README.md").read_text()
     filled = with_table(readme, "a \\1 table\n")
