@@ -516,8 +516,9 @@ _KINDS: dict[int, type[StoreError]] = {
 
 
 def _store_error(path: str, error: sqlite3.Error) -> StoreError:
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)
+    code = extended & 0xFF
     text = "took too long" if code == sqlite3.SQLITE_INTERRUPT else str(error)
     if code == sqlite3.SQLITE_IOERR:
-        text = f"{text} ({getattr(error, 'sqlite_errorname', 'PyPy has no name for it')}; is the disk full?)"
+        text = f"{text} ({getattr(error, 'sqlite_errorname', extended)}; is the disk full?)"
     return _KINDS.get(code, StoreError)(f"{path}: {text}")

@@ -23,6 +23,7 @@ from engadi_gateway.store.database import (
     Migration,
     StoreError,
     file_bytes,
+    first_row,
     free_share,
     shrink,
     used_bytes,
@@ -333,7 +334,7 @@ class Journal:
         await self._repeat(self._shrink)
         if now_ms - self._optimized_ms >= _DAY_MS:
             self._optimized_ms = now_ms
-            await self._database.write(lambda connection: connection.execute("PRAGMA optimize").close())
+            await self._database.write(lambda connection: first_row(connection, "PRAGMA optimize"))
         self._index()
 
     async def _repeat(self, step: Callable[[Connection], int]) -> None:

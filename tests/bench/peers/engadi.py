@@ -116,18 +116,27 @@ def rules(place: Place, now: str) -> Iterator[RateLimitRule]:
         yield RateLimitRule(_id(number), f"rule {number}", kind, amount, window_s, created_at=now, updated_at=now)
 
 
-def _peer(name: str, loop: str, missing: Callable[[], str]) -> Peer:
+def _peer(
+    name: str,
+    missing: Callable[[], str] = lambda: "",
+    version: Callable[[], str] = lambda: f"CPython {sys.version.split()[0]}",
+    *,
+    loop: str = "asyncio",
+    interpreter: str = sys.executable,
+    note: str = "",
+) -> Peer:
     def start(place: Place, *, is_full: bool) -> Command:
-        return command(replace(place, setup=replace(place.setup, loop=loop)), is_full=is_full)
+        on_loop = replace(place, setup=replace(place.setup, loop=loop))
+        return command(on_loop, is_full=is_full, interpreter=interpreter)
 
     return Peer(
         name,
         missing,
-        lambda: f"{__version__}, CPython {sys.version.split()[0]}",
+        lambda: f"{__version__}, {version()}",
         lambda place: start(place, is_full=False),
         lambda place: start(place, is_full=True),
         ALL_DUTIES,
-        f"on {loop}",
+        f"on {loop}{note}",
     )
 
 
@@ -143,15 +152,13 @@ def _on_pypy(text: str) -> str:
 
 
 PEERS = (
-    _peer("engadi", "asyncio", lambda: ""),
-    _peer("engadi+uvloop", "uvloop", lambda: "" if find_spec("uvloop") else "uvloop is not installed"),
-    Peer(
+    _peer("engadi"),
+    _peer("engadi+uvloop", lambda: "" if find_spec("uvloop") else "uvloop is not installed", loop="uvloop"),
+    _peer(
         "engadi on PyPy",
         lambda: "" if _on_pypy("1") else "no `pypy3` of Python 3.11 that has h11 and PyJWT",
-        lambda: f"{__version__}, PyPy {_on_pypy(_PYPY_VERSION)}",
-        lambda place: command(place, is_full=False, interpreter=_PYPY),
-        lambda place: command(place, is_full=True, interpreter=_PYPY),
-        ALL_DUTIES,
-        "on asyncio; compiles while it runs, so that the first hundred thousand requests cost more",
+        lambda: f"PyPy {_on_pypy(_PYPY_VERSION)}",
+        interpreter=_PYPY,
+        note="; compiles while it runs, so that the first hundred thousand requests cost more",
     ),
 )
