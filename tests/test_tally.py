@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from engadi_gateway.store import rollup, segments, tally
 from engadi_gateway.store.database import Connection
+from engadi_gateway.store.history import FIRST_SCHEMA, set_kinds_apart
 from engadi_gateway.store.sums import HOUR_MS
 from engadi_gateway.store.tally import Tally
 from tests.logrows import random_rows
@@ -25,8 +26,9 @@ Batch = list[Any]
 @contextlib.contextmanager
 def tables() -> Iterator[Connection]:
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        for statement in (*segments.SCHEMA, *rollup.SCHEMA):
+        for statement in (*FIRST_SCHEMA, *rollup.SCHEMA):
             connection.execute(statement)
+        set_kinds_apart(connection)
         yield connection
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
-from engadi_gateway.store import questions, rollup, segments
+from engadi_gateway.store import history, questions, rollup, segments
 from engadi_gateway.store.database import (
     Connection,
     Database,
@@ -37,7 +37,7 @@ _DAY_MS = 86_400_000
 #: Rows of one table: few enough to be read through and to be indexed in the cache, so many that there are few tables.
 SEGMENT_ROWS = 25_000
 _LEAST_ROWS = 1_000
-_ROW_BYTES = 400  # a common row with its indexes
+_ROW_BYTES = 300  # a common row with its indexes
 _SHARES = 24  # at least so many tables of what is kept by age or size
 _SPANS = 240  # forgotten at once
 _MINUTES_KEPT_MS = 8 * _DAY_MS  # questions reach a week back
@@ -47,7 +47,7 @@ _SUMMED_S = 1.0
 
 MIGRATIONS: tuple[Migration, ...] = (
     (
-        *segments.SCHEMA,
+        *history.FIRST_SCHEMA,
         *rollup.SCHEMA,
         """CREATE TABLE service_health (
             service_name TEXT PRIMARY KEY, service_url TEXT NOT NULL,
@@ -57,6 +57,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         ) STRICT""",
         "CREATE INDEX service_health_status ON service_health (status)",
     ),
+    history.set_kinds_apart,
 )
 _HEALTH = tuple(field.name for field in fields(ServiceHealth))
 
@@ -275,10 +276,9 @@ class Journal:
 
     async def errors(self, limit: int) -> list[dict[str, Any]]:
         """The newest rows with a status of 400 and above."""
-        query = segments.Query((questions.IS_ERROR,))
         return [
             questions.as_json(row)
-            for row in await self._database.read(lambda con: questions.take(con, query, 0, limit))
+            for row in await self._database.read(lambda con: questions.take(con, questions.ERRORS, 0, limit))
         ]
 
     async def stats_of(self, hours: int, now_ms: int) -> dict[str, Any]:

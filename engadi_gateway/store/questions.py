@@ -16,8 +16,7 @@ from typing import Any
 from engadi_gateway.store import segments
 from engadi_gateway.store.database import Connection
 
-IS_ERROR = dict(segments.INDEXES)["id"]
-_IS_UNCOMMON = {column: condition for column, condition in segments.INDEXES if column in segments.COMMON}
+ERRORS = segments.Query(of_kind=("status_code >= 400",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +52,20 @@ def take(connection: Connection, query: segments.Query, skip: int, count: int) -
         return list(itertools.islice(rows, skip, skip + count))
 
 
-#: Filters that compare a column for equality. Each has an index; those of the narrow ones are the better choice.
+#: Filters that compare a column for equality.
 _EQUAL = ("method", "path", "target_service", "user_id", "client_ip", "request_id", "status_code", "reason")
-_NARROW = frozenset(("path", "user_id", "client_ip", "request_id"))
 
 
 def query_of(wanted: LogFilter) -> segments.Query:
     """The query for the filter; ValueError: its cursor is none of ours."""
-    asked = [(name, value) for name in _EQUAL if (value := getattr(wanted, name)) is not None]
-    conditions = [f"{name} = ?" for name, _ in asked]
-    if not any(name in _NARROW for name, _ in asked):
-        # these select nothing more: they let sqlite use the partial indexes
-        conditions += [_IS_UNCOMMON[name] for name, value in asked if segments.COMMON.get(name, value) != value]
+    asked = {name: value for name in _EQUAL if (value := getattr(wanted, name)) is not None}
+    of_kind = [name for name in asked if name in segments.KIND]
+    own = [name for name in asked if name not in segments.KIND]
     return segments.Query(
-        tuple(conditions),
-        tuple(value for _, value in asked),
+        tuple(f"{name} = ?" for name in own),
+        tuple(asked[name] for name in own),
+        tuple(f"{name} = ?" for name in of_kind),
+        tuple(asked[name] for name in of_kind),
         0 if wanted.start_ms is None else wanted.start_ms,
         1 << 62 if wanted.end_ms is None else wanted.end_ms,
         1 << 62 if wanted.cursor is None else _id_of(wanted.cursor),

@@ -1,8 +1,11 @@
 """The request log's tables: rows go into an open one, which has no index; full or old, it is closed and indexed then.
 
-Six indexes on values that come in no order touch six pages a row, when it is written and when it goes: that costs four
-times the row itself. Sorted once, they cost little, and a closed table is dropped whole. The price: a question about
-the newest rows reads the open table through, some ten milliseconds at most.
+Indexes on values that come in no order touch as many pages a row as there are indexes, when it is written and when it
+goes: that costs four times the row itself. Sorted once, they cost little, and a closed table is dropped whole. The
+price: a question about the newest rows reads the open table through, some ten milliseconds at most.
+
+What many rows have in common (`KIND`) stands once beside them, in a table of kinds: a row is written, and indexed, with
+one number for all that. `gateway_log_1` and so on are views that show both as one.
 
 The tables are numbered, and `log_segment` says what each holds; the last one is open. None is ever renamed, because
 sqlite looks through the whole schema then. Row ids go on from table to table, so that a larger id is always a row that
@@ -25,64 +28,67 @@ from engadi_gateway.store.database import Connection, first_row
 #: The open table, by a name that stays.
 VIEW = "gateway_log"
 COLUMNS = ("id", *LogRow._fields)
-#: What a closed table is indexed by, in this order. The conditions must stand in a query word by word to be of use.
+#: What makes a row's kind. Paths, people and addresses would make more kinds than it saves rows.
+KIND = ("method", "target_service", "status_code", "error_message", "reason", "route_id", "attempts", "revision")
+_OWN = (
+    "request_id", "path", "user_id", "client_ip", "created_at", "response_time", "upstream_time", "bytes_in",
+    "bytes_out",
+)  # fmt: skip
+#: What a closed table is indexed by, in this order; with the last one, the rows of each kind are counted.
 #: Not by time: rows lie in its order, and only the tables at a question's ends are read through, 20 ms the largest.
-INDEXES = (
-    ("request_id", ""),
-    ("path", ""),
-    ("target_service", ""),
-    ("user_id", ""),
-    ("client_ip", ""),
-    ("reason", "reason <> 'ok'"),
-    ("id", "status_code >= 400"),
-    ("method", "method <> 'GET'"),
-    ("status_code", "status_code <> 200"),
-)
-#: What most rows have: found soon without an index, which leaves it out and so stays small.
-COMMON = {"reason": "ok", "method": "GET", "status_code": 200}
+INDEXES = ("request_id", "path", "user_id", "client_ip", "kind")
+#: Kinds that have more than this share of a table's rows are found soon without their index.
+_FEW = 1 / 50
+#: Strangers choose methods: so many kinds are recognised, others may stand there twice, which harms nobody.
+_MOST_KINDS = 1000
 #: Closed tables stay in the hundreds: the more rows there are, the larger the next one.
 _SHARE_OF_ALL = 128
 _MOST_ROWS = 250_000
 
-_COLUMNS = """(
-    id INTEGER PRIMARY KEY, request_id TEXT NOT NULL, method TEXT NOT NULL, path TEXT NOT NULL,
-    target_service TEXT, user_id TEXT, client_ip TEXT NOT NULL, status_code INTEGER NOT NULL,
-    response_time REAL NOT NULL, error_message TEXT, created_at INTEGER NOT NULL, reason TEXT NOT NULL,
-    route_id TEXT, attempts INTEGER NOT NULL, bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL,
-    upstream_time REAL, revision INTEGER NOT NULL
+_OF_ROW = """(
+    id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, request_id TEXT NOT NULL, path TEXT NOT NULL, user_id TEXT,
+    client_ip TEXT NOT NULL, created_at INTEGER NOT NULL, response_time REAL NOT NULL, upstream_time REAL,
+    bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL
 ) STRICT"""
-_NAMES = ", ".join(LogRow._fields)
-#: Most rows have no error message, and sqlite3 takes five times as long to bind None as to bind "".
-_MARKS = ", ".join("nullif(?, '')" if name == "error_message" else "?" for name in LogRow._fields)
+_OF_KIND = """(
+    kind INTEGER PRIMARY KEY, method TEXT NOT NULL, target_service TEXT, status_code INTEGER NOT NULL,
+    error_message TEXT, reason TEXT NOT NULL, route_id TEXT, attempts INTEGER NOT NULL, revision INTEGER NOT NULL,
+    row_count INTEGER NOT NULL DEFAULT 0
+) STRICT"""
+_SHOWN = ", ".join(COLUMNS)
+_SEGMENTS = "SELECT number, first_id, last_id, first_ms, last_ms, indexes FROM log_segment"
 _IS_CLOSED = "NOT is_dropped AND number < (SELECT max(number) FROM log_segment)"
 _AT_ONCE = 50  # rows a statement: half the cost of one by one, and the interpreter's lock is passed on less often
-_CREATED = itemgetter(LogRow._fields.index("created_at"))
+_kind_of = itemgetter(*map(LogRow._fields.index, KIND))
+_own_of = itemgetter(*map(LogRow._fields.index, _OWN))
+_created = itemgetter(LogRow._fields.index("created_at"))
+_MESSAGE = KIND.index("error_message")
 
 
-def _table(number: int) -> str:
-    return f"gateway_log_{number}"
+def _rows(number: int) -> str:
+    return f"log_row_{number}"
 
 
-def _opening(number: int, first_id: int) -> tuple[str, ...]:
-    """The statements that open a table."""
-    return (
-        f"CREATE TABLE {_table(number)} {_COLUMNS}",
-        f"DROP VIEW IF EXISTS {VIEW}",
-        f"CREATE VIEW {VIEW} AS SELECT * FROM {_table(number)}",  # noqa: S608 - ours
-        f"INSERT INTO log_segment VALUES ({number}, {first_id}, {first_id - 1}, 0, 0, 0, 0)",  # noqa: S608 - ours
-    )
+def _kinds(number: int) -> str:
+    return f"log_kind_{number}"
 
 
-SCHEMA = (
-    """CREATE TABLE log_segment (
-        number INTEGER PRIMARY KEY, first_id INTEGER NOT NULL, last_id INTEGER NOT NULL, first_ms INTEGER NOT NULL,
-        last_ms INTEGER NOT NULL, indexes INTEGER NOT NULL, is_dropped INTEGER NOT NULL
-    ) STRICT""",
-    *_opening(1, 1),
-    # up to which id rows are in the statistics
-    "CREATE TABLE log_summed (last_id INTEGER NOT NULL) STRICT",
-    "INSERT INTO log_summed VALUES (0)",
-)
+def _both(number: int) -> str:
+    """Rows with their kinds; in this order, or sqlite may begin with the kinds and sort."""
+    return f"{_rows(number)} CROSS JOIN {_kinds(number)} USING (kind)"
+
+
+def create(connection: Connection, number: int) -> None:
+    """Make the tables of that number, and the view of both."""
+    connection.execute(f"CREATE TABLE {_rows(number)} {_OF_ROW}")
+    connection.execute(f"CREATE TABLE {_kinds(number)} {_OF_KIND}")
+    connection.execute(f"CREATE VIEW {VIEW}_{number} AS SELECT {_SHOWN} FROM {_both(number)}")  # noqa: S608 - ours
+
+
+def show(connection: Connection, number: int) -> None:
+    """That one has the name that stays."""
+    connection.execute(f"DROP VIEW IF EXISTS {VIEW}")
+    connection.execute(f"CREATE VIEW {VIEW} AS SELECT * FROM {VIEW}_{number}")  # noqa: S608 - ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +100,29 @@ class Segment:
     last_id: int
     first_ms: int
     last_ms: int
-
-    @property
-    def table(self) -> str:
-        return _table(self.number)
+    indexes: int
 
     @property
     def rows(self) -> int:
         return self.last_id - self.first_id + 1
 
+    @property
+    def is_indexed(self) -> bool:
+        """And the rows of its kinds are counted."""
+        return self.indexes == len(INDEXES)
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which rows: SQL conditions with their values, bounds of time (epoch ms, both inclusive) and of the id."""
+    """Which rows: SQL conditions with their values, bounds of time (epoch ms, both inclusive) and of the id.
+
+    conditions: of what is a row's own, and indexed. of_kind: of what is its kind's.
+    """
 
     conditions: tuple[str, ...] = ()
     values: tuple[Any, ...] = ()
+    of_kind: tuple[str, ...] = ()
+    kind_values: tuple[Any, ...] = ()
     start_ms: int = 0
     end_ms: int = 1 << 62
     below_id: int = 1 << 62
@@ -121,16 +134,8 @@ class Query:
 def add_rows(connection: Connection, rows: Sequence[LogRow]) -> int:
     """Append to the open table; the id of the first one. The others follow it without a gap."""
     table = _open(connection)
-    one, many, first = _inserts(table.number)
-    rest = rows
-    if not table.rows:
-        connection.execute(first, (table.first_id, *rows[0]))
-        rest = rows[1:]
-    whole = len(rest) - len(rest) % _AT_ONCE
-    for start in range(0, whole, _AT_ONCE):
-        connection.execute(many, list(chain.from_iterable(rest[start : start + _AT_ONCE])))
-    connection.executemany(one, rest[whole:])
-    moments = [*map(_CREATED, rows), *((table.first_ms, table.last_ms) if table.rows else ())]
+    fill(connection, table.number, rows, first_id=None if table.rows else table.first_id)
+    moments = [*map(_created, rows), *((table.first_ms, table.last_ms) if table.rows else ())]
     connection.execute(
         "UPDATE log_segment SET last_id = ?, first_ms = ?, last_ms = ? WHERE number = ?",
         (table.last_id + len(rows), min(moments), max(moments), table.number),
@@ -138,17 +143,54 @@ def add_rows(connection: Connection, rows: Sequence[LogRow]) -> int:
     return table.last_id + 1
 
 
+def fill(connection: Connection, number: int, rows: Sequence[LogRow], *, first_id: int | None) -> None:
+    """Put rows into the table of that number: the first one with that id, or after what is there."""
+    kinds = _KnownKinds(connection, number)
+    values = [(*_own_of(row), kinds[_kind_of(row)]) for row in rows]
+    one, many, first = _inserts(number)
+    if first_id is not None:
+        connection.execute(first, (*values.pop(0), first_id))
+    whole = len(values) - len(values) % _AT_ONCE
+    for start in range(0, whole, _AT_ONCE):
+        connection.execute(many, list(chain.from_iterable(values[start : start + _AT_ONCE])))
+    connection.executemany(one, values[whole:])
+
+
 @lru_cache(maxsize=2)
 def _inserts(number: int) -> tuple[str, str, str]:
     """A row, many rows, a row with its id."""
-    one = f"INSERT INTO {_table(number)} ({_NAMES}) VALUES ({_MARKS})"  # noqa: S608 - ours
-    first = f"INSERT INTO {_table(number)} (id, {_NAMES}) VALUES (?, {_MARKS})"  # noqa: S608 - ours
-    return one, f"{one}{f', ({_MARKS})' * (_AT_ONCE - 1)}", first
+    names = ", ".join((*_OWN, "kind"))
+    marks = ", ".join("?" * (len(_OWN) + 1))
+    one = f"INSERT INTO {_rows(number)} ({names}) VALUES ({marks})"  # noqa: S608 - ours
+    first = f"INSERT INTO {_rows(number)} ({names}, id) VALUES ({marks}, ?)"  # noqa: S608 - ours
+    return one, f"{one}{f', ({marks})' * (_AT_ONCE - 1)}", first
+
+
+class _KnownKinds(dict[tuple[Any, ...], int]):
+    """The numbers of a table's kinds; one that it has not is added to it.
+
+    Read for each batch: what is remembered longer would have to be forgotten when a transaction fails, the file is
+    moved aside, or another process adds its own.
+    """
+
+    def __init__(self, connection: Connection, number: int) -> None:
+        names = ", ".join(KIND)
+        newest = f"SELECT kind, {names} FROM {_kinds(number)} ORDER BY kind DESC LIMIT {_MOST_KINDS}"  # noqa: S608
+        super().__init__((row[1:], row[0]) for row in connection.execute(newest))
+        self._connection = connection
+        self._insert = f"INSERT INTO {_kinds(number)} ({names}) VALUES ({', '.join('?' * len(KIND))}) RETURNING kind"  # noqa: S608
+
+    def __missing__(self, kind: tuple[Any, ...]) -> int:
+        if kind[_MESSAGE] == "":
+            number = self[*kind[:_MESSAGE], None, *kind[_MESSAGE + 1 :]]
+        else:
+            number = first_row(self._connection, self._insert, kind)[0]
+        self[kind] = number
+        return number
 
 
 def _open(connection: Connection) -> Segment:
-    query = "SELECT number, first_id, last_id, first_ms, last_ms FROM log_segment ORDER BY number DESC LIMIT 1"
-    return Segment(*first_row(connection, query))
+    return Segment(*first_row(connection, f"{_SEGMENTS} ORDER BY number DESC LIMIT 1"))
 
 
 def last_id(connection: Connection) -> int:
@@ -178,8 +220,12 @@ def close_open(connection: Connection) -> bool:
     table = _open(connection)
     if not table.rows:
         return False
-    for statement in _opening(table.number + 1, table.last_id + 1):
-        connection.execute(statement)
+    number = table.number + 1
+    create(connection, number)
+    show(connection, number)
+    connection.execute(
+        "INSERT INTO log_segment VALUES (?, ?, ?, 0, 0, 0, 0)", (number, table.last_id + 1, table.last_id)
+    )
     return True
 
 
@@ -193,9 +239,10 @@ def index_next(connection: Connection) -> bool:
     if row is None:
         return False
     number, made = row
-    column, condition = INDEXES[made]
-    where = f" WHERE {condition}" if condition else ""
-    connection.execute(f"CREATE INDEX {_table(number)}_{column} ON {_table(number)} ({column}){where}")
+    connection.execute(f"CREATE INDEX {_rows(number)}_{INDEXES[made]} ON {_rows(number)} ({INDEXES[made]})")
+    if made + 1 == len(INDEXES):
+        count = f"SELECT count(*) FROM {_rows(number)} AS r WHERE r.kind = {_kinds(number)}.kind"  # noqa: S608 - ours
+        connection.execute(f"UPDATE {_kinds(number)} SET row_count = ({count})")  # noqa: S608 - ours
     connection.execute("UPDATE log_segment SET indexes = indexes + 1 WHERE number = ?", (number,))
     return True
 
@@ -220,12 +267,14 @@ def clear_next(connection: Connection) -> bool:
     if row is None:
         return False
     number, indexes = row
-    for column, _ in INDEXES[:indexes]:  # of a log that an earlier build began, one may not be there
-        connection.execute(f"DROP INDEX IF EXISTS {_table(number)}_{column}")
     if indexes:
+        for column in INDEXES[:indexes]:
+            connection.execute(f"DROP INDEX {_rows(number)}_{column}")
         connection.execute("UPDATE log_segment SET indexes = 0 WHERE number = ?", (number,))
     else:
-        connection.execute(f"DROP TABLE {_table(number)}")
+        connection.execute(f"DROP VIEW {VIEW}_{number}")
+        connection.execute(f"DROP TABLE {_rows(number)}")
+        connection.execute(f"DROP TABLE {_kinds(number)}")
         connection.execute("DELETE FROM log_segment WHERE number = ?", (number,))
     return True
 
@@ -238,7 +287,7 @@ def rows_after(connection: Connection, row_id: int, count: int) -> tuple[int, li
     found: list[tuple[Any, ...]] = []
     for segment in reversed(segments(connection)):
         if segment.last_id > row_id and len(found) < count:
-            query = f"SELECT id, {_NAMES} FROM {segment.table} WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 - ours
+            query = f"SELECT {_SHOWN} FROM {_both(segment.number)} WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608
             found += connection.execute(query, (row_id, count - len(found))).fetchall()
     return found[-1][0] if found else last_id(connection), [LogRow._make(row[1:]) for row in found]
 
@@ -246,32 +295,51 @@ def rows_after(connection: Connection, row_id: int, count: int) -> tuple[int, li
 def find(connection: Connection, query: Query) -> Generator[tuple[Any, ...], None, None]:
     """The rows (`COLUMNS`) that fit, newest first; a table is looked into when it is reached."""
     for segment in segments(connection):
-        statement, values = select(segment, query)
-        if statement:
-            with contextlib.closing(connection.execute(statement, values)) as rows:
+        bounds = _bounds(segment, query)
+        at_most = 0 if bounds is None else _count_of_kinds(connection, segment, query)
+        if bounds is not None and at_most:
+            with contextlib.closing(connection.execute(*_select(segment, query, bounds, at_most))) as rows:
                 yield from rows
 
 
 def segments(connection: Connection) -> list[Segment]:
     """The tables, newest first."""
-    query = "SELECT number, first_id, last_id, first_ms, last_ms FROM log_segment"
-    rows = connection.execute(f"{query} WHERE NOT is_dropped ORDER BY number DESC").fetchall()
-    return [Segment(*row) for row in rows]
+    return [Segment(*row) for row in connection.execute(f"{_SEGMENTS} WHERE NOT is_dropped ORDER BY number DESC")]
 
 
-def select(segment: Segment, query: Query) -> tuple[str, list[Any]]:
-    """The statement for one table; "" when none of its rows can fit. Bounds that all its rows keep are left out."""
+def _bounds(segment: Segment, query: Query) -> dict[str, int] | None:
+    """Conditions of time and id with their values; without those that all rows keep, None where none does."""
     bounds = (
         ("created_at >= ?", query.start_ms, query.start_ms <= segment.first_ms, query.start_ms > segment.last_ms),
         ("created_at <= ?", query.end_ms, query.end_ms >= segment.last_ms, query.end_ms < segment.first_ms),
         ("id < ?", query.below_id, query.below_id > segment.last_id, query.below_id <= segment.first_id),
     )
+    if any(is_kept_by_none for *_, is_kept_by_none in bounds):
+        return None
+    return {condition: value for condition, value, is_kept_by_all, _ in bounds if not is_kept_by_all}
+
+
+def _count_of_kinds(connection: Connection, segment: Segment, query: Query) -> int:
+    """How many rows are of the kinds asked for; where nobody has counted yet: none, or all."""
+    if not query.of_kind:
+        return segment.rows
+    kinds = f"SELECT count(*), total(row_count) FROM {_wanted_kinds(segment, query)}"  # noqa: S608 - ours
+    count, rows = first_row(connection, kinds, query.kind_values)
+    return int(rows) if segment.is_indexed else segment.rows * bool(count)
+
+
+def _wanted_kinds(segment: Segment, query: Query) -> str:
+    return f"{_kinds(segment.number)} WHERE {' AND '.join(query.of_kind)}"
+
+
+def _select(segment: Segment, query: Query, bounds: dict[str, int], at_most: int) -> tuple[str, list[Any]]:
+    """The statement for one table, of whose rows so many are of the kinds asked for."""
     conditions, values = list(query.conditions), list(query.values)
-    for condition, value, is_kept_by_all, is_kept_by_none in bounds:
-        if is_kept_by_none:
-            return "", []
-        if not is_kept_by_all:
-            conditions.append(condition)
-            values.append(value)
-    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    return f"SELECT {', '.join(COLUMNS)} FROM {segment.table}{where} ORDER BY id DESC", values  # noqa: S608 - ours
+    if query.of_kind:
+        is_found_by_kind = not query.conditions and at_most <= segment.rows * _FEW
+        kind = "kind" if is_found_by_kind else "+kind"  # the sign keeps sqlite from the index
+        conditions.append(f"{kind} IN (SELECT kind FROM {_wanted_kinds(segment, query)})")  # noqa: S608 - ours
+        values += query.kind_values
+    where = f" WHERE {' AND '.join([*conditions, *bounds])}" if conditions or bounds else ""
+    statement = f"SELECT {_SHOWN} FROM {_both(segment.number)}{where} ORDER BY id DESC"  # noqa: S608 - ours
+    return statement, [*values, *bounds.values()]

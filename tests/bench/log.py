@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ DAYS = 7
 DAY_MS = 86_400_000
 _TRIES = 5
 _SERVICES = ("auth", "content", "partners-crm", "projects", "social-media", "notification", "analytics", "ai", "search")
+#: Multiplied by it, one number after the other lies anywhere among 128 bits, as a request's id does.
+_SPREAD = 0x9E3779B97F4A7C15F39CC0605CEDC835
 #: One row in so many has the rare value of every column.
 RARE_EVERY = 50_000
 _RARE_AT = 17
@@ -52,6 +55,11 @@ VALUES: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
+def id_of(number: int) -> str:
+    """As long as a UUID, and in no order."""
+    return str(uuid.UUID(int=number * _SPREAD % (1 << 128)))
+
+
 def row_of(number: int, created_ms: int) -> LogRow:
     """Row number so: the same for the same number."""
     if number % RARE_EVERY == _RARE_AT:
@@ -61,7 +69,7 @@ def row_of(number: int, created_ms: int) -> LogRow:
         path, user = f"/api/v1/{service}/{number % 1009}", f"user-{number % 1013}"
         address, (status, reason) = f"10.0.{number % 16}.{number % 251}", _end_of(number)
     return LogRow(
-        f"{number:032x}", method, path, service, user, address, status, 1.0 + number % 997 / 10, "", created_ms,
+        id_of(number), method, path, service, user, address, status, 1.0 + number % 997 / 10, "", created_ms,
         reason, "00000000-0000-4000-8000-000000000000", 1, 0, 1024, 0.9 + number % 997 / 10, 3,
     )  # fmt: skip
 
@@ -158,7 +166,7 @@ def filters(log: Log) -> Iterator[tuple[str, LogFilter]]:
         for how, value in (("many", many), ("few", few), ("none", none)):
             yield f"{name}, {how}", LogFilter(**{name: value})
     for how, number in (("newest", log._next - 1), ("oldest", 0)):
-        yield f"request_id, {how}", LogFilter(request_id=f"{number:032x}")
+        yield f"request_id, {how}", LogFilter(request_id=id_of(number))
     yield "request_id, none", LogFilter(request_id="none")
     middle_ms = log.now_ms - DAYS * DAY_MS // 2
     yield "a minute in the middle", LogFilter(start_ms=middle_ms, end_ms=middle_ms + 60_000)

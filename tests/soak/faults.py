@@ -193,7 +193,7 @@ def _log_faults(path: str, seen: Seen) -> list[str]:
         tables = [
             name
             for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
-            if name.startswith("gateway_log")
+            if name.startswith("log_row")
         ]
         rows = Counter(
             request_id for table in tables for (request_id,) in connection.execute(f"SELECT request_id FROM {table}")

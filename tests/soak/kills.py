@@ -272,7 +272,7 @@ def _open_and_close(path: str) -> None:
 
 
 def _look_at_log(connection: sqlite3.Connection, seen: Seen, seen_before: set[str], report: Report) -> None:
-    names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE 'gateway_log%'")
+    names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE 'log_row%'")
     ids: list[str] = []
     for (name,) in names.fetchall():
         ids += [row[0] for row in connection.execute(f"SELECT request_id FROM {name}")]
