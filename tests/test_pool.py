@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import select
 import socket
 import ssl
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 
 from engadi_gateway.errors import Reason
+from engadi_gateway.net import pool as pool_module
 from engadi_gateway.net.pool import DialTimeoutError, Pool, PoolLimits, Pools, Resolver, dial_failure, origin_of
 from engadi_gateway.net.upstream import UpstreamConnection
+from tests.certificates import certify
 from tests.fakes import Upstream, underneath, upstream
 from tests.world import until
 
@@ -212,6 +218,50 @@ def test_it_is_told_which_part_of_a_dial_took_too_long() -> None:
                 writer.close()
 
     asyncio.run(run())
+
+
+class _Slow(UpstreamConnection):
+    """Whoever awaits the dial goes on only when something is in the socket."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "tls":  # the dial's first step
+            assert select.select([self.transport.get_extra_info("socket")], [], [], 10)[0], "something comes"
+
+
+@pytest.mark.parametrize(("behind", "is_usable"), [(b"", True), (b"HTTP/1.1 408 Request Timeout\r\n\r\n", False)])
+def test_tickets_behind_a_handshake_are_not_words_that_nobody_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: bytes, is_usable: bool
+) -> None:
+    """TLS 1.3 sends them when it pleases; whether they are in the socket already is a matter of luck."""
+    certify(tmp_path, "named.test")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0 if behind else 2
+    monkeypatch.setattr(pool_module, "UpstreamConnection", _Slow)
+    done = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with context.wrap_socket(connection, server_side=True) as secured:
+            secured.sendall(behind)
+            done.wait(10)
+
+    async def run() -> None:
+        tls = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        async with a_pool(port=listener.getsockname()[1], tls=tls) as (pool, _):
+            got = (await asked(pool)).got
+            assert isinstance(got, UpstreamConnection) if is_usable else got is Reason.UPSTREAM_CLOSED
+            done.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as executor:
+        served = executor.submit(serve, listener)
+        try:
+            asyncio.run(run())
+        finally:
+            done.set()
+        served.result(10)
 
 
 def test_all_that_wait_for_a_target_that_is_gone_are_told_in_their_order() -> None:

@@ -231,7 +231,7 @@ class Pool:
         finally:
             assert task is not None
             self._dials.discard(task)
-        if connection is not None and not connection.is_fresh():
+        if connection is not None and not (connection.is_open if connection.tls else connection.is_fresh()):
             connection.drop()
             failure = Reason.UPSTREAM_CLOSED, "closed, or spoke, before it was asked anything"
         if connection is not None and failure is None:
@@ -270,7 +270,21 @@ class Pool:
             server_hostname=self._origin.host if tls else None,
         )
         connection.tls = tls
+        if tls is not None:
+            await self._past_the_handshake(connection)
         return connection
+
+    async def _past_the_handshake(self, connection: UpstreamConnection) -> None:
+        """Read what came right behind it: tickets (RFC 8446 section 4.6.1) are fine, and whatever else closes it.
+
+        A poll could not tell them apart. Two turns: what the first one finds readable is read in the second.
+        """
+        try:
+            for _ in range(2):
+                await asyncio.sleep(0)
+        except BaseException:
+            connection.drop()
+            raise
 
 
 class DialTimeoutError(Exception):
