@@ -181,6 +181,7 @@ class Gateway:
             context.loop.call_later,
             [
                 context.flights.sweep,
+                context.closing.sweep,
                 context.heads.sweep,
                 context.idle.sweep,
                 self._pools.sweep,

@@ -32,15 +32,15 @@ def test_only_who_has_waited_so_long_is_told_and_only_once() -> None:
     queue, early, late = FixedWait(10.0), Waiter(), Waiter()
     queue.add(early, 0.0)
     queue.add(late, 5.0)
-    assert (len(queue), early in queue, queue.oldest()) == (2, True, early)
+    assert (len(queue), early in queue, queue.oldest(1)) == (2, True, [early])
     queue.sweep(9.9)
     assert early.told == []
     queue.sweep(10.0)
     queue.sweep(11.0)
-    assert (early.told, late.told, queue.oldest()) == ([10.0], [], late)
+    assert (early.told, late.told, queue.oldest(2)) == ([10.0], [], [late])
     queue.timeout_s = 2.0  # a reload
     queue.sweep(11.5)
-    assert (late.told, len(queue), queue.oldest()) == ([11.5], 0, None)
+    assert (late.told, len(queue), queue.oldest(2)) == ([11.5], 0, [])
 
 
 def test_who_left_is_not_told_not_even_in_the_middle_of_a_sweep() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import sqlite3
@@ -10,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -17,6 +19,7 @@ from engadi_gateway import Gateway, Settings
 from engadi_gateway.metrics import open_fds, resident_bytes
 from tests.fakes import OK, Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, SECRET, ask, ask_on, json_of, running, settings_for, token
+from tests.world import until
 
 GET = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n"
 BASE = "/api/v1/gateway"
@@ -511,6 +514,100 @@ def test_replies_that_nobody_reads_are_bounded_and_cut(tmp_path: Path) -> None:
                     break
                 await asyncio.sleep(0.02)
             assert gateway.state()["connections"] == 0
+
+    asyncio.run(run())
+
+
+def test_no_request_is_served_while_replies_before_it_are_not_read(tmp_path: Path) -> None:
+    """However the requests arrive: one by one they were let through once, 36 MiB a connection."""
+    page = f"GET {BASE}/openapi.json HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # typed as a mere WriteTransport
+            sent = 0
+
+            async def send_one() -> None:
+                nonlocal sent
+                await client.send(page)
+                sent += 1
+                await until(lambda: connection._requests == sent or connection._is_write_paused)
+
+            await until(lambda: gateway._connections)
+            (connection,) = gateway._connections
+            while not connection._is_write_paused:
+                await send_one()
+            served, unsent_bytes = connection._requests, connection._transport.get_write_buffer_size()
+            for _ in range(30):
+                await send_one()
+            await until(lambda: len(connection._buffer) >= 30 * len(page))
+            assert (connection._requests, connection._transport.get_write_buffer_size()) == (served, unsent_bytes)
+            assert len(gateway._context.closing) == 1, "it has so long to read them"
+            client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            for _ in range(sent):
+                assert (await client.reply("GET")).status == 200
+            assert len(gateway._context.closing) == 0, "who has read them is not cut later"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("what", ["time", "room"])
+def test_a_whole_request_that_waits_for_its_turn_is_no_idle_client(tmp_path: Path, what: str) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            assert (await ask_on(client, "GET", "/api/v1/auth/x")).status == 200
+            (connection,) = gateway._connections
+            connection.data_received(GET)
+            if what == "time":
+                gateway._context.idle.discard(connection)
+                connection.timed_out(time.monotonic())
+            else:
+                assert not connection.give_way()
+            assert (await client.reply("GET")).status == 200
+            assert connection in gateway._context.idle
+            connection.data_received(GET[:-2])
+            assert (what == "time") or connection.give_way(), "half a request is none"
+            if what == "time":
+                connection.timed_out(time.monotonic())
+                assert (await client.reply("GET")).status == 408
+
+    asyncio.run(run())
+
+
+def test_who_reads_its_reply_gives_no_room_and_the_next_does(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with (
+            upstream() as auth,
+            running(tmp_path, auth, server_max_connections=2) as gateway,
+            raw_client(gateway.port) as slow,
+            raw_client(gateway.port) as idle,
+        ):
+            assert (await ask_on(slow, "GET", "/api/v1/auth/x")).status == 200
+            (reading,) = (c for c in gateway._connections if c._requests == 1)
+            assert (await ask_on(idle, "GET", "/api/v1/auth/x")).status == 200
+            with mock.patch.object(reading, "_transport", wraps=reading._transport) as transport:
+                transport.get_write_buffer_size.return_value = 1
+                async with raw_client(gateway.port) as third:
+                    assert (await ask_on(third, "GET", "/api/v1/auth/x")).status == 200
+            assert await idle.reader.read() == b""
+            assert (await ask_on(slow, "GET", "/api/v1/auth/x")).status == 200
+
+    asyncio.run(run())
+
+
+def test_a_fault_of_ours_amid_a_relayed_500_is_no_second_reply(tmp_path: Path) -> None:
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 500 Oh\r\nContent-Length: 100\r\n\r\nhalf")
+        await asyncio.sleep(20)
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            await client.send(GET)
+            assert (await client.reader.readuntil(b"half")).startswith(b"HTTP/1.1 500 ")
+            (connection,) = gateway._connections
+            connection.crash()
+            with contextlib.suppress(ConnectionError):
+                assert await client.reader.read() == b""
 
     asyncio.run(run())
 

@@ -34,6 +34,8 @@ _MOST_S = 0.001
 #: After a longer time nobody was waiting; a burst from rest begins with one.
 _LONGEST_TURN_S = 0.1
 _PAUSE_S = 0.2
+#: The oldest may be those who lose something by it: so many are asked.
+_ASKED_TO_GO = 8
 _WARN_EVERY_S = 60.0
 #: What is missing is the process's or the host's to give; it comes back when connections go.
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
@@ -149,11 +151,11 @@ class Acceptor:
         self._context.spawn(self._connect(sock, connection), "arrival")
 
     def _make_room(self) -> bool:
-        """Whether somebody goes."""
+        """Whether somebody goes: who has waited longest, or the next who loses nothing by it."""
         for queue in (self._context.idle, self._context.heads):
-            oldest = queue.oldest()
-            if isinstance(oldest, ClientConnection) and oldest.give_way():
-                return True
+            for oldest in queue.oldest(_ASKED_TO_GO):
+                if isinstance(oldest, ClientConnection) and oldest.give_way():
+                    return True
         return False
 
     async def _connect(self, sock: socket.socket, connection: ClientConnection) -> None:

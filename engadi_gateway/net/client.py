@@ -34,6 +34,7 @@ from engadi_gateway.wire.forwarded import (
 )
 from engadi_gateway.wire.problem import own_reply, refusal_reply
 from engadi_gateway.wire.request import (
+    HEAD_END,
     ChunkedBody,
     CountedBody,
     RefusedHeadError,
@@ -137,7 +138,9 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.state is _HEAD:
             buffer = self._buffer = self._buffer + data if self._buffer else data
-            if len(buffer) > _SHORT_BYTES:
+            if self._is_write_paused:  # no further request until the replies before it were read
+                self._set_reading(len(buffer) <= _MAX_PIPELINED_BYTES)
+            elif len(buffer) > _SHORT_BYTES:
                 if len(buffer) > _MAX_PIPELINED_BYTES:
                     self._set_reading(False)
                 self._queue(is_long=_head_lines(buffer) > _SHORT_LINES)
@@ -177,7 +180,7 @@ class ClientConnection(asyncio.Protocol):
         self._connections.discard(self)
         context.idle.discard(self)
         context.heads.discard(self)
-        context.flights.discard(self)
+        context.closing.discard(self)
         self.leave_seat()
         handler, self._handler = self._handler, None
         if self._deciding is not None:
@@ -207,7 +210,7 @@ class ClientConnection(asyncio.Protocol):
         if self._handler is not None:
             self._handler.client_resumed()
         elif self.state is _HEAD:
-            self._context.flights.discard(self)
+            self._context.closing.discard(self)
             self._next()
 
     # one head
@@ -488,7 +491,7 @@ class ClientConnection(asyncio.Protocol):
         if not self._is_reading:
             self._set_reading(len(self._buffer) <= _MAX_PIPELINED_BYTES)
         if self._is_write_paused:
-            self._expire_in(self._context.timeouts.write_s)  # no further request until these replies were read
+            self._expire_in(self._context.timeouts.write_s)
         elif self._buffer:
             self._queue(is_long=True)  # pipelined: it has had its share
         else:
@@ -502,7 +505,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _expire_in(self, seconds: float) -> None:
         self.deadline = time.monotonic() + seconds
-        self._context.flights.add(self)
+        self._context.closing.add(self)
 
     def _settle(self) -> None:
         exchange, self._exchange = self._exchange, None
@@ -544,7 +547,7 @@ class ClientConnection(asyncio.Protocol):
 
     def expired(self, now: float) -> None:
         """Lingered long enough, or did not read what was written."""
-        self._context.flights.discard(self)
+        self._context.closing.discard(self)
         self._break_off(is_partial=self._transport.get_write_buffer_size() > 0)
 
     def abort(self) -> None:
@@ -577,7 +580,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if handler is not None:
             handler.client_gone()
-        if exchange.status and exchange.status != Reason.INTERNAL.status:
+        if exchange.upstream_status or exchange.status not in {0, Reason.INTERNAL.status}:
             self.abort()
             return
         self._handler = None
@@ -604,7 +607,9 @@ class ClientConnection(asyncio.Protocol):
         """The queue of heads, or of the idle, found this one late: 408 where a head had begun, else just close."""
         if self.state is not _HEAD:
             return
-        if self._buffer:
+        if self._is_whole_head_queued():
+            (self._context.heads if self._is_head_awaited else self._context.idle).add(self, now)
+        elif self._buffer:
             self._context.upcalls.unreadable(Reason.CLIENT_TIMEOUT)
             self._answer_unread(Refusal(Reason.CLIENT_TIMEOUT))
         elif not self.close_if_idle():
@@ -617,11 +622,15 @@ class ClientConnection(asyncio.Protocol):
         self._finish(is_clean=True)
         return True
 
+    def _is_whole_head_queued(self) -> bool:
+        """A request that waits for its turn, and not for its client."""
+        return self._is_queued and HEAD_END in self._buffer
+
     def give_way(self) -> bool:
         """Whether this one goes for somebody else: the idle lose nothing, and an unfinished head is no request yet."""
-        if self._transport.get_write_buffer_size():
-            return self.close_if_idle()  # a reply is still on its way
-        if self.state is not _HEAD or (not self._buffer and _has_unread(self._transport)):
+        if self.state is not _HEAD or self._transport.get_write_buffer_size() or self._is_whole_head_queued():
+            return False
+        if not self._buffer and _has_unread(self._transport):
             return False
         if self._buffer:
             self._context.upcalls.unreadable(Reason.OVERLOADED)

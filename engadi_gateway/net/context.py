@@ -190,7 +190,8 @@ class Context:
     keep_alive_requests: int = 1000
     instance: bytes = field(default_factory=lambda: b"engadi-" + os.urandom(4).hex().encode("ascii"))
     is_draining: bool = False
-    flights: Sweep = field(default_factory=Sweep)
+    flights: Sweep = field(default_factory=Sweep)  # exchanges whose target was asked
+    closing: Sweep = field(default_factory=Sweep)  # connections that end soon, or whose client does not read
     heads: FixedWait = field(default_factory=lambda: FixedWait(10.0))
     idle: FixedWait = field(default_factory=lambda: FixedWait(75.0))
     ids: RequestIds = field(default_factory=RequestIds)

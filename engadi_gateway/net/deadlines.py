@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Protocol
 
 TICK_S = 0.1
@@ -50,8 +51,8 @@ class FixedWait:
     def discard(self, waiter: Idle) -> None:
         self._since.pop(waiter, None)
 
-    def oldest(self) -> Idle | None:
-        return next(iter(self._since), None)
+    def oldest(self, count: int) -> list[Idle]:
+        return list(islice(self._since, count))
 
     def sweep(self, now: float) -> None:
         limit = now - self.timeout_s
@@ -78,7 +79,11 @@ class Sweep:
 
     def sweep(self, now: float) -> None:
         for item in [item for item in self._items if item.deadline <= now]:
-            item.expired(now)
+            try:
+                item.expired(now)
+            except Exception:  # it must not hold up the others at every tick
+                self.discard(item)
+                raise
 
 
 class Ticker:

@@ -20,7 +20,7 @@ from engadi_gateway.wire.target import normalise
 from engadi_gateway.wire.text import is_tame
 
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
-_END = b"\r\n\r\n"
+HEAD_END = b"\r\n\r\n"
 #: RFC 9112 section 5.2 has folded lines refused or joined; joined, somebody before us may have read two lines.
 _FOLD = re.compile(rb"\n[ \t]")
 _BLANK_LINES = re.compile(rb"(?:\r\n)+")
@@ -75,7 +75,7 @@ def first_head(data: bytes, limits: HeadLimits) -> bytes | None:
         RefusedError: HEADERS_TOO_LARGE, URI_TOO_LONG, or BAD_REQUEST for a line end that is a bare LF, or a control
             character.
     """
-    end = data.find(_END)
+    end = data.find(HEAD_END)
     if end < 0 or end + 4 > limits.max_head_bytes:
         _check_unfinished(data, limits)
         return None
