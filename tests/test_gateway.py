@@ -612,6 +612,22 @@ def test_a_fault_of_ours_amid_a_relayed_500_is_no_second_reply(tmp_path: Path) -
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("path", "is_long"),
+    [("/%D0%B0" * 90 + "/x" * 1000, False), ("/%D0%B0" * 400, True), ("/x" * 2000, False)],
+    ids=["some escapes", "many escapes", "none"],
+)
+def test_a_path_full_of_escapes_waits_for_its_turn(tmp_path: Path, path: str, is_long: bool) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            with mock.patch.object(gateway._batch, "add_long", wraps=gateway._batch.add_long) as add_long:
+                await client.send(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+                assert (await client.reply("GET")).status == 404
+            assert add_long.called == is_long
+
+    asyncio.run(run())
+
+
 def test_health_is_known_over_a_restart(tmp_path: Path) -> None:
     async def run() -> None:
         async with upstream() as auth:

@@ -53,6 +53,19 @@ def test_what_a_path_can_be_read_as(path: str) -> None:
     assert {"/" + "/".join(segments) for segments in readings(path)} == READINGS[path]
 
 
+@pytest.mark.parametrize(
+    ("segment", "most"), [("a%2Fb", 6), ("a%3Fb", 6), ("a%2Fb%3Fc", 3), ("%C3%A4", 170), ("{}", 170)]
+)
+def test_a_pattern_that_can_be_read_in_too_many_ways_is_refused(segment: str, most: int) -> None:
+    """The ways of its segments multiply: thirty of them would hold up the gateway for ever."""
+    segments = [f"{{p{number}}}" if segment == "{}" else segment for number in range(171)]
+    assert len(pattern_readings(parse_pattern("/" + "/".join(segments[:most])))) <= 64
+    if most < 170:
+        for count in (most + 1, 171):
+            with pytest.raises(ValueError, match="more than 64 ways"):
+                parse_pattern("/" + "/".join(segments[:count]))
+
+
 @pytest.mark.parametrize("path", DEEP_READINGS)
 def test_an_encoded_slash_is_one_or_none(path: str) -> None:
     assert readings(path) == DEEP_READINGS[path]

@@ -46,6 +46,7 @@ from engadi_gateway.wire.request import (
 #: What has more of both, a large head or several at once, takes as long as many small ones, and waits for its turn.
 _SHORT_BYTES = 2048
 _SHORT_LINES = 50
+_SHORT_ESCAPES = 200
 #: Pipelined requests beyond this stay in the socket until those before them are answered.
 _MAX_PIPELINED_BYTES = 65536
 _LINGER_BYTES = 65536
@@ -67,10 +68,11 @@ class State(Enum):
 _HEAD, _DECIDING, _BODY, _REPLY, _SPLICED, _LINGER, _CLOSED = State
 
 
-def _head_lines(data: bytes) -> int:
-    """Lines of the first head, as far as it is there."""
-    end = data.find(b"\r\n\r\n")
-    return data.count(b"\n") if end < 0 else data.count(b"\n", 0, end)
+def _takes_long(data: bytes) -> bool:
+    """Whether the first head, as far as it is there, has many lines, or many escapes, which its path may be full of."""
+    end = data.find(HEAD_END)
+    head = data if end < 0 else data[:end]
+    return head.count(b"\n") > _SHORT_LINES or head.count(b"%") > _SHORT_ESCAPES
 
 
 def _has_unread(transport: asyncio.Transport) -> bool:
@@ -143,7 +145,7 @@ class ClientConnection(asyncio.Protocol):
             elif len(buffer) > _SHORT_BYTES:
                 if len(buffer) > _MAX_PIPELINED_BYTES:
                     self._set_reading(False)
-                self._queue(is_long=_head_lines(buffer) > _SHORT_LINES)
+                self._queue(is_long=_takes_long(buffer))
             elif not self._is_queued:
                 self._is_queued = True
                 self._batch.add(self)

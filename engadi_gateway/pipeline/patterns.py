@@ -8,7 +8,9 @@ goes past a stricter route, or past a limit.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from urllib.parse import unquote
 
 _PARAMETER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
@@ -21,6 +23,8 @@ _PLAIN = re.compile(r"(?:/[a-z0-9_~-]+(?:\.+[a-z0-9_~-]+)*)+")
 #: An escape of an escape, as deep as it goes.
 _NESTED = re.compile(r"%(?:25)+(?=[0-9A-Fa-f]{2})")
 
+#: A pattern has the readings of its segments multiplied; nobody means as many.
+_MOST_READINGS = 64
 _DELIMITERS = re.compile(r"[\\?#]")
 _QUERY = re.compile("[?#]")
 
@@ -37,7 +41,10 @@ def parse_pattern(pattern: str) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise ValueError("a parameter's name stands for one segment only")
     *inner, last = pattern[1:].split("/")
-    return (*(_parse_segment(segment, is_last=False) for segment in inner), _parse_segment(last, is_last=True))
+    segments = (*(_parse_segment(segment, is_last=False) for segment in inner), _parse_segment(last, is_last=True))
+    if math.prod(len(_segment_readings(segment)) for segment in segments) > _MOST_READINGS:
+        raise ValueError(f"servers can read this in more than {_MOST_READINGS} ways; fewer encoded separators, please")
+    return segments
 
 
 def _parse_segment(segment: str, *, is_last: bool) -> str:
@@ -99,24 +106,29 @@ def pattern_readings(segments: tuple[str, ...]) -> list[tuple[str, ...]]:
     """The segments of a parsed pattern in the same manner; `{}` and `*` stay what they are."""
     found: list[tuple[str, ...]] = [()]
     for segment in segments:
-        read = [[segment]] if segment in {"{}", "*"} else readings(f"/{segment}")
+        read = _segment_readings(segment)
         found = [(*before, *(one for one in after if one)) for before in found for after in read]
     return [segments or ("",) for segments in found]
 
 
+def _segment_readings(segment: str) -> list[list[str]]:
+    return [[segment]] if segment in {"{}", "*"} else readings(f"/{segment}")
+
+
 def _lenient(segment: str) -> str:
-    return _decoded(segment).split(";", 1)[0].rstrip(" .").lower()
+    return (_decoded(segment) if "%" in segment else segment).split(";", 1)[0].rstrip(" .").lower()
 
 
 def _decoded(text: str) -> str:
     return unquote(_NESTED.sub("%", text), "latin-1")
 
 
-def _depths(path: str) -> tuple[str, ...]:
+def _depths(path: str) -> Iterable[str]:
     """The path with the slashes of each depth of decoding; and where it ends for who then finds a query in it."""
     deepest = _decoded(path)
     if deepest.count("/") == path.count("/") and not _DELIMITERS.search(deepest):
         return (path,)
     texts = [path, unquote(path, "latin-1"), deepest]
     texts += [text.replace("\\", "/") for text in texts]
-    return *texts, *(_QUERY.split(text, maxsplit=1)[0] for text in texts)
+    texts += [_QUERY.split(text, maxsplit=1)[0] for text in texts]
+    return dict.fromkeys(texts)  # most are alike
