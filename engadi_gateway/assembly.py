@@ -24,7 +24,7 @@ from engadi_gateway.pipeline.identity import IdentityPolicy, IdentityStage, Keyr
 from engadi_gateway.pipeline.limits import BucketStore, Limits
 from engadi_gateway.pipeline.routing import Routing, RoutingTable, TargetPicker
 from engadi_gateway.settings import Settings
-from engadi_gateway.wire.headers import HeaderPolicy
+from engadi_gateway.wire.headers import RESERVED, HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
 from engadi_gateway.wire.response import ReplyParser
 
@@ -181,6 +181,11 @@ def trial_faults(settings: Settings) -> list[Fault]:
         Fault(option, f"no such folder: {Path(path).absolute().parent}")
         for option, path in (("database.url", settings.database_url), ("database.log_url", settings.log_path))
         if not Path(path).absolute().parent.is_dir()
+    ]
+    faults += [
+        Fault("jwt.claim_headers", f"{header} is no field for a claim: the gateway writes it, or goes by it")
+        for _, header in settings.jwt_claim_headers
+        if header.lower().encode("ascii") in RESERVED
     ]
     for fault in cors_faults(settings.cors_policy):
         name, _, index = fault.pointer[1:].partition("/")

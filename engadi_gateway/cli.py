@@ -128,7 +128,9 @@ def _read_settings(args: argparse.Namespace, faults: list[Fault] | None) -> Sett
     except (OSError, UnicodeDecodeError) as error:
         raise _config_error(str(path), f"cannot be read: {error}") from None
     overrides = dict(args.overrides + getattr(args, "more_overrides", []))
-    return Settings.load(text, os.environ, overrides, lambda name: Path(name).read_text(encoding="utf-8"), faults)
+    return Settings.load(
+        text, os.environ, overrides, lambda name: Path(name).read_text(encoding="utf-8"), faults, str(path)
+    )
 
 
 def _config_error(pointer: str, detail: str) -> ConfigurationError:
@@ -147,8 +149,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     try:
         return _check(args) if args.check else commands[args.command](args)
-    except ConfigurationError as error:
-        for fault in error.faults:
+    except (ConfigurationError, RefusedError) as error:
+        for fault in _faults_of(error):
             _say(f"{fault.pointer}: {fault.detail}")
         return EX_CONFIG
     except HeldError as error:
@@ -163,6 +165,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return EX_FAILED
+
+
+def _faults_of(error: ConfigurationError | RefusedError) -> list[Fault]:
+    """What is refused at the start stands in the database: routes that cannot be told apart, say."""
+    if isinstance(error, ConfigurationError):
+        return error.faults
+    return [Fault("database.url", error.refusal.detail)]
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -503,6 +503,8 @@ class Gateway:
                 await self.journal.prune(int(time.time() * 1000))
             except StoreError as error:
                 self._log.error("request log not pruned: %s", error)
+            except Exception:  # the next time may go well
+                self.fault("retention")
             await self._save_health()
 
 

@@ -119,6 +119,8 @@ def parse_pairs(text: str) -> tuple[tuple[str, str], ...]:
         if not (separator and left and re.fullmatch(r"[A-Za-z0-9-]+", right)):
             raise ValueError("expected claim:Header-Name, claim:Header-Name")
         pairs.append((left, right))
+    if len({right.lower() for _, right in pairs}) < len(pairs):
+        raise ValueError("two claims for one header")
     return tuple(pairs)
 
 

@@ -21,7 +21,8 @@ def secret_path(settings: Settings) -> Path:
 
 def needs_own_secret(settings: Settings) -> bool:
     """Whether symmetric tokens are to be judged and no key was given; production never gets here."""
-    return not settings.jwt_secret_key and any(name.startswith("HS") for name in settings.jwt_algorithms)
+    is_judging = settings.jwt_mode != "remote" and any(name.startswith("HS") for name in settings.jwt_algorithms)
+    return is_judging and not settings.jwt_secret_key
 
 
 def with_secret(settings: Settings) -> tuple[Settings, str]:

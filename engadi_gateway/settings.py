@@ -15,6 +15,7 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -110,6 +111,7 @@ class Settings:
         overrides: Mapping[str, str] | None = None,
         read: Callable[[str], str] | None = None,
         faults: list[Fault] | None = None,
+        ini_name: str = "gateway.ini",
     ) -> Settings:
         """Read all sources.
 
@@ -119,14 +121,15 @@ class Settings:
             overrides: `section.key` -> text, from the command line.
             read: reads a file for `*_FILE` and credentials; raises OSError.
             faults: where given, faults go there instead of being raised, and what is bad is left at its default.
+            ini_name: what faults call the file.
 
         Raises:
             ConfigurationError: with all faults.
         """
         environ = {} if environ is None else environ
         found: list[Fault] = [] if faults is None else faults
-        texts, services, paths = _read_ini(ini, found)
-        origins = dict.fromkeys(texts, "gateway.ini")
+        texts, services, paths = _read_ini(ini, ini_name, found)
+        origins = dict.fromkeys(texts, ini_name)
         for option in OPTIONS:
             for name in (option.env, option_env(option)):
                 text = _from_environment(name, option, environ, read, found)
@@ -194,12 +197,12 @@ def _refuse_unknown_environment(environ: Mapping[str, str], faults: list[Fault])
     )
 
 
-def _read_ini(text: str, faults: list[Fault]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+def _read_ini(text: str, file: str, faults: list[Fault]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     parser = configparser.ConfigParser(interpolation=None, strict=True)
     try:
-        parser.read_string(text, "gateway.ini")
+        parser.read_string(text, file)
     except configparser.Error as error:
-        faults.append(Fault("gateway.ini", " ".join(str(error).split())))
+        faults.append(Fault(file, " ".join(str(error).split())))
         return {}, {}, {}
     known = {option.name for option in OPTIONS}
     texts: dict[str, str] = {}
@@ -232,17 +235,23 @@ def _build(
 ) -> Settings:
     values: dict[str, Any] = {}
     for option in OPTIONS:
+        text = texts.get(option.name, option.default)
         try:
-            values[option.attribute] = _parse_option(option, texts.get(option.name, option.default))
+            values[option.attribute] = _parse_option(option, text)
         except ValueError as error:
-            faults.append(Fault(option.name, str(error)))
+            origin = origins.get(option.name)
+            said = f"; {origin} says {text!r}" if origin and not option.is_secret else ""
+            faults.append(Fault(option.name, f"{error}{said}"))
             values[option.attribute] = option.parse(option.default)
     urls = dict(services) if replace_services else {**DEFAULT_SERVICES, **services}
     built = _services(urls, paths, values["health_path"], faults)
     _check_together(values, faults)
     if values["jwt_mode"] != "local" and not values["jwt_remote_url"] and "auth" not in urls:
         faults.append(Fault("jwt.remote_url", "required: there is no auth service to ask"))
-    return Settings(values, built, {option.name: origins.get(option.name, "default") for option in OPTIONS})
+    settings = Settings(values, built, {option.name: origins.get(option.name, "default") for option in OPTIONS})
+    if Path(settings.log_path).resolve() == Path(settings.database_url).resolve():
+        faults.append(Fault("database.log_url", "the same file as database.url; they are two"))
+    return settings
 
 
 def _parse_option(option: Option, text: str) -> Any:
@@ -283,6 +292,7 @@ _ALGORITHM = re.compile(r"(HS|RS|PS|ES)(256|384|512)|EdDSA")
 def _check_together(values: Mapping[str, Any], faults: list[Fault]) -> None:
     """What one option alone cannot show."""
     key, algorithms = values["jwt_secret_key"], values["jwt_algorithms"]
+    asks_only = values["jwt_mode"] == "remote"
     symmetric = [name for name in algorithms if re.fullmatch(r"HS(256|384|512)", name)]
     checks = (
         (
@@ -301,14 +311,12 @@ def _check_together(values: Mapping[str, Any], faults: list[Fault]) -> None:
             "too short: at least 32 bytes for HS256, 48 for HS384, 64 for HS512 (RFC 7518 section 3.2)",
         ),
         (
-            bool(key) or not symmetric or values["gateway_environment"] != "production",
+            bool(key) or not symmetric or asks_only or values["gateway_environment"] != "production",
             "jwt.secret_key",
             "required in production: set SECRET_KEY to at least 32 random bytes",
         ),
         (
-            bool(symmetric)
-            or values["jwt_mode"] == "remote"
-            or bool(values["jwt_public_key_file"] or values["jwt_jwks_url"]),
+            bool(symmetric) or asks_only or bool(values["jwt_public_key_file"] or values["jwt_jwks_url"]),
             "jwt.algorithms",
             "public-key algorithms need jwt.public_key_file or jwt.jwks_url",
         ),
@@ -331,6 +339,16 @@ def _check_together(values: Mapping[str, Any], faults: list[Fault]) -> None:
             bool(values["server_host"] or values["server_unix_socket"]),
             "server.host",
             "nothing to listen on: give host or unix_socket",
+        ),
+        (
+            bool(values["admin_role"]),
+            "admin.role",
+            "a role's name: empty, it would be everybody's whose role is empty",
+        ),
+        (
+            values["log_queue_rows"] >= values["log_flush_rows"],
+            "log.queue_rows",
+            "below log.flush_rows: one batch would not find room",
         ),
     )
     faults.extend(Fault(name, detail) for is_good, name, detail in checks if not is_good)

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-from engadi_gateway.errors import ConfigurationError
+from engadi_gateway.errors import ConfigurationError, RefusedError
 from engadi_gateway.model import Snapshot
 from engadi_gateway.store.catalog import Catalog
 from engadi_gateway.store.database import HeldError, StoreError
@@ -64,7 +64,7 @@ class Sharing:
         snapshot = await self._catalog.load()
         try:
             self._take(snapshot)
-        except ConfigurationError as error:
+        except (ConfigurationError, RefusedError) as error:
             if self._refused != snapshot.revision:
                 self._refused = snapshot.revision
                 self._log.error("revision %d cannot be served here, the old one stays: %s", snapshot.revision, error)

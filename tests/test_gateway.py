@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 
 from engadi_gateway import Gateway, Settings
+from engadi_gateway import gateway as gateway_module
 from engadi_gateway.metrics import open_fds, resident_bytes
 from tests.fakes import OK, Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, SECRET, ask, ask_on, json_of, running, settings_for, token
@@ -520,7 +521,7 @@ def test_replies_that_nobody_reads_are_bounded_and_cut(tmp_path: Path) -> None:
 
 def test_no_request_is_served_while_replies_before_it_are_not_read(tmp_path: Path) -> None:
     """However the requests arrive: one by one they were let through once, 36 MiB a connection."""
-    page = f"GET {BASE}/openapi.json HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+    page = f"GET {BASE}/openapi.json HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {ADMIN}\r\n\r\n".encode()
 
     async def run() -> None:
         async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
@@ -642,6 +643,26 @@ def test_health_is_known_over_a_restart(tmp_path: Path) -> None:
                 assert auth.url not in str(page), "names and states only"
 
     asyncio.run(run())
+
+
+def test_retention_goes_on_after_a_fault_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gateway_module, "_PRUNE_EVERY_S", 0.0)
+    asked = 0
+
+    async def prune(now_ms: int) -> None:
+        nonlocal asked
+        asked += 1
+        raise OverflowError("too large")
+
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            with mock.patch.object(gateway.journal, "prune", prune):
+                await until(lambda: asked > 2)
+
+    asyncio.run(run())
+    assert any("retention" in message for message in caplog.messages)
 
 
 def test_a_full_log_stalls_requests_where_that_was_asked_for(tmp_path: Path) -> None:

@@ -13,12 +13,15 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engadi_gateway import Gateway, Settings
 from engadi_gateway.listeners import bind_tcp
+from engadi_gateway.model import CorsPolicy, Route
+from engadi_gateway.store.catalog import Catalog, Change, Seed
 from tests.certificates import certify
 from tests.fakes import OK, RawClient, Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, settings_for
@@ -152,7 +155,7 @@ def test_an_option_on_the_command_line_is_before_all_others(tmp_path: Path) -> N
     assert wrong.returncode == 78
     assert wrong.stderr.splitlines() == [
         "jwt.rol_claim: unknown option; did you mean jwt.role_claim?",
-        "server.port: expected a whole number, 0 or more",
+        "server.port: expected a whole number, 0 or more; command line says 'x'",
     ]
     assert _run(tmp_path, "--check", "--set", "server.port").returncode == 2
 
@@ -408,11 +411,12 @@ def test_check_says_all_faults_at_once_and_opens_nothing(tmp_path: Path) -> None
     (tmp_path / "gateway.ini").write_text(
         "[server]\nport = x\ntls_certificate = no.pem\ntls_key = no.pem\n[upstream]\ntls_ca_file = no.pem\n"
         "[database]\nurl = sqlite:///no/x.db\n[jwt]\nalgorithms = RS256\npublic_key_file = no.pem\n"
+        "claim_headers = sub:Transfer-Encoding, role:X-Role, email:Authorization\n"
         "[cors]\nallow_origins = https://a.test, https://b.test/\n[admin]\nlisten = foo\n"
     )
     every = {
         "server.port", "admin.listen", "database.url", "database.log_url", "cors.allow_origins", "jwt.public_key_file",
-        "server.tls_certificate", "upstream.tls_ca_file",
+        "server.tls_certificate", "upstream.tls_ca_file", "jwt.claim_headers",
     }  # fmt: skip
     for arguments in (("--check",), ("serve",)):
         bad = _run(tmp_path, *arguments)
@@ -421,6 +425,24 @@ def test_check_says_all_faults_at_once_and_opens_nothing(tmp_path: Path) -> None
     good = _run(tmp_path, "--check")
     assert (good.returncode, good.stdout) == (0, "configuration ok\n")
     assert not list(tmp_path.glob("*.db"))
+
+
+def test_routes_that_cannot_be_told_apart_are_one_line_for_every_command(tmp_path: Path) -> None:
+    (tmp_path / "gateway.ini").write_text("[database]\nurl = gateway.db\n")
+    catalog = Catalog(str(tmp_path / "gateway.db"))
+    route = Route("00000000-0000-4000-8000-000000000001", "/twin/*", "auth", created_at="", updated_at="")
+    try:
+        catalog.open(Seed({}, (), CorsPolicy(), ""))
+        for number in (1, 2):
+            twin = replace(route, id=f"00000000-0000-4000-8000-00000000000{number}")
+            asyncio.run(catalog.apply(Change("route", twin.id, twin, "alice", "req", "")))
+    finally:
+        catalog.close()
+    for arguments in (("--check",), ("routes",), ("explain", "GET", "/x"), ("serve",)):
+        done = _run(tmp_path, *arguments, SECRET_KEY="k" * 32)
+        assert done.returncode == 78, done.stderr
+        assert done.stderr.splitlines()[-1].startswith("database.url: routes ")
+        assert "match the same requests" in done.stderr
 
 
 def test_a_named_file_must_be_there(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from engadi_gateway.errors import ConfigurationError, Fault
 from engadi_gateway.options import DEFAULT_SERVICES, OPTIONS, Option, option_env, service_env
 from engadi_gateway.parsing import parse_bool
+from engadi_gateway.secret import needs_own_secret
 from engadi_gateway.settings import Settings
 
 KEY = "k" * 64
@@ -154,6 +155,11 @@ def test_all_faults_are_said_at_once() -> None:
         ("[server]\nmax_body_bytes = 1 parsec", "server.max_body_bytes"),
         ("[database]\nurl = postgresql://u:p@h/d", "database.url"),
         ("[database]\nurl = sqlite://x.db", "database.url"),
+        ("[database]\nurl = a.db\nlog_url = ./a.db", "database.log_url"),
+        ("[log]\nretention_days = 40000", "log.retention_days"),
+        ("[log]\nqueue_rows = 499", "log.queue_rows"),
+        ("[admin]\nrole =", "admin.role"),
+        ("[jwt]\nclaim_headers = sub:X-A, role:x-a", "jwt.claim_headers"),
     ],
 )
 def test_faults(ini: str, pointer: str) -> None:
@@ -219,6 +225,28 @@ def test_secrets_from_files_and_credentials() -> None:
     assert Settings.load("", {"CREDENTIALS_DIRECTORY": "/creds"}, read=read).jwt_secret_key == f"c{KEY}"
     assert Settings.load("", {"CREDENTIALS_DIRECTORY": "/none"}, read=read).jwt_secret_key == ""
     assert "SECRET_KEY_FILE" in _faults(lambda: Settings.load("", {"SECRET_KEY_FILE": "/gone"}, read=read))
+
+
+def test_a_fault_says_where_the_bad_text_stands_unless_it_is_a_secret() -> None:
+    found: list[Fault] = []
+    ini = "[limits]\nper_ip = 0\n[log]\nlevel = loud\n"
+    Settings.load(ini, {"PORT": "abc"}, {"server.backlog": "0"}, None, found, "etc/my.ini")
+    assert {fault.pointer: fault.detail.rpartition("; ")[2] for fault in found} == {
+        "server.port": "PORT says 'abc'",
+        "server.backlog": "command line says '0'",
+        "limits.per_ip": "etc/my.ini says '0'",
+        "log.level": "etc/my.ini says 'loud'",
+    }
+    assert _faults(lambda: Settings.load("x", ini_name="etc/my.ini")).keys() == {"etc/my.ini"}
+
+
+@pytest.mark.parametrize(("mode", "is_needed"), [("local", True), ("local-then-remote", True), ("remote", False)])
+def test_who_leaves_tokens_to_the_auth_service_needs_no_key(mode: str, is_needed: bool) -> None:
+    ini = f"[gateway]\nenvironment = production\n[jwt]\nmode = {mode}\n"
+    found: list[Fault] = []
+    Settings.load(ini, faults=found)
+    assert [fault.pointer for fault in found] == ["jwt.secret_key"] * is_needed
+    assert needs_own_secret(Settings.of(jwt_mode=mode)) == is_needed
 
 
 def test_secrets_are_never_shown() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from engadi_gateway import gateway as gateway_module
 from engadi_gateway.cli import main
-from engadi_gateway.errors import ConfigurationError, Fault
+from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal, RefusedError
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.model import CorsPolicy, Route, Service, Snapshot
 from engadi_gateway.sharing import LOOK_S, Sharing, when_free
@@ -46,11 +46,12 @@ class Served:
         self.snapshot = self.catalog.open(SEED)
         self.taken: list[int] = []
         self.refuses: set[int] = set()
+        self.fault: Exception = ConfigurationError([Fault("/routes", "no")])
         self.sharing = Sharing(self.catalog, lambda: self.snapshot.revision, self._take)
 
     def _take(self, snapshot: Snapshot) -> None:
         if snapshot.revision in self.refuses:
-            raise ConfigurationError([Fault("/routes", "no")])
+            raise self.fault
         self.taken.append(snapshot.revision)
         self.snapshot = snapshot
 
@@ -101,10 +102,18 @@ def test_whoever_writes_begins_with_the_newest_and_nobody_comes_between(tmp_path
     asyncio.run(run())
 
 
-def test_what_cannot_be_served_keeps_the_old_and_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [ConfigurationError([Fault("/routes", "no")]), RefusedError(Refusal(Reason.CONFLICT, "twins"))],
+    ids=["a setting", "twins"],
+)
+def test_what_cannot_be_served_keeps_the_old_and_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: Exception
+) -> None:
     async def run() -> None:
         with two_served(tmp_path) as (one, two):
             two.refuses.add(2)
+            two.fault = fault
             await one.catalog.apply(change(1))
             for _ in range(3):
                 await two.sharing.look()

@@ -43,7 +43,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/readyz", observe.readyz, "Whether it takes traffic", is_public=True,
              query={"verbose": Text(longest=8)}, media="text/plain"),
     Endpoint("GET", f"{BASE}/health", observe.health, "The same as /health", is_public=True),
-    Endpoint("GET", f"{BASE}/openapi.json", openapi, "This document", is_public=True),
+    Endpoint("GET", f"{BASE}/openapi.json", openapi, "This document"),
 
     Endpoint("GET", f"{BASE}/routes", config.list_routes, "Routes, in matching order"),
     Endpoint("POST", f"{BASE}/routes", config.create_route, "Add a route", query=_DRY, body=ROUTE,

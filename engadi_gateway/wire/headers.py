@@ -31,8 +31,8 @@ _FORWARDED = frozenset((Action.KEEP, Action.KEEP_AND_NOTE, Action.ONCE))
 _NOTED = frozenset((Action.NOTE, Action.KEEP_AND_NOTE, Action.ONCE, Action.NOTE_ONCE))
 _SINGLE = frozenset((Action.ONCE, Action.NOTE_ONCE))
 
-_TABLE: dict[bytes, Action] = {
-    # hop-by-hop (RFC 9110 section 7.6.1) and framing, which is built anew
+#: Hop-by-hop (RFC 9110 section 7.6.1) and framing, which is built anew.
+_HOP_BY_HOP: dict[bytes, Action] = {
     b"connection": Action.NOTE,
     b"upgrade": Action.NOTE,
     b"transfer-encoding": Action.NOTE,
@@ -44,6 +44,9 @@ _TABLE: dict[bytes, Action] = {
     b"te": Action.DROP,
     b"trailer": Action.DROP,
     b"http2-settings": Action.DROP,
+}
+_TABLE: dict[bytes, Action] = {
+    **_HOP_BY_HOP,
     # written anew by the gateway
     b"host": Action.NOTE,
     b"expect": Action.NOTE,
@@ -95,6 +98,8 @@ _TABLE: dict[bytes, Action] = {
     b"if-match": Action.KEEP_AND_NOTE,
     b"traceparent": Action.KEEP_AND_NOTE,
 }
+#: What no claim may be sent as: framing, what the gateway writes itself, and what it decides on.
+RESERVED = frozenset(_HOP_BY_HOP) | {name for name, action in _TABLE.items() if action is not Action.DROP}
 #: Ours, and what other programs in front of services say of who asks, which services believe.
 _DROPPED_PREFIXES = (
     b"x-user-", b"x-auth-", b"x-forwarded-", b"x-authenticated-", b"x-webauth-", b"ssl-client-", b"x-ssl-client-",
