@@ -52,7 +52,7 @@ class Recorder:
     @property
     def is_stalled(self) -> bool:
         """Whether new requests must wait for the request log."""
-        return self._can_stall and self._journal.is_full
+        return self._can_stall and self._journal.is_full(len(self._ended) + len(self._rows))
 
     def add(self, exchange: Exchange) -> None:
         """One exchange that is settled."""
@@ -75,7 +75,7 @@ class Recorder:
     def _hand_over(self) -> None:
         rows, self._rows = self._rows, []
         if self._is_kept:
-            self._journal.put(rows)
+            self._journal.put(rows, sheds=not self._can_stall)
         self._access_log.flush()
 
     def flush(self) -> None:

@@ -674,12 +674,31 @@ def test_a_full_log_stalls_requests_where_that_was_asked_for(tmp_path: Path) -> 
             gateway.journal._database.submit(lambda connection: release.wait(20))  # the writer is busy
             for _ in range(2):
                 assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
-            assert gateway.journal.is_full
+            assert gateway.journal.is_full(0)
             asking = asyncio.create_task(ask(gateway.port, "GET", "/api/v1/auth/x"))
             await asyncio.sleep(0.2)
             assert not asking.done()
             release.set()
             assert (await asyncio.wait_for(asking, 10)).status == 200
+            assert gateway.journal.stats().rows_shed == 0
+
+    asyncio.run(run())
+
+
+def test_rows_that_are_not_handed_over_yet_stall_requests_too(tmp_path: Path) -> None:
+    """Or a batch would not find the room that was there for its first row."""
+    values = {"log_when_full": "stall", "log_queue_rows": 5, "log_flush_rows": 3, "log_flush_interval": 30.0}
+
+    async def run() -> None:
+        release = threading.Event()
+        async with upstream() as auth, running(tmp_path, auth, **values) as gateway:
+            gateway.journal._database.submit(lambda connection: release.wait(20))
+            for _ in range(5):
+                assert not gateway._recorder.is_stalled
+                assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+            assert gateway._recorder.is_stalled
+            release.set()
+            await until(lambda: not gateway._recorder.is_stalled)
             assert gateway.journal.stats().rows_shed == 0
 
     asyncio.run(run())

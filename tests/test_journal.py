@@ -363,13 +363,16 @@ def test_a_full_queue_sheds_and_counts_and_traffic_goes_on(tmp_path: Path) -> No
     rows = [a_row(request_id=str(number)) for number in range(30)]
     with opened(tmp_path, queue_rows=20) as journal:
         journal._database.submit(lambda connection: hold.wait(5))
-        assert (journal.put(rows[:15]), journal.is_full) == (0, False)
-        assert (journal.put(rows[15:25]), journal.is_full) == (5, True)
+        assert (journal.put(rows[:15]), journal.is_full(0)) == (0, False)
+        assert (journal.put(rows[15:25]), journal.is_full(0)) == (5, True)
         assert journal.put(rows[25:]) == 5
         assert journal.stats().queue_depth == 20
         hold.set()
         stats = settled(journal)
-        assert (stats.rows_written, stats.rows_shed, stats.rows_failed, journal.is_full) == (20, 10, 0, False)
+        assert (stats.rows_written, stats.rows_shed, stats.rows_failed, journal.is_full(0)) == (20, 10, 0, False)
+        assert (journal.is_full(19), journal.is_full(20)) == (False, True), "what is still to come counts"
+        assert journal.put(rows[:25], sheds=False) == 0, "of who stalls requests nothing is lost"
+        assert settled(journal).rows_written == 45
         assert journal.put(rows[20:]) == 0
         settled(journal)
         assert {row["request_id"] for row in everything(journal)} == {row.request_id for row in rows}

@@ -121,12 +121,13 @@ def test_what_a_table_holds_is_known(sizes: list[int]) -> None:
         segments.add_rows(connection, random_rows(5, NOW - DAY_MS, NOW))
         segments.close_open(connection)
         assert segments.segments(connection)[0].rows == 0
+        begun_ms = max(row.created_at for row in rows[: sizes[0]])
         for size in sizes:
             segments.add_rows(connection, rows[:size])
             rows = [*rows[size:], *rows[:size]]
         last = 5 + sum(sizes)
         assert segments.segments(connection)[0] == Segment(
-            2, 6, last, min(row.created_at for row in rows), max(row.created_at for row in rows), 0
+            2, 6, last, min(row.created_at for row in rows), max(row.created_at for row in rows), begun_ms, 0
         )
 
 
@@ -148,9 +149,20 @@ def test_a_table_is_closed_when_it_is_full_or_old(rows: int, age_ms: int, is_due
         assert (names(connection) == {1, 2}) == is_due
 
 
+def test_a_row_of_a_long_stream_makes_no_table_old() -> None:
+    """It is written when it ends, and says when it began."""
+    long = a_row(created_at=NOW - 5000)
+    with tables() as connection:
+        for rows in ([long, a_row(created_at=NOW)], [long], [long, a_row(created_at=NOW + 999)]):
+            segments.add_rows(connection, rows)
+            assert not segments.close_if_due(connection, rows[-1].created_at, 10, 1000)
+        assert segments.close_if_due(connection, NOW + 1000, 10, 1000)
+        assert segments.segments(connection)[1].first_ms == long.created_at
+
+
 def test_the_larger_the_log_the_larger_its_tables() -> None:
     with tables() as connection:
-        connection.execute("INSERT INTO log_segment VALUES (0, -2559, 0, ?, ?, 0, 0)", (NOW, NOW))
+        connection.execute("INSERT INTO log_segment VALUES (0, -2559, 0, ?, ?, 0, 0, ?)", (NOW, NOW, NOW))
         for added, is_due in ((19, False), (1, True)):
             segments.add_rows(connection, [a_row(created_at=NOW)] * added)
             assert segments.close_if_due(connection, NOW, 10, DAY_MS) == is_due

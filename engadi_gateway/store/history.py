@@ -37,7 +37,8 @@ def set_kinds_apart(connection: Connection) -> None:
         segments.create(connection, number)
         _copy(connection, number, first_id)
         connection.execute("DROP TABLE whole")
-    connection.execute("UPDATE log_segment SET indexes = 0")
+    connection.execute("ALTER TABLE log_segment ADD COLUMN begun_ms INTEGER NOT NULL DEFAULT 0")
+    connection.execute("UPDATE log_segment SET indexes = 0, begun_ms = first_ms")
     segments.show(connection, segment_rows[-1][0])
 
 

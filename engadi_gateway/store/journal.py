@@ -144,13 +144,16 @@ class Journal:
     def _waiting(self) -> int:
         return self._taken - self._written - self._failed
 
-    @property
-    def is_full(self) -> bool:
-        return self._waiting >= self._queue_rows
+    def is_full(self, more: int) -> bool:
+        """Whether there is no room beside so many rows that will come."""
+        return self._waiting + more >= self._queue_rows
 
-    def put(self, rows: list[LogRow]) -> int:
-        """Hand over a batch; never blocks, never raises. Returns how many rows were shed."""
-        room = max(0, self._queue_rows - self._waiting)
+    def put(self, rows: list[LogRow], *, sheds: bool = True) -> int:
+        """Hand over a batch; never blocks, never raises. Returns how many rows were shed: what found no room.
+
+        sheds: False for who stalls requests instead; those under way may then be more than there is room for.
+        """
+        room = max(0, self._queue_rows - self._waiting) if sheds else len(rows)
         kept, shed = rows[:room], max(0, len(rows) - room)
         self._shed += shed
         if kept:

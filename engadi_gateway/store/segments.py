@@ -56,7 +56,7 @@ _OF_KIND = """(
     row_count INTEGER NOT NULL DEFAULT 0
 ) STRICT"""
 _SHOWN = ", ".join(COLUMNS)
-_SEGMENTS = "SELECT number, first_id, last_id, first_ms, last_ms, indexes FROM log_segment"
+_SEGMENTS = "SELECT number, first_id, last_id, first_ms, last_ms, begun_ms, indexes FROM log_segment"
 _IS_CLOSED = "NOT is_dropped AND number < (SELECT max(number) FROM log_segment)"
 _AT_ONCE = 50  # rows a statement: half the cost of one by one, and the interpreter's lock is passed on less often
 _kind_of = itemgetter(*map(LogRow._fields.index, KIND))
@@ -93,13 +93,17 @@ def show(connection: Connection, number: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A table of the log, which ids it holds and of what time (epoch ms); empty: the last id is below the first."""
+    """A table of the log, which ids it holds and of what time (epoch ms); empty: the last id is below the first.
+
+    begun_ms: when its first rows were written, by the newest of them: one of a long stream began hours before.
+    """
 
     number: int
     first_id: int
     last_id: int
     first_ms: int
     last_ms: int
+    begun_ms: int
     indexes: int
 
     @property
@@ -136,9 +140,10 @@ def add_rows(connection: Connection, rows: Sequence[LogRow]) -> int:
     table = _open(connection)
     fill(connection, table.number, rows, first_id=None if table.rows else table.first_id)
     moments = [*map(_created, rows), *((table.first_ms, table.last_ms) if table.rows else ())]
+    last_ms = max(moments)
     connection.execute(
-        "UPDATE log_segment SET last_id = ?, first_ms = ?, last_ms = ? WHERE number = ?",
-        (table.last_id + len(rows), min(moments), max(moments), table.number),
+        "UPDATE log_segment SET last_id = ?, first_ms = ?, last_ms = ?, begun_ms = ? WHERE number = ?",
+        (table.last_id + len(rows), min(moments), last_ms, table.begun_ms if table.rows else last_ms, table.number),
     )
     return table.last_id + 1
 
@@ -208,11 +213,11 @@ def set_summed_id(connection: Connection, row_id: int) -> None:
 
 
 def close_if_due(connection: Connection, now_ms: int, max_rows: int, max_age_ms: int) -> bool:
-    """Close the open table if it has that many rows (more in a large log) or its oldest one is that old."""
+    """Close the open table if it has that many rows (more in a large log) or was begun so long ago."""
     table = _open(connection)
     oldest_id = first_row(connection, "SELECT first_id FROM log_segment ORDER BY number LIMIT 1")[0]
     most = max(max_rows, min((table.last_id - oldest_id) // _SHARE_OF_ALL, _MOST_ROWS))
-    return (table.rows >= most or now_ms - table.first_ms >= max_age_ms) and close_open(connection)
+    return (table.rows >= most or now_ms - table.begun_ms >= max_age_ms) and close_open(connection)
 
 
 def close_open(connection: Connection) -> bool:
@@ -224,7 +229,7 @@ def close_open(connection: Connection) -> bool:
     create(connection, number)
     show(connection, number)
     connection.execute(
-        "INSERT INTO log_segment VALUES (?, ?, ?, 0, 0, 0, 0)", (number, table.last_id + 1, table.last_id)
+        "INSERT INTO log_segment VALUES (?, ?, ?, 0, 0, 0, 0, 0)", (number, table.last_id + 1, table.last_id)
     )
     return True
 

@@ -107,7 +107,7 @@ class Log:
         """Write so many more and wait until their tables are indexed; CPU us of the writer a row."""
         before = self.writer_s()
         for rows in self._batches(count, moment_ms):
-            while self.journal.is_full:
+            while self.journal.is_full(0):
                 await self.journal.written(60.0)
             self.journal.put(rows)
         await self.indexed()
