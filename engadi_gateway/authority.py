@@ -155,6 +155,8 @@ class Authority:
         try:
             async with asyncio.timeout(settings.jwt_remote_timeout), self._places:
                 reply = await self._fetch(_url(settings), lines, settings.jwt_remote_timeout, _MAX_ANSWER_BYTES)
+            if (_url(settings), settings.jwt_mode) != (_url(self._settings), self._settings.jwt_mode):
+                return _UNAVAILABLE  # replaced while we asked: it judges no more, and nothing of it is remembered
             if reply.status in {401, 403}:
                 return self._no(token, "rejected")
             if reply.status != 200 or not reply.is_whole:

@@ -34,6 +34,7 @@ from engadi_gateway.pipeline.identity import (
 )
 from engadi_gateway.settings import Settings
 from tests.fakes import Seen, Upstream, Wire, upstream
+from tests.world import until
 
 SECRET = "a-secret-of-thirty-two-bytes-and-more"
 WALL = 1_700_000_000.0
@@ -291,6 +292,32 @@ def test_a_yes_is_remembered_for_a_while() -> None:
             house.clock.wall += wait_s
             assert await house.ask("t") == YES
             assert house.origin.asked == asked
+
+    with_house(test)
+
+
+@pytest.mark.parametrize(("status", "answer"), [(200, CLAIMS), (401, {})], ids=["yes", "no"])
+@pytest.mark.parametrize(
+    ("values", "is_replaced"),
+    [({"jwt_remote_url": "http://127.0.0.1:1/new"}, True), ({"jwt_mode": "local-then-remote"}, True), ({}, False)],
+    ids=["another judge", "another mode", "something else"],
+)
+def test_whoever_is_replaced_while_asked_judges_no_more(
+    status: int, answer: Any, values: dict[str, Any], is_replaced: bool
+) -> None:
+    """A reload empties what is remembered; what was asked before it must not come back in."""
+
+    async def test(house: House) -> None:
+        house.origin.says(answer, status)
+        house.origin.gate = asyncio.Event()
+        asking = asyncio.create_task(house.ask("t"))
+        await until(lambda: house.origin.asked)
+        services = {"auth": house.origin.server.url}
+        settings = Settings.of(services, **{"jwt_secret_key": SECRET, "jwt_mode": "remote", **values})
+        house.authority.replace_settings(settings, house.judge)
+        house.origin.gate.set()
+        assert (await asking == UNAVAILABLE) == is_replaced
+        assert len(house.cache) == (not is_replaced)
 
     with_house(test)
 

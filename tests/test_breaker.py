@@ -183,6 +183,19 @@ def test_one_probe_at_a_time() -> None:
     assert service.state is CLOSED
 
 
+def test_a_probe_whose_reply_goes_on_lets_others_probe_and_counts_when_it_ends() -> None:
+    """It may be a stream of hours, while the upstream is well."""
+    service = probing()
+    stream = service.begin()
+    service.stage.goes_on(stream)
+    assert service.state is HALF_OPEN
+    assert service.ask(), "the next one"
+    assert service.state is HALF_OPEN, "one success; the stream's is not known"
+    service.end(stream)
+    assert service.state is CLOSED
+    service.stage.goes_on(service.begin())
+
+
 def test_one_bad_probe_opens_it_for_as_long_again() -> None:
     service = probing()
     service.ask()

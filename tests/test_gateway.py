@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import socket
 import sqlite3
 import threading
 import time
@@ -18,6 +19,8 @@ import pytest
 from engadi_gateway import Gateway, Settings
 from engadi_gateway import gateway as gateway_module
 from engadi_gateway.metrics import open_fds, resident_bytes
+from engadi_gateway.net.client import ClientConnection
+from engadi_gateway.net.forward import Forward
 from tests.fakes import OK, Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, SECRET, ask, ask_on, json_of, running, settings_for, token
 from tests.world import until
@@ -548,6 +551,56 @@ def test_no_request_is_served_while_replies_before_it_are_not_read(tmp_path: Pat
             for _ in range(sent):
                 assert (await client.reply("GET")).status == 200
             assert len(gateway._context.closing) == 0, "who has read them is not cut later"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("is_own", [True, False], ids=["our own reply", "a relayed one"])
+def test_who_reads_slowly_is_not_cut_and_who_does_not_is(tmp_path: Path, is_own: bool) -> None:
+    block = bytes(1 << 20)
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (64 << 20))
+        for _ in range(64):
+            await wire.send(block)
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth, server_keep_alive_requests=0) as gateway:
+            with socket.create_connection(("127.0.0.1", gateway.port)) as client:
+                client.setblocking(False)
+                await until(lambda: gateway._connections)
+                (connection,) = gateway._connections
+                loop = asyncio.get_running_loop()
+                while not connection._is_write_paused:
+                    page = GET.replace(b"/api/v1/auth/x", b"/nowhere") * 200 if is_own else GET
+                    await asyncio.wait_for(loop.sock_sendall(client, page), 5)
+                    await until(lambda: connection._is_write_paused or (is_own and not connection._buffer))
+                waiting = connection if is_own else connection._handler
+                assert isinstance(waiting, ClientConnection | Forward)
+                for _ in range(3):
+                    unread_bytes = connection.unread_bytes()
+                    while connection.unread_bytes() >= unread_bytes:
+                        await loop.sock_recv(client, 1 << 20)
+                        await asyncio.sleep(0.01)  # the kernel tells a little later
+                    if not connection._is_write_paused:
+                        return  # it has caught up
+                    waiting.expired(time.monotonic())
+                    assert waiting.deadline > time.monotonic() + 20
+                    assert connection in gateway._connections
+                waiting.expired(time.monotonic())
+                await until(lambda: connection not in gateway._connections)
+
+    asyncio.run(run())
+
+
+def test_http10_is_told_that_the_connection_stays(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            for path in ("/api/v1/auth/x", "/livez", "/nowhere"):
+                await client.send(f"GET {path} HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n".encode())
+                assert (await client.reply("GET")).one("connection") == "keep-alive"
+            await client.send(b"GET /livez HTTP/1.0\r\nHost: a\r\n\r\n")
+            assert (await client.reply("GET")).one("connection") == "close"
 
     asyncio.run(run())
 

@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -178,7 +179,52 @@ def test_an_address_is_not_looked_up_and_a_failure_is_not_remembered() -> None:
     asyncio.run(run())
 
 
+def test_a_name_is_looked_up_once_for_all_who_ask_and_a_dead_one_holds_up_no_other() -> None:
+    dead, asked = threading.Event(), Counter[str]()
+
+    def look_up(host: str, port: int, **_: Any) -> list[Any]:
+        asked[host] += 1
+        if host == "dead.test":
+            dead.wait(20)
+            raise socket.gaierror(-3, "x")
+        return [(0, 0, 0, "", ("192.0.2.1", 80))]
+
+    async def run() -> None:
+        resolver = Resolver(30.0)
+        with mock.patch.object(socket, "getaddrinfo", look_up):
+            waiting = [asyncio.create_task(resolver.resolve("dead.test", 80)) for _ in range(8)]
+            await asyncio.sleep(0)
+            assert await resolver.resolve("good.test", 80) == ["192.0.2.1"]
+            waiting[0].cancel()
+            dead.set()
+            found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(one) for one in found] == [asyncio.CancelledError, *[socket.gaierror] * 7]
+        assert asked == {"dead.test": 1, "good.test": 1}
+        resolver.close()
+
+    asyncio.run(run())
+
+
 # dials
+
+
+def test_a_silent_address_leaves_time_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    dial = Pool._try_one
+
+    async def try_one(pool: Pool, address: str) -> UpstreamConnection:
+        if address == "192.0.2.1":
+            await asyncio.Event().wait()
+        return await dial(pool, address)
+
+    async def run() -> None:
+        monkeypatch.setattr(Pool, "_try_one", try_one)
+        limits = replace(LIMITS, connect_timeout_s=0.2)
+        async with a_pool(limits, Names("192.0.2.1", "127.0.0.1")) as (pool, _):
+            assert isinstance((await asked(pool)).got, UpstreamConnection)
+        async with a_pool(limits, Names("192.0.2.1", "192.0.2.1")) as (pool, _):
+            assert (await asked(pool)).got is Reason.CONNECT_TIMEOUT
+
+    asyncio.run(run())
 
 
 def test_addresses_are_tried_in_their_order() -> None:

@@ -9,10 +9,13 @@ section 9.6); CLOSED. One exchange is under way at a time, and each is settled e
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import math
 import select
 import socket
 import struct
+import sys
+import termios
 import time
 from enum import Enum, auto
 from typing import cast
@@ -121,6 +124,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_write_paused = False
         self._deciding: asyncio.Task[None] | None = None
         self._lingered = 0
+        self._unread_bytes = 0
         self.deadline = math.inf
 
     # what the transport says
@@ -214,6 +218,15 @@ class ClientConnection(asyncio.Protocol):
         elif self.state is _HEAD:
             self._context.closing.discard(self)
             self._next()
+
+    def unread_bytes(self) -> int:
+        """What was written and the client has not taken yet; where the kernel does not tell, what we still hold."""
+        held = self._transport.get_write_buffer_size()
+        sock = self._transport.get_extra_info("socket")
+        try:
+            return held + int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except (OSError, ValueError):  # closed already
+            return held
 
     # one head
 
@@ -432,6 +445,8 @@ class ClientConnection(asyncio.Protocol):
             or (context.is_draining and not self._buffer)  # what is here was accepted: it is answered first
             or 0 < context.keep_alive_requests <= self._requests
         )
+        if exchange.head.is_http10 and not self._is_closing:
+            exchange.reply_lines.append(b"Connection: keep-alive")  # what HTTP/1.0 takes it for is the contrary
         return self._is_closing
 
     def refuse(self, exchange: Exchange, refusal: Refusal) -> None:
@@ -507,6 +522,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _expire_in(self, seconds: float) -> None:
         self.deadline = time.monotonic() + seconds
+        self._unread_bytes = self.unread_bytes()
         self._context.closing.add(self)
 
     def _settle(self) -> None:
@@ -549,6 +565,9 @@ class ClientConnection(asyncio.Protocol):
 
     def expired(self, now: float) -> None:
         """Lingered long enough, or did not read what was written."""
+        if self.unread_bytes() < self._unread_bytes:  # slowly, but it reads
+            self._expire_in(self._context.timeouts.write_s)
+            return
         self._context.closing.discard(self)
         self._break_off(is_partial=self._transport.get_write_buffer_size() > 0)
 

@@ -67,6 +67,10 @@ class Downstream(Protocol):
     ends_by_closing: bool  # the reply under way has no other end than the connection's
 
     def write(self, data: bytes) -> None: ...
+    def unread_bytes(self) -> int:
+        """What was written and has not reached the client yet, in the kernel too."""
+        ...
+
     def abort(self) -> None:
         """Cut: the client must see that what it got is not whole."""
         ...

@@ -16,6 +16,7 @@ from engadi_gateway.model import Framing
 from engadi_gateway.net.context import Context, Downstream
 from engadi_gateway.net.pool import Origin, Pool
 from engadi_gateway.net.upstream import UpstreamConnection
+from engadi_gateway.pipeline.breaker import BreakerStage
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.wire.chunked import LAST_CHUNK, chunk
 from engadi_gateway.wire.forwarded import Client, upstream_head
@@ -64,6 +65,7 @@ class Forward:
     _out_framing = Framing.NONE
     _body_bytes = 0
     _is_client_paused = False
+    _unread_bytes = 0
     _is_upload_paused = False
     _is_retrying = False
     _is_upstream_paused = False
@@ -148,7 +150,15 @@ class Forward:
         self._is_client_paused = True
         if self._connection is not None:
             self._connection.transport.pause_reading()
+        self._await_client()
+
+    def _await_client(self) -> None:
+        """It has so long to read on; who reads slowly is not who does not read."""
+        self._unread_bytes = self._client.unread_bytes()
         self.deadline = time.monotonic() + self._context.timeouts.write_s
+
+    def _reads_on(self) -> bool:
+        return self._is_client_paused and self._client.unread_bytes() < self._unread_bytes
 
     def client_resumed(self) -> None:
         self._is_client_paused = False
@@ -324,6 +334,8 @@ class Forward:
         self._client.write(out)
         if is_end:
             self._complete()
+        else:
+            BreakerStage.goes_on(exchange)
 
     def reply_body(self, body: bytes, is_end: bool) -> None:
         self.exchange.bytes_out += len(body)
@@ -333,7 +345,7 @@ class Forward:
             self.deadline = time.monotonic() + self._timeout_s
         self._client.write(self._relayed(body, is_end))
         if self._is_client_paused and not is_end:
-            self.deadline = time.monotonic() + self._context.timeouts.write_s
+            self._await_client()
         if is_end:
             self._complete()
 
@@ -369,6 +381,7 @@ class Forward:
         self._phase = _SPLICED
         self.exchange.upstream_status = self.exchange.status = 101
         self.exchange.upstream_s = time.monotonic() - self._started
+        BreakerStage.goes_on(self.exchange)
         self._note_splice()
         self._connection.splice()
         self._client.write(switching_head(head, self.exchange.reply_lines))
@@ -401,7 +414,9 @@ class Forward:
 
     def expired(self, now: float) -> None:
         """The sweep found the deadline passed; whose silence it was decides the reason."""
-        if self._phase is _SPLICED:
+        if self._reads_on():
+            self._await_client()
+        elif self._phase is _SPLICED:
             if self._is_upstream_paused:
                 self.exchange.error_message = "the upstream does not read"
             self._end(Reason.CLIENT_STALLED if self._is_client_paused else Reason.OK)

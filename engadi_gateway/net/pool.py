@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from engadi_gateway.errors import Reason
@@ -80,6 +80,7 @@ class Resolver:
     def __init__(self, cache_s: float) -> None:
         self.cache_s = cache_s
         self._known: dict[tuple[str, int], tuple[float, list[str]]] = {}
+        self._asked: dict[tuple[str, int], asyncio.Future[list[Any]]] = {}
         self._executor: ThreadPoolExecutor | None = None
 
     async def resolve(self, host: str, port: int) -> list[str]:
@@ -89,14 +90,26 @@ class Resolver:
         known = self._known.get((host, port))
         if known is not None and known[0] > time.monotonic():
             return known[1]
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(4, "engadi-dns")
-        found = await asyncio.get_running_loop().run_in_executor(
-            self._executor, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        )
-        addresses = list(dict.fromkeys(str(row[4][0]) for row in found))
+        addresses = list(dict.fromkeys(str(row[4][0]) for row in await asyncio.shield(self._look_up(host, port))))
         self._known[host, port] = (time.monotonic() + self.cache_s, addresses)
         return addresses
+
+    def _look_up(self, host: str, port: int) -> asyncio.Future[list[Any]]:
+        """One at a time for each name, whoever asks: a dead one has one thread, and not all."""
+        asked = self._asked.get((host, port))
+        if asked is None:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(4, "engadi-dns")
+            asked = self._asked[host, port] = asyncio.get_running_loop().run_in_executor(
+                self._executor, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            )
+            asked.add_done_callback(lambda done: self._answered((host, port), done))
+        return asked
+
+    def _answered(self, name: tuple[str, int], done: asyncio.Future[list[Any]]) -> None:
+        del self._asked[name]
+        if not done.cancelled():
+            done.exception()  # whoever still waits is told; where nobody does, that is no news
 
     def close(self) -> None:
         if self._executor is not None:
@@ -252,11 +265,15 @@ class Pool:
             raise DialTimeoutError(stage) from None
 
     async def _try_all(self, addresses: list[str]) -> UpstreamConnection:
+        """Each address but the last one has its share of the time: one that is silent must not use up all."""
+        clock = asyncio.get_running_loop().time
+        ends_at = clock() + self._limits.connect_timeout_s
         error: Exception = OSError("no address")
-        for address in addresses:
+        for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
             try:
-                return await self._try_one(address)
-            except OSError as failure:
+                async with asyncio.timeout((ends_at - clock()) / left):
+                    return await self._try_one(address)
+            except OSError as failure:  # a TimeoutError is one
                 error = failure
         raise error
 

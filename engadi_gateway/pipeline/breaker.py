@@ -240,6 +240,13 @@ class BreakerStage:
             exchange.permit = breaker.take_permit(now)
         return None
 
+    @staticmethod
+    def goes_on(exchange: Exchange) -> None:
+        """The reply has begun and may last for hours: whether it is a probe or not, the next one need not wait."""
+        permit = exchange.permit
+        if isinstance(permit, Permit) and permit.probe:
+            permit.breaker.gave_up(permit)
+
     def settle(self, exchange: Exchange) -> None:
         """Give the permit back with what the upstream showed. A client that left, or our own fault, shows nothing."""
         permit = exchange.permit
