@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,13 +13,13 @@ from engadi_gateway.admin.api import local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.errors import ConfigurationError, Fault
 from engadi_gateway.listeners import client_tls, server_tls
-from engadi_gateway.model import Snapshot
+from engadi_gateway.model import BreakerState, Snapshot
 from engadi_gateway.net.context import Context, RetryBudget, RetryPolicy, Timeouts, Upcalls
 from engadi_gateway.net.deadlines import FixedWait
 from engadi_gateway.net.pool import PoolLimits, Pools
 from engadi_gateway.net.seats import Seats
 from engadi_gateway.pipeline import Pipeline
-from engadi_gateway.pipeline.breaker import BreakerRegistry, BreakerStage, Thresholds
+from engadi_gateway.pipeline.breaker import BreakerRegistry, BreakerStage, Thresholds, Transition
 from engadi_gateway.pipeline.cors import Cors, cors_faults
 from engadi_gateway.pipeline.identity import IdentityPolicy, IdentityStage, Keyring, TokenCache, TokenJudge, keyring_of
 from engadi_gateway.pipeline.limits import BucketStore, Limits
@@ -200,6 +201,14 @@ def trial_faults(settings: Settings) -> list[Fault]:
     return faults
 
 
+def say_circuit(service: str, move: Transition) -> None:
+    """Whoever is called at night finds in the log what happened, and when."""
+    level = logging.WARNING if move.after is BreakerState.OPEN else logging.INFO
+    logging.getLogger("engadi").log(
+        level, "circuit of %s: %s, was %s: %s", service, move.after, move.before, move.cause
+    )
+
+
 def refuse_faults(settings: Settings) -> None:
     """Raises ConfigurationError with all that `trial_faults` finds."""
     faults = trial_faults(settings)
@@ -266,7 +275,7 @@ class State:
     def of(cls, settings: Settings) -> State:
         return cls(
             BucketStore(settings.limits_max_buckets),
-            BreakerRegistry(thresholds(settings)),
+            BreakerRegistry(thresholds(settings), say_circuit),
             TokenCache(settings.jwt_cache_size),
         )
 

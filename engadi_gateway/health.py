@@ -109,6 +109,10 @@ class HealthChecker:
             last_error=error,
         )
         self._health[name] = health
+        if health.status is not known.status and not (known.status is HealthStatus.UNKNOWN and is_good):
+            level = logging.WARNING if health.status is not HealthStatus.HEALTHY else logging.INFO
+            text = "health of %s: %s, was %s%s"
+            logging.getLogger("engadi").log(level, text, name, health.status, known.status, error and f": {error}")
         if seen is HealthStatus.HEALTHY:
             self._note_healthy(name, time.monotonic())
         return health

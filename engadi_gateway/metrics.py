@@ -170,7 +170,7 @@ def families_of(metrics: Metrics, facts: Mapping[str, Any]) -> list[Family]:
     """All families.
 
     Args:
-        facts: what `Gateway.facts` gives: state, rules, breakers, health.
+        facts: state, limits, breakers and health, as the admin API's handler gathers them.
     """
     return [*_traffic(metrics), *_policies(facts), *_self(facts, metrics.started_at)]
 

@@ -1,4 +1,4 @@
-"""The commands that look without serving: check, routes, explain. They read files and open nothing."""
+"""The commands that look without serving: check, routes, explain. They read the databases as they lie there."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Offline:
                 "path_pattern": route.path_pattern,
                 "target": " ".join(f"{share.target_service}:{share.weight}" for share in route.split)
                 or f"{route.target_service} {table.url_of(route.target_service, route.target_url)}",
-                "access": ("public" if route.is_public else "+".join(route.required_roles) or "token")
+                "access": ("+".join(route.required_roles) or ("public" if route.is_public else "token"))
                 + ("" if route.is_active else " (inactive)"),
                 "id": route.id,
             }

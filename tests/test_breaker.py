@@ -354,6 +354,22 @@ def test_every_change_has_a_cause(step: Any, cause: str) -> None:
     assert service.registry.status("content", 60.0)["history"][-1]["cause"] == cause
 
 
+def test_every_change_is_told_with_its_service() -> None:
+    told: list[tuple[str, str, str]] = []
+    service = Service()
+    service.registry = BreakerRegistry(LIMITS, lambda name, move: told.append((name, str(move.after), move.cause)))
+    service.stage = BreakerStage(service.registry, lambda exchange: TARGET)
+    service.fail()
+    service.now = 60.0
+    assert service.ask()
+    assert service.ask()
+    assert told == [
+        ("content", "open", "3 failures in a row, the last: connect_refused"),
+        ("content", "half_open", "time to probe"),
+        ("content", "closed", "2 successful probes"),
+    ]
+
+
 def test_the_history_is_bounded_and_the_trips_are_counted() -> None:
     service = tripped()
     for number in range(1, 101):

@@ -221,6 +221,28 @@ def test_a_fault_in_one_check_is_logged_and_is_not_the_others(caplog: pytest.Log
     assert caplog.messages == ["health check of b failed"]
 
 
+def test_a_change_is_said_once_and_a_good_start_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    statuses = {"a": 200, "b": 200}
+
+    async def answer(url: str) -> FetchReply:
+        return FetchReply(statuses[url[7]], b"")
+
+    async def run() -> None:
+        checker = checker_with(answer, "a", "b")
+        for status, rounds in ((200, 2), (500, 5), (200, 4)):
+            statuses["b"] = status
+            for _ in range(rounds):
+                await checker.check_all()
+
+    with caplog.at_level(logging.INFO, "engadi"):
+        asyncio.run(run())
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "health of b: degraded, was healthy: status 500"),
+        ("WARNING", "health of b: unhealthy, was degraded: status 500"),
+        ("INFO", "health of b: healthy, was unhealthy"),
+    ]
+
+
 def test_the_public_page_has_names_and_states_only() -> None:
     async def answer(url: str) -> FetchReply:
         if url.startswith("http://b"):

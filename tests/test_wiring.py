@@ -122,7 +122,9 @@ def test_the_clock_reaches_all_that_ends_by_itself(tmp_path: Path) -> None:
 # checks: the breaker hears of them, and whom they ask follows the routes
 
 
-def test_a_good_check_begins_the_probes_early(tmp_path: Path) -> None:
+def test_a_good_check_begins_the_probes_early(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "engadi")
+
     async def run() -> None:
         values = {"breaker_enabled": True, "breaker_failure_threshold": 1, "upstream_retry_count": 0}
         async with a_world(tmp_path, **values) as world:
@@ -130,6 +132,9 @@ def test_a_good_check_begins_the_probes_early(tmp_path: Path) -> None:
             assert (await get(world, AUTH + "/x")).status == 503
             await world.gateway.checker.check_now("auth")
             assert (await get(world, AUTH + "/x")).status == 200
+        said = [message for message in caplog.messages if message.startswith("circuit of auth: ")]
+        assert said[0] == "circuit of auth: open, was closed: 1 failures in a row, the last: status 503"
+        assert "circuit of auth: half_open, was open: health check passed" in said
 
     asyncio.run(run())
 

@@ -60,6 +60,7 @@ class Breaker:
         "_era",
         "_pass",
         "_probe",
+        "_tell",
         "failures",
         "history",
         "opened_at",
@@ -69,7 +70,8 @@ class Breaker:
         "trips",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[Transition], None] = lambda move: None) -> None:
+        self._tell = tell
         self.state = _CLOSED
         self.failures = 0
         self.successes = 0
@@ -142,7 +144,8 @@ class Breaker:
         self._move(now, _OPEN, cause)
 
     def _move(self, now: float, state: BreakerState, cause: str) -> None:
-        self.history.append(Transition(now, self.state, state, cause))
+        move = Transition(now, self.state, state, cause)
+        self.history.append(move)
         self.state = state
         self.successes = 0
         self.probe_since = None
@@ -150,19 +153,27 @@ class Breaker:
         if state is _CLOSED:
             self.failures = 0
             self._pass = Permit(self, self._era, 0)
+        self._tell(move)
 
 
 class BreakerRegistry:
-    """The breakers of all services; lives as long as the process. `limits` may be replaced while it does."""
+    """The breakers of all services; lives as long as the process. `limits` may be replaced while it does.
 
-    def __init__(self, limits: Thresholds) -> None:
+    Args:
+        tell: called with a service's name and what its circuit did.
+    """
+
+    def __init__(
+        self, limits: Thresholds, tell: Callable[[str, Transition], None] = lambda service, move: None
+    ) -> None:
         self.limits = limits
+        self._tell = tell
         self._breakers: dict[str, Breaker] = {}
 
     def of(self, service: str) -> Breaker:
         breaker = self._breakers.get(service)
         if breaker is None:
-            breaker = self._breakers[service] = Breaker()
+            breaker = self._breakers[service] = Breaker(lambda move: self._tell(service, move))
         return breaker
 
     def peek(self, service: str) -> Breaker:

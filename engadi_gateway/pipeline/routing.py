@@ -1,8 +1,7 @@
 """Which route serves a request: an immutable table, built once per configuration.
 
 Order: priority, then a host before a `*.` host before none, then segment by segment literal before `{name}` before `*`,
-longer first, then id. A match walks a tree of segments, so it costs the same with ten routes and with ten thousand;
-what it found is remembered, bounded, by (host, method, path).
+longer first, then id. A match walks a tree of segments, so it costs the same with ten routes and with ten thousand.
 """
 
 from __future__ import annotations
