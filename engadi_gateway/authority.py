@@ -75,7 +75,7 @@ class Authority:
         """Take re-read settings and the judge made of them; a JWKS that is still the one is not fetched again."""
         if _source(settings) == _source(self._settings):
             known = self._judge.keyring
-            judge.keyring = replace(judge.keyring, by_kid=known.by_kid, fetched_at=known.fetched_at)
+            judge.keyring = replace(judge.keyring, by_kid=known.by_kid)
         else:
             self._asked_keys_at, self._document = float("-inf"), b""
         self._settings, self._judge = settings, judge
@@ -144,7 +144,7 @@ class Authority:
         if reply.body != self._document:
             self._document = reply.body
             self._cache.clear()  # a key that was withdrawn must not live on in remembered verdicts
-        self._judge.keyring = replace(self._judge.keyring, by_kid=keys, fetched_at=self._clock())
+        self._judge.keyring = replace(self._judge.keyring, by_kid=keys)
 
     # tokens
 

@@ -108,9 +108,8 @@ def _rehearsal(console: Explained, raw: bytes, peer: str) -> tuple[Exchange, Cli
     exchange.refusal = refusal
     exchange.is_rehearsal = True
     exchange.trace = {}
-    exchange.listener = console.listener
-    who = resolve_client(peer, exchange.listener, head, console.trusted)
-    exchange.peer_ip, exchange.client_ip = peer, who.address
+    who = resolve_client(peer, console.listener, head, console.trusted)
+    exchange.client_ip = who.address
     return exchange, who
 
 

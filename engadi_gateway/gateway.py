@@ -324,6 +324,7 @@ class Gateway:
             "loop_lag_s": round(self._ticker.lag_s, 6),
             "pools": self._pools.counts(),
             "log": asdict(self.journal.stats()),
+            "access_lines_lost": self.access_log.lines_lost,
             "reloads": dict(self._reloads),
             "revision": self._snapshot.revision,
         }

@@ -45,7 +45,7 @@ def exchange_of(
     refusal: Refusal | None = None,
 ) -> Exchange:
     exchange = Exchange(head or head_of(), "request-1", now, WALL + now, NO_STAGES)
-    exchange.client_ip = exchange.peer_ip = ip
+    exchange.client_ip = ip
     exchange.identity = Identity(user) if user is not None else None
     exchange.route = route
     exchange.refusal = refusal

@@ -323,8 +323,8 @@ def test_why_a_preflight_was_denied_is_said() -> None:
 
 def test_the_stage_is_left_out_where_cors_is_off_and_upstreams_may_then_speak_for_themselves() -> None:
     off, on = Cors(replace(BASE, enabled=False)), Cors(BASE)
-    assert (off.decides_nothing, off.strips_upstream) == (True, False)
-    assert (on.decides_nothing, on.strips_upstream) == (False, True)
+    assert (off.decides_nothing, off.is_enabled) == (True, False)
+    assert (on.decides_nothing, on.is_enabled) == (False, True)
     assert on.sees_refused  # or a 404 would have no lines
 
 

@@ -277,8 +277,6 @@ class ClientConnection(asyncio.Protocol):
         pipeline = context.admin_pipeline if self._listener.is_admin else context.pipeline
         request_id = given_request_id(self._peer, head, context.trusted) or context.ids.next()
         exchange = self._exchange = Exchange(head, request_id, now, wall, pipeline)
-        exchange.listener = self._listener
-        exchange.peer_ip = self._peer
         exchange.client_ip = who.address
         exchange.reply_lines.append(exchange.id_line)
         self.state = _DECIDING

@@ -23,7 +23,7 @@ from engadi_gateway.wire.forwarded import Client, upstream_head
 from engadi_gateway.wire.response import ReplyHead, client_head, informational_head, is_among, switching_head
 
 #: Methods that may be sent twice (RFC 9110 section 9.2.2).
-IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
+IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 #: A stranger behind us must not keep a client busy with 1xx for ever.
 _MAX_INTERIM = 32
 #: "The recipient's maximum supported value" (RFC 9110 section 7.6.2).

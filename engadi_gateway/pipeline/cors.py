@@ -53,7 +53,7 @@ def _is_origin(text: str) -> bool:
 class Cors:
     """The second stage; also decides for exchanges that routing refused, so that a 404 carries its lines.
 
-    `strips_upstream`: whether Access-Control-* of upstreams must go, because two answers break browsers.
+    Where it is on, Access-Control-* of upstreams goes: two answers break browsers.
 
     Raises:
         ConfigurationError: what `cors_faults` finds.
@@ -66,7 +66,7 @@ class Cors:
         faults = cors_faults(policy)
         if faults:
             raise ConfigurationError(faults)
-        self.is_enabled = self.strips_upstream = policy.enabled
+        self.is_enabled = policy.enabled
         self.decides_nothing = not policy.enabled
         self._rejects_denied = policy.reject_denied_origin
         self.allows_everybody = "*" in policy.allow_origins  # and so no credentials: the answer does not vary

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from engadi_gateway.errors import HeaderLine, Reason, Refusal
-from engadi_gateway.model import Listener, RequestHead, Route
+from engadi_gateway.model import RequestHead, Route
 
 if TYPE_CHECKING:
     from engadi_gateway.pipeline import Pipeline
@@ -56,8 +56,6 @@ class Exchange:
     What is not known yet stands on the class: most exchanges learn little, and thirty stores cost half a microsecond.
     """
 
-    listener: Listener | None = None
-    peer_ip = ""
     client_ip = ""
     is_rehearsal = False
     trace: dict[str, object] | None = None  # explain's notebook: stages write what they saw

@@ -55,7 +55,7 @@ class IdentityPolicy:
 
 @dataclass(frozen=True)
 class Keyring:
-    """The keys that may verify: one for all (`key`), or by `kid`. `fetched_at` in epoch seconds, 0 when never.
+    """The keys that may verify: one for all (`key`), or by `kid`.
 
     The keys of a JWKS are bound to their algorithm, so that none serves two (RFC 8725 section 3.1).
     """
@@ -63,7 +63,6 @@ class Keyring:
     key: Any = None
     by_kid: Mapping[str, jwt.PyJWK] = field(default_factory=dict)
     has_url: bool = False
-    fetched_at: float = 0.0
 
     def __repr__(self) -> str:
         return f"<Keyring of {len(self.by_kid) + (self.key is not None)} keys>"

@@ -14,7 +14,6 @@ from typing import NamedTuple
 from engadi_gateway.model import Framing, Listener, RequestHead
 from engadi_gateway.parsing import IpNetwork
 
-PSEUDONYM = b"engadi"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=:-]{1,128}")
 #: As it is written canonically, which is the only way that is taken.
 _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!$)|$)){4}")
