@@ -76,8 +76,10 @@ def parse_url(text: str) -> str:
         raise ValueError("expected http://host[:port][/path] or https://...")
     if parts.query or parts.fragment or parts.username is not None or _NO_URL.search(url):
         raise ValueError("a URL without user, query, fragment, white space or a stray %; other than ASCII is encoded")
-    if ":" in parts.hostname:
+    if "[" in parts.netloc:
         ipaddress.IPv6Address(parts.hostname)
+    elif re.fullmatch(r"[0-9.]+", parts.hostname):
+        ipaddress.IPv4Address(parts.hostname)
     elif len(parts.hostname) > _LONGEST_NAME or not _NAME.fullmatch(parts.hostname):
         raise ValueError(f"no host name: {parts.hostname[:_LONGEST_NAME]}")
     if parts.port == 0:

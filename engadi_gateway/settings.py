@@ -186,14 +186,23 @@ def _from_environment(
     return None
 
 
+_SERVICE_LINK = re.compile(
+    r"\w+_SERVICE_HOST=[0-9A-Fa-f.:]+|\w+_SERVICE_PORT(_\w+)?=[0-9]+|\w+_PORT(_[0-9]+_[A-Z]+)?=\w+://.*"
+    r"|\w+_PORT_[0-9]+_[A-Z]+_(PROTO=\w+|PORT=[0-9]+|ADDR=[0-9A-Fa-f.:]+)"
+)
+
+
 def _refuse_unknown_environment(environ: Mapping[str, str], faults: list[Fault]) -> None:
-    """`ENGADI_` is ours: a name that no option has is a slip, as it is in the file."""
+    """`ENGADI_` is ours: a name that no option has is a slip, as it is in the file.
+
+    But for what Kubernetes tells every pod of a service that is called `engadi-gateway`, say.
+    """
     known = {option_env(option) for option in OPTIONS}
     known |= {f"{option_env(option)}_FILE" for option in OPTIONS if option.is_secret}
     faults.extend(
         Fault(name, "unknown option" + _hint(name, known))
-        for name in environ
-        if name.startswith("ENGADI_") and name not in known
+        for name, text in environ.items()
+        if name.startswith("ENGADI_") and name not in known and not _SERVICE_LINK.fullmatch(f"{name}={text}")
     )
 
 

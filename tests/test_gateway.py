@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import socket
@@ -624,6 +625,20 @@ def test_a_whole_request_that_waits_for_its_turn_is_no_idle_client(tmp_path: Pat
             if what == "time":
                 connection.timed_out(time.monotonic())
                 assert (await client.reply("GET")).status == 408
+
+    asyncio.run(run())
+
+
+def test_what_befell_a_connection_before_it_was_accepted_is_no_fault_of_ours(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            (acceptor,) = gateway._acceptors
+            with mock.patch.object(acceptor, "_socket") as listener:
+                listener.accept.side_effect = OSError(errno.EPROTO, "x")
+                assert not acceptor._accept()
+                listener.accept.side_effect = OSError(errno.EBADF, "x")
+                with pytest.raises(OSError, match="x"):
+                    acceptor._accept()
 
     asyncio.run(run())
 

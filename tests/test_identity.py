@@ -459,6 +459,13 @@ def test_the_role_claim_may_have_another_name_and_be_a_list() -> None:
     assert (verdict.roles, verdict.headers) == (("a", "b"), ((b"X-Role", b"a,b,7"), (b"X-Tenant", b"t1")))
 
 
+def test_a_role_with_a_comma_is_one_role_upstream_too() -> None:
+    verdict = judge_of().judge(token({**CLAIMS, "role": "admin,editor"}), WALL)
+    assert isinstance(verdict, Identity)
+    assert verdict.roles == ("admin,editor",)
+    assert (b"X-User-Role", b"admin%2Ceditor") in verdict.headers
+
+
 # the stage
 
 MALFORMED = (b"WWW-Authenticate", BARE + b', error="invalid_request"')

@@ -89,6 +89,16 @@ def test_never_more_than_capacity_and_refill_in_any_window(
         level -= passed
 
 
+def test_a_rule_that_grew_shows_no_less_than_nothing() -> None:
+    """What was forgiven to a bucket of one token is a thousand of a million."""
+    store = BucketStore(10)
+    small = limits_of(a_rule(capacity=1), store=store)
+    small._rules[0].buckets.full_at["192.0.2.1"] = small._rules[0].most_missing
+    _, fields = ask(limits_of(a_rule(capacity=1_000_000), store=store), ip="192.0.2.1")
+    assert int(fields["X-RateLimit-Remaining"]) == 0
+    assert ";r=0;" in fields["RateLimit"]
+
+
 @pytest.mark.parametrize("capacity", [1, 3, 7, 1000])
 def test_an_empty_bucket_has_no_less_than_nothing(capacity: int) -> None:
     """What is forgiven for rounding must not show as a token below none."""

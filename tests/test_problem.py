@@ -29,7 +29,10 @@ def _read(raw: bytes, method: str = "GET") -> tuple[h11.Response, bytes, bytes]:
     return head, body, connection.trailing_data[0]
 
 
-def _document(refusal: Refusal, request_id: str = "0b5e") -> Any:
+UUID = "0b5e7d52-0000-4000-8000-000000000000"
+
+
+def _document(refusal: Refusal, request_id: str = UUID) -> Any:
     return json.loads(problem_body(refusal, request_id))
 
 
@@ -39,11 +42,16 @@ def test_a_problem_says_what_it_may() -> None:
         "title": "Some fields are not valid",
         "status": 422,
         "code": "invalid_fields",
-        "instance": "urn:uuid:0b5e",
-        "request_id": "0b5e",
+        "instance": f"urn:uuid:{UUID}",
+        "request_id": UUID,
         "detail": "d",
         "errors": [{"pointer": "/a", "detail": "no"}],
     }
+
+
+def test_an_id_that_a_proxy_gave_is_no_urn_unless_it_is_a_uuid() -> None:
+    document = _document(Refusal(Reason.NO_ROUTE), "abc/1")
+    assert ("instance" in document, document["request_id"]) == (False, "abc/1")
 
 
 def test_the_word_refines_the_code_and_not_the_type() -> None:

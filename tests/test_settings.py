@@ -180,6 +180,14 @@ def test_the_command_line_can_name_services_and_nothing_unknown() -> None:
 def test_a_slip_in_the_environment_is_a_fault() -> None:
     known = {"ENGADI_JWT_SECRET_KEY_FILE": "f", "ENGADI_SERVER_PORT": "9", "ENGADIX": "", "SERVER_PROT": "9"}
     assert Settings.load("", known, read=lambda name: KEY).server_port == 9
+    kubernetes = {
+        "ENGADI_GATEWAY_SERVICE_HOST": "10.0.0.1", "ENGADI_GATEWAY_SERVICE_PORT": "8000",
+        "ENGADI_GATEWAY_SERVICE_PORT_HTTP": "8000", "ENGADI_GATEWAY_PORT": "tcp://10.0.0.1:8000",
+        "ENGADI_GATEWAY_PORT_8000_TCP": "tcp://10.0.0.1:8000", "ENGADI_GATEWAY_PORT_8000_TCP_PROTO": "tcp",
+        "ENGADI_GATEWAY_PORT_8000_TCP_PORT": "8000", "ENGADI_GATEWAY_PORT_8000_TCP_ADDR": "10.0.0.1",
+    }  # fmt: skip
+    Settings.load("", kubernetes)
+    assert "ENGADI_GATEWAY_PORT" in _faults(lambda: Settings.load("", {"ENGADI_GATEWAY_PORT": "8000"}))
     with pytest.raises(ConfigurationError) as caught:
         Settings.load("", {"ENGADI_SERVER_PROT": "9", "ENGADI_SERVER_PORT_FILE": "f"})
     assert [(fault.pointer, fault.detail) for fault in caught.value.faults] == [

@@ -39,6 +39,11 @@ _ASKED_TO_GO = 8
 _WARN_EVERY_S = 60.0
 #: What is missing is the process's or the host's to give; it comes back when connections go.
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+#: What befell a connection that was to be accepted: it is gone, and the next one is not (accept(2), "Error handling").
+_OF_THE_NETWORK = frozenset((
+    errno.ENETDOWN, errno.EPROTO, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EOPNOTSUPP,
+    errno.ENETUNREACH,
+))  # fmt: skip
 _UNIX_PEER = "127.0.0.1"
 
 
@@ -111,9 +116,10 @@ class Acceptor:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False
         except OSError as error:
-            if error.errno not in _EXHAUSTED:
+            if error.errno in _EXHAUSTED:
+                self._exhausted(error)
+            elif error.errno not in _OF_THE_NETWORK:
                 raise
-            self._exhausted(error)
             return False
         sock.setblocking(False)
         self._arrive(sock, address)

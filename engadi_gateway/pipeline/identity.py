@@ -287,8 +287,7 @@ def identity_of(claims: Mapping[str, Any], policy: IdentityPolicy) -> Identity:
     roles = role if isinstance(role, list) else [role]
     lines: list[HeaderLine] = []
     for claim, header in policy.claim_headers:
-        value = claims.get(policy.role_claim if claim == "role" else claim)
-        text = header_value(value)
+        text = header_value(roles if claim == "role" else claims.get(claim))
         if text is not None:
             lines.append((header.encode("ascii"), text))
     return Identity(

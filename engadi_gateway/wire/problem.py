@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from http import HTTPStatus
 
 from engadi_gateway.errors import RETRY_AFTER_S, HeaderLine, Reason, Refusal, rendered
 
 PROXY_NAME = b"engadi"
 _PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
+_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
 _QUOTA_TYPE = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 
@@ -39,8 +41,9 @@ def problem_body(refusal: Refusal, request_id: str) -> bytes:
         "code": refusal.code,
     }
     if request_id:
-        document["instance"] = f"urn:uuid:{request_id}"
         document["request_id"] = request_id
+    if _UUID.fullmatch(request_id):  # a trusted proxy may have given another one
+        document["instance"] = f"urn:uuid:{request_id}"
     if refusal.detail:
         document["detail"] = refusal.detail
     if refusal.faults and reason is Reason.RATE_LIMITED:
