@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import select
 import socket
 import ssl
@@ -275,6 +276,7 @@ class _Slow(UpstreamConnection):
             assert select.select([self.transport.get_extra_info("socket")], [], [], 10)[0], "something comes"
 
 
+@pytest.mark.skipif("ENGADI_SERVER_LOOP" in os.environ, reason="uvloop ends the handshake when the turn is over")
 @pytest.mark.parametrize(("behind", "is_usable"), [(b"", True), (b"HTTP/1.1 408 Request Timeout\r\n\r\n", False)])
 def test_tickets_behind_a_handshake_are_not_words_that_nobody_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: bytes, is_usable: bool
