@@ -201,14 +201,6 @@ def trial_faults(settings: Settings) -> list[Fault]:
     return faults
 
 
-def say_circuit(service: str, move: Transition) -> None:
-    """Whoever is called at night finds in the log what happened, and when."""
-    level = logging.WARNING if move.after is BreakerState.OPEN else logging.INFO
-    logging.getLogger("engadi").log(
-        level, "circuit of %s: %s, was %s: %s", service, move.after, move.before, move.cause
-    )
-
-
 def refuse_faults(settings: Settings) -> None:
     """Raises ConfigurationError with all that `trial_faults` finds."""
     faults = trial_faults(settings)
@@ -261,6 +253,14 @@ class Compiled:
     reply_parser: ReplyParser
     table: RoutingTable
     limits: Limits
+
+
+def say_circuit(service: str, move: Transition) -> None:
+    """Whoever is called at night finds in the log what happened, and when."""
+    level = logging.WARNING if move.after is BreakerState.OPEN else logging.INFO
+    logging.getLogger("engadi").log(
+        level, "circuit of %s: %s, was %s: %s", service, move.after, move.before, move.cause
+    )
 
 
 @dataclass(frozen=True, slots=True)

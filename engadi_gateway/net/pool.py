@@ -257,17 +257,17 @@ class Pool:
     async def _open(self) -> UpstreamConnection:
         stage = Reason.DNS_TIMEOUT
         try:
-            async with asyncio.timeout(self._limits.connect_timeout_s):
+            ends_at = asyncio.get_running_loop().time() + self._limits.connect_timeout_s
+            async with asyncio.timeout_at(ends_at):
                 addresses = await self._resolver.resolve(self._origin.host, self._origin.port)
                 stage = Reason.CONNECT_TIMEOUT
-                return await self._try_all(addresses)
+                return await self._try_all(addresses, ends_at)
         except TimeoutError:
             raise DialTimeoutError(stage) from None
 
-    async def _try_all(self, addresses: list[str]) -> UpstreamConnection:
-        """Each address but the last one has its share of the time: one that is silent must not use up all."""
+    async def _try_all(self, addresses: list[str], ends_at: float) -> UpstreamConnection:
+        """Each address has its share of the time that is left: one that is silent must not use up all."""
         clock = asyncio.get_running_loop().time
-        ends_at = clock() + self._limits.connect_timeout_s
         error: Exception = OSError("no address")
         for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
             try:

@@ -253,7 +253,7 @@ class BreakerStage:
 
     @staticmethod
     def goes_on(exchange: Exchange) -> None:
-        """The reply has begun and may last for hours: whether it is a probe or not, the next one need not wait."""
+        """The reply has begun and may last for hours: if it is a probe, the next one need not wait for its end."""
         permit = exchange.permit
         if isinstance(permit, Permit) and permit.probe:
             permit.breaker.gave_up(permit)

@@ -425,9 +425,8 @@ def _lines(plan: Plan, found: list[tuple[Rule, float, float]], wall: float) -> b
     for rule, _, missing in found:
         if rule.is_enforced:
             tokens = rule.capacity * (1.0 - missing)
-            whole = (
-                int(tokens + _ROUNDING) if tokens > 0.0 else 0
-            )  # what was forgiven to a smaller rule may be many here
+            # what a smaller rule was forgiven may be many tokens of one that grew
+            whole = int(tokens + _ROUNDING) if tokens > 0.0 else 0
             numbers.append(whole)
             if not rule.is_fast:
                 numbers.append(int((whole + 1 - tokens) * rule.token_s + _CEILING))
