@@ -209,6 +209,29 @@ def test_a_name_is_looked_up_once_for_all_who_ask_and_a_dead_one_holds_up_no_oth
 # dials
 
 
+def test_addresses_share_what_is_left_of_the_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look-up was within it."""
+    shares: list[float] = []
+    timeout = asyncio.timeout
+
+    async def try_one(pool: Pool, address: str) -> UpstreamConnection:
+        raise OSError(errno.ECONNREFUSED, "no")
+
+    def noted(delay: float) -> asyncio.Timeout:
+        shares.append(delay)
+        return timeout(delay)
+
+    async def run() -> None:
+        async with a_pool() as (pool, _):
+            monkeypatch.setattr(Pool, "_try_one", try_one)
+            monkeypatch.setattr(asyncio, "timeout", noted)
+            with pytest.raises(OSError, match="no"):
+                await pool._try_all(["192.0.2.1", "192.0.2.2", "192.0.2.3"], asyncio.get_running_loop().time() + 600)
+
+    asyncio.run(run())
+    assert shares[:3] == pytest.approx([200, 300, 600], rel=0.1)  # a later one is the pool's end
+
+
 def test_a_silent_address_leaves_time_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     dial = Pool._try_one
 
