@@ -46,6 +46,7 @@ class Explained(Protocol):
     @property
     def listener(self) -> Listener: ...
     def routing_table(self) -> RoutingTable: ...
+    def local_refusal(self, exchange: Exchange) -> Refusal | None: ...
 
 
 def explain(  # noqa: PLR0913 - a request has so many parts
@@ -64,7 +65,7 @@ def explain(  # noqa: PLR0913 - a request has so many parts
         RefusedError: the request could not even be read.
     """
     exchange, who = _rehearsal(console, raw_head(method, path, host, headers, token), plain_address(client_ip))
-    head, wait = exchange.head, _decide(exchange, console.instance)
+    head, wait = exchange.head, _decide(exchange, console)
     refusal, seen = exchange.refusal, exchange.trace or {}
     answer: dict[str, Any] = {
         "target": head.target.decode("latin-1"),
@@ -113,13 +114,15 @@ def _rehearsal(console: Explained, raw: bytes, peer: str) -> tuple[Exchange, Cli
     return exchange, who
 
 
-def _decide(exchange: Exchange, instance: bytes) -> Wait | None:
-    """The walk, and what the connection itself answers before and after it."""
-    if exchange.refusal is None and is_loop(exchange.head, instance):
+def _decide(exchange: Exchange, console: Explained) -> Wait | None:
+    """The walk, what the connection itself answers before and after it, and what a local target refuses unasked."""
+    if exchange.refusal is None and is_loop(exchange.head, console.instance):
         exchange.refusal = Refusal(Reason.LOOP)
     wait = exchange.pipeline.decide(exchange)
     if wait is None and exchange.refusal is None and is_last_hop(exchange.head):
         exchange.refusal = Refusal(Reason.OPTIONS)
+    if wait is None and exchange.refusal is None and exchange.is_local:
+        exchange.refusal = console.local_refusal(exchange)
     return wait
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from engadi_gateway import __version__
 from engadi_gateway.accesslog import AccessLog
 from engadi_gateway.admin.api import Api
-from engadi_gateway.admin.endpoints import ENDPOINTS
+from engadi_gateway.admin.endpoints import GATE
 from engadi_gateway.assembly import (
     Compiled,
     Compiler,
@@ -175,7 +175,7 @@ class Gateway:
         fetch = self._fetch = Fetcher(lambda: client_tls(self.settings))
         self.authority = Authority(settings, self._compiler.judge, self._state.tokens, fetch)
         self.checker = HealthChecker(self.services(), settings, fetch, self.breakers.note_healthy)
-        self.api = Api(self, ENDPOINTS)
+        self.api = Api(self, GATE)
         context = self._context
         self._ticker = Ticker(
             context.loop.call_later,
@@ -297,6 +297,9 @@ class Gateway:
 
     def routing_table(self) -> RoutingTable:
         return self._compiled.table
+
+    def local_refusal(self, exchange: Exchange) -> Refusal | None:
+        return GATE.refusal(exchange, self._snapshot.cors)
 
     def limits_status(self) -> list[dict[str, Any]]:
         return self._compiled.limits.status(time.monotonic())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from engadi_gateway.admin.endpoints import GATE
 from engadi_gateway.assembly import Compiler, State, head_limits, header_policy, trial_faults
-from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
+from engadi_gateway.errors import ConfigurationError, Fault, Refusal, RefusedError
 from engadi_gateway.explain import explain
 from engadi_gateway.model import Listener
 from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
+from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.routing import RoutingTable
 from engadi_gateway.seed import seed_of, timestamp
 from engadi_gateway.settings import Settings
@@ -84,6 +86,9 @@ class Offline:
 
     def routing_table(self) -> RoutingTable:
         return self._compiled.table
+
+    def local_refusal(self, exchange: Exchange) -> Refusal | None:
+        return GATE.refusal(exchange, self._snapshot.cors)
 
     def routes(self) -> list[dict[str, Any]]:
         """Routes in matching order, as a person wants to see them."""

@@ -15,7 +15,7 @@ from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedErr
 from engadi_gateway.explain import Explained
 from engadi_gateway.health import HealthChecker
 from engadi_gateway.metrics import Metrics
-from engadi_gateway.model import Route, Service, Snapshot
+from engadi_gateway.model import CorsPolicy, Framing, Route, Service, Snapshot
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.pipeline.breaker import BreakerRegistry
 from engadi_gateway.pipeline.cors import Cors
@@ -121,25 +121,44 @@ def local_routes(endpoints: tuple[Endpoint, ...], role: str) -> list[Route]:
     ]
 
 
-class Api:
-    """Finds the endpoint of an exchange, checks its inputs, runs its handler."""
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """Of one request, checked."""
 
-    def __init__(self, console: Console, endpoints: tuple[Endpoint, ...]) -> None:
-        self._console = console
+    params: Mapping[str, str]
+    query: Mapping[str, Any]
+    document: Any
+
+
+class Gate:
+    """What every endpoint checks before its handler runs; the same for who serves and for who explains."""
+
+    def __init__(self, endpoints: tuple[Endpoint, ...]) -> None:
         self._endpoints = {endpoint.route_id: endpoint for endpoint in endpoints}
 
-    async def serve(self, exchange: Exchange, body: bytes) -> LocalReply:
-        """Answer one exchange.
+    def refusal(self, exchange: Exchange, cors: CorsPolicy) -> Refusal | None:
+        """What a request would be refused for by its head; where that says that there is no body, by its body too."""
+        try:
+            self.inputs(exchange, cors, b"" if exchange.head.framing is Framing.NONE else None)
+        except RefusedError as error:
+            return error.refusal
+        return None
+
+    def endpoint(self, exchange: Exchange) -> Endpoint:
+        assert exchange.route is not None
+        return self._endpoints[exchange.route.id]
+
+    def inputs(self, exchange: Exchange, cors: CorsPolicy, body: bytes | None) -> _Inputs:
+        """Its inputs, once they are good; a body of None is not known yet.
 
         Raises:
             RefusedError: with a row of the table and, for bad inputs, a pointer for each fault.
         """
-        assert exchange.route is not None
-        endpoint = self._endpoints[exchange.route.id]
+        endpoint = self.endpoint(exchange)
         method = exchange.head.method
         if method != endpoint.method and (method, endpoint.method) != ("HEAD", "GET"):
             raise RefusedError(Refusal(Reason.METHOD_NOT_ALLOWED))  # whatever the stages were told
-        self._refuse_foreign_origin(exchange, endpoint)
+        _refuse_foreign_origin(exchange, endpoint, cors)
         params = dict(zip(parameter_names(endpoint.path), exchange.params, strict=True))
         faults = [
             Fault(f"/path{fault.pointer}", fault.detail)
@@ -147,12 +166,33 @@ class Api:
             for fault in schema.check(params[name], f"/{name}")
         ]
         query = _query(exchange, endpoint.query, faults, is_lenient=endpoint.is_public)
-        document = _document(exchange, endpoint, body)
+        document = None
         if endpoint.body is not None:
-            faults += endpoint.body.check(document, "")
+            _refuse_other_media(exchange)
+            if body is not None:
+                document = jsonio.parse(body)
+                faults += endpoint.body.check(document, "")
         if faults:
             raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=tuple(faults[:_MAX_FAULTS])))
-        return await self._run(endpoint, Call(self._console, exchange, params, query, document))
+        return _Inputs(params, query, document)
+
+
+class Api:
+    """Finds the endpoint of an exchange, checks its inputs, runs its handler."""
+
+    def __init__(self, console: Console, gate: Gate) -> None:
+        self._console = console
+        self._gate = gate
+
+    async def serve(self, exchange: Exchange, body: bytes) -> LocalReply:
+        """Answer one exchange.
+
+        Raises:
+            RefusedError: what `Gate.inputs` raises, and what the handler refuses.
+        """
+        inputs = self._gate.inputs(exchange, self._console.snapshot.cors, body)
+        call = Call(self._console, exchange, inputs.params, inputs.query, inputs.document)
+        return await self._run(self._gate.endpoint(exchange), call)
 
     async def _run(self, endpoint: Endpoint, call: Call) -> LocalReply:
         try:
@@ -163,16 +203,17 @@ class Api:
         except StoreError:
             raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE)) from None
 
-    def _refuse_foreign_origin(self, exchange: Exchange, endpoint: Endpoint) -> None:
-        """A page of another site must not drive this API through its visitor's browser."""
-        origin = exchange.head.notes.get(b"origin", b"").decode("latin-1")
-        if not origin or endpoint.is_public:
-            return
-        host = exchange.head.authority.decode("latin-1").lower()
-        is_own = bool(host) and origin in {f"http://{host}", f"https://{host}"}  # TLS may end in front of us
-        cors = Cors(self._console.snapshot.cors)
-        if not is_own and not (cors.is_enabled and not cors.allows_everybody and cors.allows_origin(origin)):
-            raise RefusedError(Refusal(Reason.PREFLIGHT_DENIED, "origin not allowed"))
+
+def _refuse_foreign_origin(exchange: Exchange, endpoint: Endpoint, policy: CorsPolicy) -> None:
+    """A page of another site must not drive this API through its visitor's browser."""
+    origin = exchange.head.notes.get(b"origin", b"").decode("latin-1")
+    if not origin or endpoint.is_public:
+        return
+    host = exchange.head.authority.decode("latin-1").lower()
+    is_own = bool(host) and origin in {f"http://{host}", f"https://{host}"}  # TLS may end in front of us
+    cors = Cors(policy)
+    if not is_own and not (cors.is_enabled and not cors.allows_everybody and cors.allows_origin(origin)):
+        raise RefusedError(Refusal(Reason.PREFLIGHT_DENIED, "origin not allowed"))
 
 
 def _query(
@@ -206,11 +247,8 @@ def _typed(value: str, schema: Schema) -> Any:
     return int(value) if is_number else value
 
 
-def _document(exchange: Exchange, endpoint: Endpoint, body: bytes) -> Any:
-    if endpoint.body is None:
-        return None
+def _refuse_other_media(exchange: Exchange) -> None:
     media = exchange.head.notes.get(b"content-type", b"").decode("latin-1").lower()
     kind, _, parameter = media.partition(";")
     if kind.strip() != "application/json" or parameter.strip() not in {"", "charset=utf-8", 'charset="utf-8"'}:
         raise RefusedError(Refusal(Reason.UNSUPPORTED_MEDIA))
-    return jsonio.parse(body)

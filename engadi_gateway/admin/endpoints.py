@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engadi_gateway.admin import handlers_config as config
 from engadi_gateway.admin import handlers_observe as observe
-from engadi_gateway.admin.api import BASE, Call, Endpoint
+from engadi_gateway.admin.api import BASE, Call, Endpoint, Gate
 from engadi_gateway.admin.jsonio import reply
 from engadi_gateway.admin.openapi import document_of
 from engadi_gateway.admin.schemas import CORS, EXPLAIN, ROUTE, RULE, SERVICE, UUID, Number, Schema, Text
@@ -89,3 +89,4 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              body=EXPLAIN, is_dry=True),
 )
 # fmt: on
+GATE = Gate(ENDPOINTS)
