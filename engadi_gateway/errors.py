@@ -110,6 +110,9 @@ RETRY_AFTER_S = {
     Reason.STORE_UNAVAILABLE: 5,
 }
 
+#: A row of the log names so many faults.
+_SHOWN_FAULTS = 3
+
 HeaderLine = tuple[bytes, bytes]
 
 
@@ -142,6 +145,15 @@ class Refusal:
     @property
     def code(self) -> str:
         return f"{self.reason.code}.{self.word}" if self.word else self.reason.code
+
+    @property
+    def message(self) -> str:
+        """For the log: what of the request was not right, or which rules were against it."""
+        faults = [": ".join(filter(None, (fault.pointer, fault.detail))) for fault in self.faults]
+        said = list(dict.fromkeys(filter(None, (self.detail, *faults))))
+        if len(said) > _SHOWN_FAULTS:
+            said[_SHOWN_FAULTS:] = [f"and {len(said) - _SHOWN_FAULTS} more"]
+        return "; ".join(said) or self.code * bool(self.word)
 
 
 class RefusedError(Exception):

@@ -829,6 +829,32 @@ def test_waiting_for_a_connection_ends_in_time(tmp_path: Path) -> None:
             assert (late.status, json_of(late)["code"], late.one("retry-after")) == (503, "overloaded", "1")
             release.set()
             assert (await first).status == 200
+            items = json_of(await ask(gateway.port, "GET", f"{BASE}/logs?reason=overloaded", bearer=ADMIN))["items"]
+            assert [(row["attempts"], row["error_message"]) for row in items] == [(0, "no free connection in time")]
+
+    asyncio.run(run())
+
+
+def test_who_waits_behind_others_for_all_his_time_is_not_held_against_the_upstream(tmp_path: Path) -> None:
+    release = asyncio.Event()
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await release.wait()
+        await wire.send(OK)
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth, upstream_max_connections=1) as gateway:
+            short = {"path_pattern": "/short", "target_service": "auth", "is_public": True, "timeout": 0.2}
+            assert (await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=short)).status == 201
+            first = asyncio.create_task(ask(gateway.port, "GET", "/api/v1/auth/x"))
+            while not auth.seen:
+                await asyncio.sleep(0.01)
+            late = await ask(gateway.port, "GET", "/short")
+            release.set()
+            assert (late.status, json_of(late)["code"], (await first).status) == (503, "overloaded", 200)
+            (row,) = json_of(await ask(gateway.port, "GET", f"{BASE}/logs?path=/short", bearer=ADMIN))["items"]
+            assert (row["attempts"], row["error_message"]) == (0, "no free connection within 0.2 s")
+            assert gateway.breakers.status("auth", time.monotonic())["failure_count"] == 0
 
     asyncio.run(run())
 

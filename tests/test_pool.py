@@ -47,6 +47,10 @@ class Waits:
         assert detail
         self.got = reason
 
+    def not_connected(self) -> None:
+        assert self.got is None
+        self.got = Reason.OVERLOADED
+
     @property
     def connection(self) -> UpstreamConnection:
         assert isinstance(self.got, UpstreamConnection)

@@ -309,6 +309,9 @@ class _Waits:
     def connect_failed(self, reason: Reason, detail: str) -> None:
         self.told.set_result(reason)
 
+    def not_connected(self) -> None:
+        raise AssertionError("nobody else uses this pool")
+
 
 @pytest.mark.parametrize("banner", [OK, b""], ids=["speaks unasked", "closes unasked"])
 def test_a_new_connection_that_has_spoken_or_ended_is_none(banner: bytes) -> None:
@@ -433,7 +436,10 @@ def test_a_side_of_a_splice_that_never_reads_does_not_keep_it(tmp_path: Path, si
                 finally:
                     client.writer.transport.abort()
             (row,) = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs", bearer=ADMIN))["items"]
-            told = {"client": ("client_stalled", None), "upstream": ("ok", "the upstream does not read")}
+            told = {
+                "client": ("client_stalled", "the client does not read"),
+                "upstream": ("ok", "the upstream does not read"),
+            }
             assert (row["reason"], row["error_message"]) == told[side]
 
     asyncio.run(run())

@@ -454,16 +454,15 @@ class ClientConnection(asyncio.Protocol):
         is_clean = self._swallow_body(exchange)
         reason = exchange.reason = refusal.reason
         exchange.status = reason.status
-        if refusal.word:
-            exchange.error_message = refusal.code
+        exchange.error_message = refusal.message or exchange.error_message
         is_closing = self.closes_after(exchange, is_last=reason.closes or not is_clean)
         date = self._context.date_now()
         is_head = exchange.head.method == "HEAD"
-        self._transport.write(
-            refusal_reply(
-                refusal, exchange.request_id, exchange.reply_lines, date, is_head=is_head, is_closing=is_closing
-            )
+        reply_head, body = refusal_reply(
+            refusal, exchange.request_id, exchange.reply_lines, date, is_head=is_head, is_closing=is_closing
         )
+        exchange.bytes_out = len(body)
+        self._transport.write(reply_head + body)
         self.exchange_done(exchange, is_clean=is_clean)
 
     def answer(self, exchange: Exchange, reply: LocalReply) -> None:
@@ -475,7 +474,9 @@ class ClientConnection(asyncio.Protocol):
         is_head = exchange.head.method == "HEAD"
         lines = exchange.reply_lines + rendered(reply.lines)
         date = self._context.date_now()
-        self._transport.write(own_reply(reply.status, lines, reply.body, date, is_head=is_head, is_closing=is_closing))
+        head, body = own_reply(reply.status, lines, reply.body, date, is_head=is_head, is_closing=is_closing)
+        exchange.bytes_out = len(body)
+        self._transport.write(head + body)
         self.exchange_done(exchange, is_clean=True)
 
     def _swallow_body(self, exchange: Exchange) -> bool:
@@ -534,7 +535,8 @@ class ClientConnection(asyncio.Protocol):
         date, request_id = self._context.date_now(), self._context.ids.next()
         lines = [b"X-Request-ID: " + request_id.encode("ascii")]
         is_head = self._is_head_asked
-        self._transport.write(refusal_reply(refusal, request_id, lines, date, is_head=is_head, is_closing=True))
+        reply = refusal_reply(refusal, request_id, lines, date, is_head=is_head, is_closing=True)
+        self._transport.write(b"".join(reply))
         self._finish(is_clean=False)
 
     def _finish(self, *, is_clean: bool) -> None:

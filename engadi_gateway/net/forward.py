@@ -227,6 +227,10 @@ class Forward:
         self.exchange.attempts += 1
         self._failed(reason, detail, was_sent=False)
 
+    def not_connected(self) -> None:
+        """All connections were in use for too long; nothing was tried."""
+        self._failed(Reason.OVERLOADED, "no free connection in time", was_sent=False)
+
     def reply_failed(self, reason: Reason, detail: str) -> None:
         """The connection told: it is gone, or what came was no reply."""
         connection, self._connection = self._connection, None
@@ -417,8 +421,9 @@ class Forward:
         if self._reads_on():
             self._await_client()
         elif self._phase is _SPLICED:
-            if self._is_upstream_paused:
-                self.exchange.error_message = "the upstream does not read"
+            if self._is_upstream_paused or self._is_client_paused:
+                side = "client" if self._is_client_paused else "upstream"
+                self.exchange.error_message = f"the {side} does not read"
             self._end(Reason.CLIENT_STALLED if self._is_client_paused else Reason.OK)
             self._client.abort()
         elif self._is_client_paused:
@@ -433,9 +438,13 @@ class Forward:
 
     def _time_out(self) -> None:
         self._stop_retrying()
-        reason = Reason.UPSTREAM_TIMEOUT
+        reason, detail = Reason.UPSTREAM_TIMEOUT, "no reply"
         if self._connection is None and self.exchange.attempts == 0:
-            reason = Reason.CONNECT_TIMEOUT
+            assert self._pool is not None
+            is_taken = self._pool.is_taken
+            reason = Reason.OVERLOADED if is_taken else Reason.CONNECT_TIMEOUT
+            detail = "no free connection" if is_taken else "no connection"
+        self.exchange.error_message = f"{detail} within {self._timeout_s:g} s"
         self._end(reason)
         self._client.refuse(self.exchange, Refusal(reason))
 

@@ -62,7 +62,6 @@ class LocalCall:
 
     def _reply(self, reply: LocalReply) -> None:
         self._leave()
-        self.exchange.bytes_out = len(reply.body)
         self._client.answer(self.exchange, reply)
 
     def _leave(self) -> None:

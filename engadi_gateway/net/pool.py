@@ -72,6 +72,8 @@ class Waiter(Protocol):
 
     def connected(self, connection: UpstreamConnection) -> None: ...
     def connect_failed(self, reason: Reason, detail: str) -> None: ...
+    def not_connected(self) -> None:
+        """Waited too long for others to finish; nothing was tried."""
 
 
 class Resolver:
@@ -166,6 +168,11 @@ class Pool:
         return None
 
     @property
+    def is_taken(self) -> bool:
+        """Whether who waits can only wait for others to finish."""
+        return len(self._all) >= self._limits.max_connections
+
+    @property
     def is_half_taken(self) -> bool:
         """Whether those who may take their time with a connection must leave the rest to others."""
         return (len(self._all) - len(self._idle) + len(self._dials)) * 2 >= self._limits.max_connections
@@ -205,7 +212,7 @@ class Pool:
             self._idle.pop(0).drop()
         limit = now - self._limits.queue_timeout_s
         while len(self._waiters) > len(self._dials) and self._waiters[0][0] < limit:
-            self._waiters.popleft()[1].connect_failed(Reason.OVERLOADED, "no free connection in time")
+            self._waiters.popleft()[1].not_connected()
 
     def take_limits(self, limits: PoolLimits, tls: ssl.SSLContext | None) -> None:
         """Other limits from now on; what was opened under other authorities is not used again."""

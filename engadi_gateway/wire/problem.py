@@ -23,12 +23,14 @@ def own_head(status: int, lines: list[bytes], date: bytes, *, is_closing: bool) 
     return b"\r\n".join(parts)
 
 
-def own_reply(status: int, lines: list[bytes], body: bytes, date: bytes, *, is_head: bool, is_closing: bool) -> bytes:
-    """A whole reply. 204 has neither body nor length; HEAD has the length of what GET would have sent."""
+def own_reply(
+    status: int, lines: list[bytes], body: bytes, date: bytes, *, is_head: bool, is_closing: bool
+) -> tuple[bytes, bytes]:
+    """A whole reply: its head, and the body that is sent. 204 has no length either; HEAD has that of GET's answer."""
     if status not in {204, 304}:
         lines = [*lines, b"Content-Length: %d" % len(body)]
     head = own_head(status, lines, date, is_closing=is_closing)
-    return head if is_head or status in {204, 304} else head + body
+    return head, b"" if is_head or status in {204, 304} else body
 
 
 def problem_body(refusal: Refusal, request_id: str) -> bytes:
@@ -66,8 +68,8 @@ def refusal_lines(refusal: Refusal) -> list[HeaderLine]:
 
 def refusal_reply(
     refusal: Refusal, request_id: str, added: list[bytes], date: bytes, *, is_head: bool, is_closing: bool
-) -> bytes:
-    """The whole reply to a refused request; `added` are the lines that the stages want on every reply."""
+) -> tuple[bytes, bytes]:
+    """The reply to a refused request, head and body; `added` are the lines that the stages want on every reply."""
     lines = [*added, *rendered(refusal_lines(refusal))]
     if refusal.reason.status == 204:
         return own_reply(204, lines, b"", date, is_head=is_head, is_closing=is_closing)

@@ -1,0 +1,75 @@
+"""A refused request leaves a row that says why, and how much was sent."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from engadi_gateway.errors import Fault, Reason, Refusal
+from tests.fakes import raw_client, upstream
+from tests.harness import ADMIN, ask, json_of, running
+
+BASE = "/api/v1/gateway"
+JSON = "Content-Type: application/json"
+FEW = {"name": "few", "limit_type": "global", "max_requests": 1, "window_seconds": 3600, "path_pattern": "/few"}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "message"),
+    [
+        (Refusal(Reason.NO_ROUTE), ""),
+        (Refusal(Reason.BAD_REQUEST, "malformed Host"), "malformed Host"),
+        (Refusal(Reason.AUTH_INVALID, word="expired"), "auth_invalid.expired"),
+        (Refusal(Reason.INVALID_FIELDS, "see", faults=(Fault("/a", "b"), Fault("c", ""))), "see; /a: b; c"),
+        (Refusal(Reason.INVALID_FIELDS, faults=(Fault("", "b"), Fault("", "b"))), "b"),
+        (
+            Refusal(Reason.INVALID_FIELDS, faults=tuple(Fault(f"/{n}", "") for n in range(50))),
+            "/0; /1; /2; and 47 more",
+        ),
+    ],
+)
+def test_what_a_refusal_says_to_the_log(refusal: Refusal, message: str) -> None:
+    assert refusal.message == message
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "start", "lines", "body"),
+    [
+        ("bad_request", "more than one authorization field", "GET /", ("Authorization: a", "Authorization: b"), b""),
+        ("no_route", None, "GET /nowhere", (), b""),
+        ("no_route", None, "HEAD /nowhere", (), b""),
+        ("options", None, "OPTIONS *", (), b""),
+        ("auth_missing", None, "GET /api/v1/content/x", (), b""),
+        ("auth_invalid.malformed", "auth_invalid.malformed", "GET /api/v1/content/x", ("Authorization: Bearer x",), b""),
+        ("rate_limited", "few", "GET /few", (), b""),
+        ("connect_refused", "Connect call failed ('127.0.0.1', PORT)", "GET /api/v1/content/x", (f"Authorization: Bearer {ADMIN}",), b""),
+        ("invalid_fields", "/query/hours: expected 1 to 168", f"GET {BASE}/stats?hours=0", (f"Authorization: Bearer {ADMIN}",), b""),
+        ("bad_json", "Expecting property name enclosed in double quotes at line 1 column 2", f"POST {BASE}/routes", (f"Authorization: Bearer {ADMIN}", JSON, "Content-Length: 1"), b"{"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)  # fmt: skip
+def test_its_row_says_why_and_how_much(
+    tmp_path: Path, reason: str, message: str | None, start: str, lines: tuple[str, ...], body: bytes
+) -> None:
+    async def run() -> None:
+        async with upstream() as auth, upstream() as gone:
+            await gone.stop()
+            async with running(tmp_path, auth, gone, upstream_retry_count=0) as gateway:
+                assert (
+                    await ask(gateway.port, "POST", f"{BASE}/config/rate-limits", bearer=ADMIN, body=FEW)
+                ).status == 201
+                await ask(gateway.port, "GET", "/few")
+                async with raw_client(gateway.port) as client:
+                    await client.send("\r\n".join([f"{start} HTTP/1.1", "Host: h", *lines, "", ""]).encode() + body)
+                    reply = await client.reply(start.split(maxsplit=1)[0])
+                row = json_of(await ask(gateway.port, "GET", f"{BASE}/logs?limit=1", bearer=ADMIN))["items"][0]
+                assert (row["reason"], row["status_code"], row["bytes_out"]) == (reason, reply.status, len(reply.body))
+                assert (row["error_message"], bool(reply.body)) == (
+                    message and message.replace("PORT", gone.url.rpartition(":")[2]),
+                    not start.startswith(("HEAD", "OPTIONS")),
+                )
+            await gone.start()
+
+    asyncio.run(run())
