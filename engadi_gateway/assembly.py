@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +14,6 @@ from pathlib import Path
 from engadi_gateway.admin.api import local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.errors import ConfigurationError, Fault
-from engadi_gateway.listeners import client_tls, server_tls
 from engadi_gateway.model import BreakerState, Snapshot
 from engadi_gateway.net.context import Context, RetryBudget, RetryPolicy, Timeouts, Upcalls
 from engadi_gateway.net.deadlines import FixedWait
@@ -25,6 +26,7 @@ from engadi_gateway.pipeline.identity import IdentityPolicy, IdentityStage, Keyr
 from engadi_gateway.pipeline.limits import BucketStore, Limits
 from engadi_gateway.pipeline.routing import Routing, RoutingTable, TargetPicker
 from engadi_gateway.settings import Settings
+from engadi_gateway.tls import client_tls, server_tls
 from engadi_gateway.wire.headers import RESERVED, HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
 from engadi_gateway.wire.response import ReplyParser
@@ -178,11 +180,7 @@ def switches_tls(before: Settings, after: Settings) -> bool:
 
 def trial_faults(settings: Settings) -> list[Fault]:
     """What only trying shows: folders, keys, the CORS policy, the certificate, authorities. Leaves nothing behind."""
-    faults = [
-        Fault(option, f"no such folder: {Path(path).absolute().parent}")
-        for option, path in (("database.url", settings.database_url), ("database.log_url", settings.log_path))
-        if not Path(path).absolute().parent.is_dir()
-    ]
+    faults = _folder_faults(settings)
     faults += [
         Fault("jwt.claim_headers", f"{header} is no field for a claim: the gateway writes it, or goes by it")
         for _, header in settings.jwt_claim_headers
@@ -198,6 +196,22 @@ def trial_faults(settings: Settings) -> list[Fault]:
             attempt(settings)
         except ConfigurationError as error:
             faults += error.faults
+    return faults
+
+
+def _folder_faults(settings: Settings) -> list[Fault]:
+    """Where the databases are to be: sqlite makes files beside them, however writable they themselves are."""
+    options: dict[Path, str] = {}
+    for option, path in (("database.url", settings.database_url), ("database.log_url", settings.log_path)):
+        options.setdefault(Path(path).absolute().parent, option)
+    faults = []
+    for folder, option in options.items():
+        if not folder.is_dir():
+            faults.append(Fault(option, f"no such folder: {folder}"))
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            is_read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+            said = os.strerror(errno.EROFS if is_read_only else errno.EACCES)
+            faults.append(Fault(option, f"cannot write in {folder}: {said}"))
     return faults
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from engadi_gateway.errors import Reason, Refusal
 from engadi_gateway.net.fetch import Fetch, FetchError
+from engadi_gateway.pauses import Pause
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
 from engadi_gateway.pipeline.identity import (
     NOT_OURS,
@@ -70,6 +71,7 @@ class Authority:
         self._places = asyncio.Semaphore(_MAX_QUESTIONS)
         self._asked_keys_at = float("-inf")
         self._document = b""  # the JWKS that the keys are from
+        self._pause = Pause()
 
     def replace_settings(self, settings: Settings, judge: TokenJudge) -> None:
         """Take re-read settings and the judge made of them; a JWKS that is still the one is not fetched again."""
@@ -78,6 +80,8 @@ class Authority:
             judge.keyring = replace(judge.keyring, by_kid=known.by_kid)
         else:
             self._asked_keys_at, self._document = float("-inf"), b""
+        if (_source(settings), settings.jwt_jwks_cache) != (_source(self._settings), self._settings.jwt_jwks_cache):
+            self._pause.cut_short()
         self._settings, self._judge = settings, judge
 
     async def judge(self, exchange: Exchange, wait: Wait) -> Identity | Refusal | None:
@@ -102,11 +106,12 @@ class Authority:
             task.add_done_callback(lambda _: self._asking.pop(key, None))
         return await asyncio.shield(task)
 
-    async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    async def run(self, sleep: Callable[[float], Awaitable[None]] | None = None) -> None:
         """For ever: fetch the JWKS every `jwt.jwks_cache` seconds, so that withdrawn keys go.
 
         The keys that are there serve until better ones have come. Cancelled, it ends all questions under way.
         """
+        sleep = sleep or self._pause.sleep
         try:
             while True:
                 self._asked_keys_at = float("-inf")

@@ -16,7 +16,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +29,7 @@ from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.listeners import BindError, allow_open_files, inherited_sockets, notify_systemd, watchdog_interval_s
 from engadi_gateway.offline import Offline, all_faults
-from engadi_gateway.parsing import parse_duration_s
+from engadi_gateway.parsing import as_text, parse_duration_s
 from engadi_gateway.pipeline.identity import make_token
 from engadi_gateway.secret import with_secret
 from engadi_gateway.settings import Settings
@@ -59,6 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command")
     serve = commands.add_parser("serve", help="run the gateway (what happens without a command)")
     _common(serve, default=argparse.SUPPRESS)
+    config = commands.add_parser("config", help="print every option with the value that holds and where it is from")
+    _common(config, default=argparse.SUPPRESS)
+    config.add_argument("--json", action="store_true", help="as JSON")
     routes = commands.add_parser("routes", help="print the routes in the order in which they are tried")
     _common(routes, default=argparse.SUPPRESS)
     routes.add_argument("--json", action="store_true", help="as JSON")
@@ -143,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     commands: dict[str | None, Callable[[argparse.Namespace], int]] = {
         None: _serve,
         "serve": _serve,
+        "config": _config,
         "routes": _routes,
         "explain": _explain,
         "token": _token,
@@ -180,17 +184,32 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
+def _config(args: argparse.Namespace) -> int:
+    settings = load_settings(args)
+    values = {
+        **settings.masked(),
+        **{f"services.{service.name}": service.url for service in settings.services.values()},
+    }
+    columns = ("option", "from", "value")
+    rows = [dict(zip(columns, (name, settings.origins[name], as_text(values[name])), strict=True)) for name in values]
+    _print_rows(rows, columns, as_json=args.json)
+    return 0
+
+
 def _routes(args: argparse.Namespace) -> int:
-    rows = Offline(load_settings(args)).routes()
-    if args.json:
-        print(json.dumps(rows, indent=2))
-        return 0
     columns = ("priority", "host", "methods", "path_pattern", "target", "access", "id")
+    _print_rows(Offline(load_settings(args)).routes(), columns, as_json=args.json)
+    return 0
+
+
+def _print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
     table = [columns, *([str(row[column]) for column in columns] for row in rows)]
     widths = [max(len(line[index]) for line in table) for index in range(len(columns))]
     for line in table:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-    return 0
 
 
 def _explain(args: argparse.Namespace) -> int:
@@ -334,7 +353,9 @@ async def _reload(args: argparse.Namespace, gateway: Gateway) -> None:
     """A bad file keeps the old configuration and says why."""
     notify_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
-        await gateway.reload(checked_settings(args))
+        settings = checked_settings(args)
+        allow_open_files(files_wanted(settings))
+        await gateway.reload(settings)
         logging.getLogger().setLevel(_level(gateway.settings))
         asyncio.get_running_loop().set_debug(gateway.settings.gateway_debug)
         _say("configuration reloaded")

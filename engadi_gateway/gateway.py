@@ -36,11 +36,8 @@ from engadi_gateway.health import HealthChecker
 from engadi_gateway.listeners import (
     Door,
     Inherited,
-    client_tls,
     notify_systemd,
     open_doors,
-    renew_tls,
-    server_tls,
     with_admin_door,
 )
 from engadi_gateway.metrics import Metrics
@@ -64,6 +61,7 @@ from engadi_gateway.sharing import Sharing, when_free
 from engadi_gateway.store.catalog import Catalog, Change, with_change
 from engadi_gateway.store.database import StoreError
 from engadi_gateway.store.journal import Journal
+from engadi_gateway.tls import certificate_ends_at, client_tls, renew_tls, server_tls
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
 
@@ -76,6 +74,7 @@ _DRAIN_IDLE_S = 1.0
 #: While draining: a handshake that was begun is waited for; its connection is not yet one of ours.
 _HANDSHAKE_S = 1.0
 _FLUSHED_S = 1.0
+_CERTIFICATE_WARNING_S = 14 * 86_400.0
 
 
 class Lifecycle(StrEnum):
@@ -105,6 +104,7 @@ class Gateway:
         self._acceptors: list[Acceptor] = []
         self._connections: set[ClientConnection] = set()
         self._started_at = 0.0
+        self._certificate_ends_at: float | None = None
         self._background: list[asyncio.Task[None]] = []
         self._hurry = asyncio.Event()
 
@@ -210,11 +210,20 @@ class Gateway:
         for door in self._doors:
             make = partial(ClientConnection, self._context, self._batch, door.listener, self._connections)
             self._acceptors.append(Acceptor(self._context, door.socket, self._tls, make))
+        self._say_what_is_short()
+        for acceptor in self._acceptors:
+            acceptor.start()
+
+    def _say_what_is_short(self) -> None:
+        """Files for all connections, and the certificate's time: nobody is refused for it now."""
         most, wanted = self._context.seats.most, self.settings.server_max_connections
         if most < wanted:
             self._log.warning("%d client connections at most, not %d: too few files may be open", most, wanted)
-        for acceptor in self._acceptors:
-            acceptor.start()
+        ends_at = None if self._tls is None else certificate_ends_at(self._tls, self.settings)
+        self._certificate_ends_at = ends_at
+        if ends_at is not None and ends_at < time.time() + _CERTIFICATE_WARNING_S:
+            path = self.settings.server_tls_certificate
+            self._log.warning("server.tls_certificate: %s is good until %s", path, timestamp(ends_at))
 
     @property
     def addresses(self) -> list[str]:
@@ -328,6 +337,7 @@ class Gateway:
             "pools": self._pools.counts(),
             "log": asdict(self.journal.stats()),
             "access_lines_lost": self.access_log.lines_lost,
+            "certificate_ends_at": self._certificate_ends_at,
             "reloads": dict(self._reloads),
             "revision": self._snapshot.revision,
         }
@@ -419,6 +429,7 @@ class Gateway:
         self._recorder.take(settings)
         self._fetch.renew()
         refresh(self._context, settings)
+        self._say_what_is_short()
         self.authority.replace_settings(settings, compiler.judge)
         self.checker.replace_settings(settings)
         self.journal.retention_days = settings.log_retention_days

@@ -16,11 +16,12 @@ from typing import Any
 
 from engadi_gateway.model import HealthStatus, Service, ServiceHealth
 from engadi_gateway.net.fetch import Fetch, FetchError
+from engadi_gateway.pauses import Pause
 from engadi_gateway.settings import Settings
 
 _MAX_BODY_BYTES = 64 << 10
 _JITTER = 0.1
-_OFF_S = 1.0  # how often a checker that is switched off looks whether it still is
+_OFF_S = 60.0  # other settings end it early
 
 
 def judged(health: ServiceHealth, seen: HealthStatus, fall: int, rise: int) -> ServiceHealth:
@@ -58,6 +59,7 @@ class HealthChecker:
         self._clock = clock
         self._services: dict[str, Service] = {}
         self._health: dict[str, ServiceHealth] = {}
+        self._pause = Pause()
         self.replace_services(services)
 
     def replace_services(self, services: Mapping[str, Service]) -> None:
@@ -72,6 +74,7 @@ class HealthChecker:
 
     def replace_settings(self, settings: Settings) -> None:
         self._settings = settings
+        self._pause.cut_short()
 
     def restore(self, rows: list[ServiceHealth]) -> None:
         """What a run before this one knew."""
@@ -145,8 +148,9 @@ class HealthChecker:
             if isinstance(end, Exception):
                 logging.getLogger("engadi").error("health check of %s failed", name, exc_info=end)
 
-    async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    async def run(self, sleep: Callable[[float], Awaitable[None]] | None = None) -> None:
         """For ever: check all, wait an interval with 10 % jitter. An interval of 0 checks nothing."""
+        sleep = sleep or self._pause.sleep
         while True:
             interval_s = self._settings.health_interval
             if interval_s > 0:

@@ -1,4 +1,4 @@
-"""Doors: TCP, unix and inherited sockets, TLS, and what systemd is told.
+"""Doors: TCP, unix and inherited sockets, and what systemd is told.
 
 Sockets are bound before anything else is opened, so that "cannot bind" (exit 69) is said at once and nothing else has
 happened yet.
@@ -12,14 +12,12 @@ import os
 import re
 import resource
 import socket
-import ssl
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
-from engadi_gateway.errors import ConfigurationError, Fault
 from engadi_gateway.model import Listener
 from engadi_gateway.settings import Settings
 
@@ -87,6 +85,7 @@ def open_doors(settings: Settings, inherited: Sequence[Inherited]) -> list[Door]
             doors.append(_door(sock, scheme, is_admin=True))
     except BindError:
         for door in doors:
+            door.remove_path()
             door.socket.close()
         raise
     return sorted(doors, key=lambda door: door.listener.is_admin)
@@ -224,44 +223,3 @@ def notify_systemd(message: str) -> bool:
         except OSError:
             return False
     return True
-
-
-def server_tls(settings: Settings) -> ssl.SSLContext | None:
-    """The listeners' TLS, or None.
-
-    Raises:
-        ConfigurationError: the files cannot be used.
-    """
-    if not settings.server_tls_certificate:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.set_alpn_protocols(["http/1.1"])
-    renew_tls(context, settings)
-    return context
-
-
-def renew_tls(context: ssl.SSLContext, settings: Settings) -> None:
-    """Read certificate and key into a context; handshakes from now on use them.
-
-    Raises:
-        ConfigurationError: the files cannot be used; the context may be left with half of them, unless they were just
-            tried with `server_tls`.
-    """
-    versions = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-    try:
-        context.load_cert_chain(settings.server_tls_certificate, settings.server_tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError([Fault("server.tls_certificate", f"cannot be used: {error}")]) from None
-    context.minimum_version = versions[settings.server_tls_min_version]
-
-
-def client_tls(settings: Settings) -> ssl.SSLContext:
-    """TLS towards upstreams: verified, always.
-
-    Raises:
-        ConfigurationError: the file of authorities cannot be read.
-    """
-    try:
-        return ssl.create_default_context(cafile=settings.upstream_tls_ca_file or None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError([Fault("upstream.tls_ca_file", f"cannot be used: {error}")]) from None

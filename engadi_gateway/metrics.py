@@ -255,8 +255,11 @@ def _self(facts: Mapping[str, Any], started_at: float) -> list[Family]:
         ("process_start_time_seconds", "gauge", "When it started.", started_at),
         ("process_open_fds", "gauge", "Open file descriptors.", open_fds()),
     )
+    ends_at = state["certificate_ends_at"]
+    expiry = [("", dict[str, str](), float(at)) for at in (ends_at,) if at is not None]
     return [
         *(Family(name, kind, text, [("", {}, float(value))]) for name, kind, text, value in rows),
+        Family("engadi_tls_certificate_expiry_seconds", "gauge", "When the certificate expires (epoch).", expiry),
         Family("engadi_config_reloads_total", "counter", "Reloads of the settings.", reloads),
         Family("engadi_build_info", "gauge", "The version.", version),
     ]

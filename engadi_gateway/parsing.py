@@ -135,3 +135,12 @@ def one_of(*words: str) -> Callable[[str], str]:
         return found
 
     return parse
+
+
+def as_text(value: object) -> str:
+    """A value as the settings would say it: durations in seconds, sizes in bytes."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(":".join(part) if isinstance(part, tuple) else str(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

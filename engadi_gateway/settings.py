@@ -38,7 +38,7 @@ from engadi_gateway.parsing import parse_url
 class Settings:
     """Every option as an attribute `<section>_<key>`, and the services. Build it with `Settings.load` or `.of`.
 
-    `origins` tells for each option where its value came from.
+    `origins` tells for each option, and each `services.<name>`, where its value came from.
     """
 
     values: Mapping[str, Any]
@@ -93,15 +93,15 @@ class Settings:
             ConfigurationError: with all faults.
         """
         known = {option.attribute: option for option in OPTIONS}
-        texts = {known[name].name: value for name, value in values.items() if name in known and isinstance(value, str)}
-        ready = {name: value for name, value in values.items() if not isinstance(value, str)}
+        given = {known[name].name: value for name, value in values.items() if name in known}
         faults = [Fault(name, "unknown option" + _hint(name, known)) for name in values if name not in known]
+        origins = dict.fromkeys(given, "given")
         settings = _build(
-            texts, {} if services is None else services, {}, {}, faults, replace_services=services is not None
+            given, {} if services is None else services, {}, origins, faults, replace_services=services is not None
         )
         if faults:
             raise ConfigurationError(faults)
-        return cls({**settings.values, **ready}, settings.services, settings.origins)
+        return settings
 
     @classmethod
     def load(
@@ -129,7 +129,7 @@ class Settings:
         environ = {} if environ is None else environ
         found: list[Fault] = [] if faults is None else faults
         texts, services, paths = _read_ini(ini, ini_name, found)
-        origins = dict.fromkeys(texts, ini_name)
+        origins = dict.fromkeys((*texts, *(f"services.{name}" for name in services)), ini_name)
         for option in OPTIONS:
             for name in (option.env, option_env(option)):
                 text = _from_environment(name, option, environ, read, found)
@@ -139,15 +139,17 @@ class Settings:
         for service in {**DEFAULT_SERVICES, **services}:
             if environ.get(service_env(service), "") != "":
                 services[service] = environ[service_env(service)]
+                origins[f"services.{service}"] = service_env(service)
         free = {"services": services, "health_paths": paths}
         for name, text in (overrides or {}).items():
             section, _, key = name.partition(".")
             if section in free and key:
                 free[section][key] = text
             elif name in _BY_NAME:
-                texts[name], origins[name] = text, "command line"
+                texts[name] = text
             else:
                 found.append(Fault(name, "unknown option" + _hint(name, _BY_NAME)))
+            origins[name] = "command line"
         settings = _build(texts, services, paths, origins, found)
         if found and faults is None:
             raise ConfigurationError(found)
@@ -234,7 +236,7 @@ def _read_ini(text: str, file: str, faults: list[Fault]) -> tuple[dict[str, str]
 
 
 def _build(
-    texts: Mapping[str, str],
+    given: Mapping[str, Any],
     services: Mapping[str, str],
     paths: Mapping[str, str],
     origins: Mapping[str, str],
@@ -244,31 +246,46 @@ def _build(
 ) -> Settings:
     values: dict[str, Any] = {}
     for option in OPTIONS:
-        text = texts.get(option.name, option.default)
+        value = given.get(option.name, option.default)
         try:
-            values[option.attribute] = _parse_option(option, text)
+            values[option.attribute] = _parse_option(option, value)
         except ValueError as error:
             origin = origins.get(option.name)
-            said = f"; {origin} says {text!r}" if origin and not option.is_secret else ""
+            said = f"; {origin} says {value!r}" if origin and not option.is_secret else ""
             faults.append(Fault(option.name, f"{error}{said}"))
             values[option.attribute] = option.parse(option.default)
-    urls = dict(services) if replace_services else {**DEFAULT_SERVICES, **services}
+    named = dict(services) if replace_services else {**DEFAULT_SERVICES, **services}
+    urls = {name: url for name, url in named.items() if url.strip()}
     built = _services(urls, paths, values["health_path"], faults)
     _check_together(values, faults)
     if values["jwt_mode"] != "local" and not values["jwt_remote_url"] and "auth" not in urls:
         faults.append(Fault("jwt.remote_url", "required: there is no auth service to ask"))
-    settings = Settings(values, built, {option.name: origins.get(option.name, "default") for option in OPTIONS})
+    names = [*(option.name for option in OPTIONS), *(f"services.{name}" for name in built)]
+    settings = Settings(values, built, {name: origins.get(name, "default") for name in names})
     if Path(settings.log_path).resolve() == Path(settings.database_url).resolve():
         faults.append(Fault("database.log_url", "the same file as database.url; they are two"))
     return settings
 
 
-def _parse_option(option: Option, text: str) -> Any:
-    value = option.parse(text)
+def _parse_option(option: Option, given: Any) -> Any:
+    """What a text means, or a value that was given as such: the same bounds hold for both."""
+    value = option.parse(given) if isinstance(given, str) else _of_its_kind(option, given)
     if option.low is not None and value < option.low:
-        raise ValueError(f"{text} is below {option.low:g}")
+        raise ValueError(f"{given} is below {option.low:g}")
     if option.high is not None and value > option.high:
-        raise ValueError(f"{text} is above {option.high:g}")
+        raise ValueError(f"{given} is above {option.high:g}")
+    return value
+
+
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", tuple: "a sequence", str: "text"}
+
+
+def _of_its_kind(option: Option, given: Any) -> Any:
+    """A value that is no text must be of the kind that the option's text would become."""
+    kind = type(option.parse(option.default))
+    value = tuple(given) if isinstance(given, list) else given
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise ValueError(f"expected {_KINDS[kind]}, or text that says it")
     return value
 
 

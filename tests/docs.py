@@ -55,7 +55,8 @@ def ini_text() -> str:
     lines += [
         "",
         "[services]",
-        "; name = base URL; a service gets the route /api/v1/<name>/* when the database is created",
+        "; name = base URL; a service gets the route /api/v1/<name>/* when the database is created;",
+        "; without a URL there is no such service",
     ]
     for name, url in DEFAULT_SERVICES.items():
         lines += [f"; [{service_env(name)}]", f";{name} = {url}"]

@@ -674,6 +674,22 @@ def test_the_loop_s_end_ends_the_questions() -> None:
     with_jwks(test)
 
 
+def test_another_time_to_keep_keys_is_not_waited_for() -> None:
+    async def test(house: House) -> None:
+        house.origin.says(jwks("ec-1"))
+        task = asyncio.create_task(house.authority.run())
+        for asked, cache_s in ((1, 900.0), (1, 900.0), (2, 600.0)):
+            reloaded(house, jwt_jwks_cache=cache_s)
+            while house.origin.asked < asked:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)
+            assert house.origin.asked == asked
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with_jwks(test)
+
+
 async def one_round_without_fetch(house: House) -> None:
     task = asyncio.create_task(house.authority.run())
     await asyncio.sleep(0)

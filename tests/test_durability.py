@@ -185,9 +185,12 @@ def _refused(folder: Path, *arguments: str, **environment: str) -> str:
 
 @pytest.mark.parametrize(
     ("variable", "named"),
-    [("DATABASE_URL", "ro/here.db"), ("ENGADI_DATABASE_LOG_URL", "ro/here.db"), ("SECRET_KEY", "ro/engadi_gateway.db.secret")],
+    [("DATABASE_URL", "database.url"), ("ENGADI_DATABASE_LOG_URL", "database.log_url"), ("SECRET_KEY", "database.url")],
 )  # fmt: skip
-def test_a_folder_that_cannot_be_written_is_said(small_disk: Path, tmp_path: Path, variable: str, named: str) -> None:
+@pytest.mark.parametrize("arguments", [(), ("--check",)], ids=["serve", "check"])
+def test_a_folder_that_cannot_be_written_is_said(
+    small_disk: Path, tmp_path: Path, variable: str, named: str, arguments: tuple[str, ...]
+) -> None:
     (tmp_path / "ro").mkdir()
     subprocess.run(["mount", "--bind", str(small_disk), str(tmp_path / "ro")], check=True)
     try:
@@ -195,19 +198,17 @@ def test_a_folder_that_cannot_be_written_is_said(small_disk: Path, tmp_path: Pat
         environment = {variable: "sqlite:///ro/here.db"}
         if variable == "SECRET_KEY":
             environment = {"SECRET_KEY": "", "DATABASE_URL": "sqlite:///ro/engadi_gateway.db"}
-        line = _refused(tmp_path, **environment)
+        line = _refused(tmp_path, *arguments, **environment)
     finally:
         subprocess.run(["umount", str(tmp_path / "ro")], check=True)
-    assert named in line
-    assert "Read-only file system" in line
+    assert line == f"{named}: cannot write in {tmp_path}/ro: Read-only file system"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_of_somebody_else_is_said(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir(0o555)
     line = _refused(tmp_path, DATABASE_URL="sqlite:///theirs/here.db")
-    assert "theirs/here.db" in line
-    assert "Permission denied" in line
+    assert line == f"database.url: cannot write in {tmp_path}/theirs: Permission denied"
 
 
 def test_a_development_key_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         (
             "health", "authority", "metrics", "accesslog", "explain", "admin", "listeners", "secret", "seed", "rows", "demo",
-            "recorder", "assembly", "offline", "sharing", "gateway", "cli",
+            "recorder", "assembly", "offline", "sharing", "tls", "pauses", "gateway", "cli",
         )
     ),
 )  # fmt: skip
@@ -31,8 +31,6 @@ DOORS = {
     "jwt": {"pipeline/identity.py"},
     "sqlite3": {"store/database.py"},
 }
-#: offline opens nothing but the catalog's read-only door, and names sqlite's error for a message.
-EXEMPT = {("sqlite3", "offline.py")}
 NEVER_IN_DECISIONS = frozenset(
     ("asyncio", "socket", "ssl", "time", "threading", "concurrent", "select", "logging", "os", "pathlib", "random",
      "secrets", "subprocess", "queue", "datetime", "sqlite3")
@@ -132,7 +130,7 @@ def test_decisions_touch_nothing(path: Path) -> None:
 @pytest.mark.parametrize("door", DOORS)
 def test_there_is_one_door(door: str) -> None:
     users = {_name(path) for path in FILES for module, _ in _imports(path) if module.split(".")[0] == door}
-    assert {name for name in users if (door, name) not in EXEMPT} == DOORS[door]
+    assert users == DOORS[door]
 
 
 def test_nothing_but_the_standard_library_and_two_packages_is_imported() -> None:

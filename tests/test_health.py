@@ -336,3 +336,26 @@ def test_the_loop_outlives_every_fault() -> None:
         raise ZeroDivisionError
 
     assert len(rounds(checker_with(answer, "a"), 3)) == 3
+
+
+def test_other_settings_are_not_waited_for() -> None:
+    """Neither for the end of an hour, nor while it is switched off."""
+    checks = asyncio.Queue[HealthChecker]()
+
+    class Told(HealthChecker):
+        async def check_all(self) -> None:
+            await checks.put(self)
+
+    async def run() -> None:
+        settings = [Settings.of({}, health_interval=seconds) for seconds in (3600.0, 0.0, 1800.0)]
+        checker = Told({}, settings[0], Fetcher(no_tls), Healthy())
+        task = asyncio.create_task(checker.run())
+        await asyncio.wait_for(checks.get(), 5)
+        checker.replace_settings(settings[1])
+        await asyncio.sleep(0.01)
+        assert checks.empty()
+        checker.replace_settings(settings[2])
+        await asyncio.wait_for(checks.get(), 5)
+        task.cancel()
+
+    asyncio.run(run())

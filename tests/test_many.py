@@ -8,6 +8,7 @@ import inspect
 import ipaddress
 import os
 import resource
+import signal
 import socket
 import ssl
 import sys
@@ -330,6 +331,24 @@ def test_the_table_of_files_is_large_enough_before_anybody_comes(tmp_path: Path)
         async with started(tmp_path, ini) as gateway:
             status = Path(f"/proc/{gateway.process.pid}/status").read_text()
             assert int(status.partition("FDSize:")[2].split()[0]) >= 3000
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the limit of another process can be read on Linux only")
+def test_a_reload_that_lets_more_in_raises_the_limit_of_files(tmp_path: Path, few_files: int) -> None:
+    async def run() -> None:
+        ini = ini_of("http://127.0.0.1:9").replace("[server]", "[server]\nmax_connections = 20")
+        async with started(tmp_path, ini) as gateway:
+            pid = gateway.process.pid
+            assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] == 110
+            (tmp_path / "gateway.ini").write_text(ini.replace("= 20\n", "= 200\n"))
+            gateway.signal(signal.SIGHUP)
+            await gateway.wait_for("configuration reloaded")
+            assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] == 200 * 3 // 2 + 33
+            (tmp_path / "gateway.ini").write_text(ini.replace("= 20\n", "= 100000000\n"))
+            gateway.signal(signal.SIGHUP)
+            await gateway.wait_for("client connections at most, not 100000000")
 
     asyncio.run(run())
 

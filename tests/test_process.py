@@ -374,6 +374,18 @@ def test_a_taken_port_is_exit_69_and_one_line(tmp_path: Path) -> None:
     assert f"cannot listen on 127.0.0.1 port {port}" in done.stderr
 
 
+def test_a_start_that_fails_leaves_no_socket_behind(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        admin = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = _run(
+            tmp_path, PORT="0", ENGADI_SERVER_HOST="127.0.0.1", ENGADI_SERVER_UNIX_SOCKET="gw.sock",
+            ENGADI_ADMIN_LISTEN=admin,
+        )  # fmt: skip
+    assert (done.returncode, (tmp_path / "gw.sock").exists()) == (69, False)
+
+
 BAD_STARTS = {
     "unknown section": ("[sever]\nport = 1\n", {}, "sever: unknown section; did you mean server?"),
     "unknown key": ("[server]\nprot = 1\n", {}, "server.prot: unknown option; did you mean server.port?"),
@@ -415,7 +427,7 @@ def test_check_says_all_faults_at_once_and_opens_nothing(tmp_path: Path) -> None
         "[cors]\nallow_origins = https://a.test, https://b.test/\n[admin]\nlisten = foo\n"
     )
     every = {
-        "server.port", "admin.listen", "database.url", "database.log_url", "cors.allow_origins", "jwt.public_key_file",
+        "server.port", "admin.listen", "database.url", "cors.allow_origins", "jwt.public_key_file",
         "server.tls_certificate", "upstream.tls_ca_file", "jwt.claim_headers",
     }  # fmt: skip
     for arguments in (("--check",), ("serve",)):
@@ -468,9 +480,28 @@ def test_version_routes_token_and_explain(tmp_path: Path) -> None:
     assert (refused["verdict"], refused["status"], refused["reason"]) == ("refuse", 401, "auth_missing")
 
 
+def test_config_says_what_holds_and_whence(tmp_path: Path) -> None:
+    (tmp_path / "gateway.ini").write_text("[server]\nport = 8080\n[services]\nai = http://ai:1\n")
+    environment = {"SECRET_KEY": "k" * 32, "AUTH_SERVICE_URL": "http://a:9"}
+    done = _run(tmp_path, "config", "--json", "--set", "log.level=debug", **environment)
+    told = {row["option"]: (row["from"], row["value"]) for row in json.loads(done.stdout)}
+    assert told["server.port"] == ("gateway.ini", "8080")
+    assert told["log.level"] == ("command line", "DEBUG")
+    assert told["jwt.secret_key"] == ("SECRET_KEY", "***")
+    assert told["upstream.retry_backoff"] == ("default", "0.025")
+    assert (told["services.ai"], told["services.auth"], told["services.search"]) == (
+        ("gateway.ini", "http://ai:1"),
+        ("AUTH_SERVICE_URL", "http://a:9"),
+        ("default", "http://127.0.0.1:8011"),
+    )
+    lines = _run(tmp_path, "config", **environment).stdout.splitlines()
+    assert (lines[0].split(), len(lines)) == (["option", "from", "value"], 1 + len(told))
+    assert "k" * 32 not in done.stdout + "".join(lines)
+
+
 def test_help_names_every_command(tmp_path: Path) -> None:
     text = _run(tmp_path, "--help").stdout
-    for word in ("serve", "routes", "explain", "token", "--config", "--demo", "--check", "--version"):
+    for word in ("serve", "config", "routes", "explain", "token", "--config", "--demo", "--check", "--version"):
         assert word in text
 
 

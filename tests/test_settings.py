@@ -10,7 +10,7 @@ import pytest
 
 from engadi_gateway.errors import ConfigurationError, Fault
 from engadi_gateway.options import DEFAULT_SERVICES, OPTIONS, Option, option_env, service_env
-from engadi_gateway.parsing import parse_bool
+from engadi_gateway.parsing import as_text, parse_bool
 from engadi_gateway.secret import needs_own_secret
 from engadi_gateway.settings import Settings
 
@@ -108,6 +108,13 @@ def test_each_option_is_read_from_each_source_in_their_order(option: Option) -> 
     if option.name not in pair:
         over = Settings.load(ini, with_key, {option.name: option.default})
         assert getattr(over, option.attribute) == option.parse(option.default)
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_what_is_shown_of_a_value_says_the_same_value(option: Option) -> None:
+    for text in (option.default, other_text(option)):
+        value = option.parse(text)
+        assert option.parse(as_text(value)) == (pytest.approx(value) if isinstance(value, float) else value)
 
 
 @pytest.mark.parametrize("word", ["true", "Yes", "ON", "1"])
@@ -272,6 +279,13 @@ def test_services_add_to_the_nine_and_have_health_paths() -> None:
     assert loaded.services["auth"].url == "http://a:9"
 
 
+def test_a_service_without_a_url_is_none() -> None:
+    loaded = Settings.load("[services]\nai =\nshop = http://h:1\n", {}, {"services.search": " "})
+    assert {"ai", "search"} & set(loaded.services) == set()
+    assert len(loaded.services) == 8
+    assert "health_paths.ai" in _faults(lambda: Settings.load("[services]\nai =\n[health_paths]\nai = /x\n"))
+
+
 @pytest.mark.parametrize(
     ("url", "log"),
     [("a/b.db", "a/b-log.db"), ("a.d/b", "a.d/b-log"), ("b.sqlite3", "b-log.sqlite3")],
@@ -286,3 +300,28 @@ def test_of_knows_its_options_and_has_the_names_of_the_table() -> None:
     assert Settings.of({"a": "http://h"}, **values).services["a"].url == "http://h"
     with pytest.raises(AttributeError):
         _ = Settings.of(**values).nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "pointer"),
+    [
+        ("server_port", 65_536, "server.port"),
+        ("server_port", None, "server.port"),
+        ("server_port", True, "server.port"),
+        ("upstream_timeout", -1.0, "upstream.timeout"),
+        ("upstream_timeout", b"1", "upstream.timeout"),
+        ("cors_enabled", 1, "cors.enabled"),
+        ("cors_allow_origins", {"https://a"}, "cors.allow_origins"),
+        ("jwt_secret_key", KEY.encode(), "jwt.secret_key"),
+        ("jwt_algorithms", ["HS256", "RS256"], "jwt.algorithms"),
+        ("log_queue_rows", 1, "log.queue_rows"),
+    ],
+)
+def test_values_are_held_to_what_holds_for_text(name: str, value: object, pointer: str) -> None:
+    assert pointer in _faults(lambda: Settings.of(**dict[str, Any]({"jwt_secret_key": KEY, name: value})))
+
+
+def test_a_list_and_a_whole_number_will_do() -> None:
+    loaded = Settings.of(jwt_secret_key=KEY, upstream_timeout=3, cors_allow_origins=["https://a"])
+    assert (loaded.upstream_timeout, loaded.cors_allow_origins) == (3, ("https://a",))
+    assert (loaded.origins["upstream.timeout"], loaded.origins["upstream.retry_count"]) == ("given", "default")
