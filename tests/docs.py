@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from engadi_gateway.admin.endpoints import ENDPOINTS
+from engadi_gateway.admin.schemas import ROUTE, RULE
 from engadi_gateway.errors import Reason
+from engadi_gateway.model import RateLimitRule, Route
 from engadi_gateway.options import DEFAULT_SERVICES, OPTIONS, service_env
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +68,19 @@ def ini_text() -> str:
     return "\n".join([*lines, ";content = /healthz", ""])
 
 
-TABLES = {"options": options_table, "endpoints": endpoints_table, "reasons": reasons_table}
+def fields_table() -> str:
+    """Of what is written over the API: whether it must be there, or what holds without it."""
+    lines = ["| | field | | without it |", "|---|---|---|---|"]
+    for title, schema, kind in (("route", ROUTE, Route), ("rule", RULE, RateLimitRule)):
+        defaults = {part.name: part.default for part in fields(kind)}
+        for name in schema.fields:
+            without = "" if defaults[name] is MISSING else f"`{json.dumps(defaults[name])}`"
+            without = "required" if name in schema.required else without
+            lines.append(f"| {title} | `{name}` | {schema.notes[name]} | {without} |")
+    return "\n".join(lines)
+
+
+TABLES = {"fields": fields_table, "options": options_table, "endpoints": endpoints_table, "reasons": reasons_table}
 
 
 def filled(readme: str) -> str:

@@ -651,6 +651,8 @@ def test_logs_are_found_by_each_filter(tmp_path: Path) -> None:
             ("user_id=alice", ["/api/v1/content/x"]),
             (f"request_id={one['request_id']}", ["/api/v1/content/x"]),
             ("status_code=404&client_ip=127.0.0.1", ["/nowhere"]),
+            ("status_code=4xx", ["/nowhere"]),
+            ("status_code=5xx", []),
             ("reason=no_route", ["/nowhere"]),
             (f"start_date={stamp}Z&method=DELETE", ["/nowhere"]),
             (f"start_date={stamp}%2B00:00&method=DELETE", ["/nowhere"]),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 from fnmatch import fnmatch
+from pathlib import Path
 
 from engadi_gateway.options import OPTIONS
 from engadi_gateway.settings import Settings
 from tests.docs import ROOT, filled, ini_text
+from tests.harness import ADMIN, ask, running
 
 README = (ROOT / "README.md").read_text()
 
@@ -32,6 +36,19 @@ def test_every_default_that_could_be_another_has_its_reason() -> None:
     named = {"name", "path", "url", "role_claim", "allow_methods", "allow_headers", "expose_headers"}
     without = {option.name for option in OPTIONS if option.default and not option.why and option.key not in named}
     assert not without
+
+
+def test_the_writes_that_the_readme_shows_are_taken(tmp_path: Path) -> None:
+    shown = re.findall(r"http://127\.0\.0\.1:8000(/api/v1/gateway/\S+) \\\n  -d '(.*)'", README)
+    assert len(shown) == 2
+
+    async def run() -> None:
+        async with running(tmp_path) as gateway:
+            for path, body in shown:
+                reply = await ask(gateway.port, "POST", path, bearer=ADMIN, body=json.loads(body))
+                assert reply.status == 201, reply.body
+
+    asyncio.run(run())
 
 
 def test_the_two_commands_are_on_the_first_screen() -> None:

@@ -859,6 +859,18 @@ def test_who_waits_behind_others_for_all_his_time_is_not_held_against_the_upstre
     asyncio.run(run())
 
 
+def test_the_route_of_a_service_that_was_taken_away_says_so(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, upstream() as content:
+            async with running(tmp_path, auth, content) as gateway:
+                assert (await ask(gateway.port, "GET", "/api/v1/content/x", bearer=token())).status == 200
+            async with running(tmp_path, auth) as gateway:
+                reply = await ask(gateway.port, "GET", "/api/v1/content/x", bearer=token())
+                assert (reply.status, json_of(reply)["code"]) == (503, "no_target")
+
+    asyncio.run(run())
+
+
 def test_one_address_can_be_held_to_a_number_of_connections(tmp_path: Path) -> None:
     async def run() -> None:
         async with (

@@ -171,6 +171,11 @@ FILTERS: dict[str, tuple[LogFilter, Test]] = {
     "request_id": (LogFilter(request_id="req-77"), lambda row: row.request_id == "req-77"),
     "status": (LogFilter(status_code=201), lambda row: row.status_code == 201),
     "error status": (LogFilter(status_code=404), lambda row: row.status_code == 404),
+    "class of status": (LogFilter(status_class=4), lambda row: 400 <= row.status_code <= 499),
+    "class of status of a method": (
+        LogFilter(status_class=5, method="GET"),
+        lambda row: row.method == "GET" and 500 <= row.status_code <= 599,
+    ),
     "reason": (LogFilter(reason="rate_limited"), lambda row: row.reason == "rate_limited"),
     "reason ok": (LogFilter(reason="ok"), lambda row: row.reason == "ok"),
     "from": (LogFilter(start_ms=MIDDLE), lambda row: row.created_at >= MIDDLE),

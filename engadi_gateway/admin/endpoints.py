@@ -22,7 +22,7 @@ _LOGS: dict[str, Schema] = {
     "user_id": Text(longest=1024),
     "client_ip": Text(longest=45),
     "request_id": Text(longest=128),
-    "status_code": Number(100, 999),
+    "status_code": Text(pattern="[1-9][0-9]{2}|[1-5]xx", longest=3),
     "reason": Text(longest=64),
     "start_date": _MOMENT,
     "end_date": _MOMENT,

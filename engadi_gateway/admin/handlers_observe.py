@@ -149,6 +149,9 @@ async def logs(call: Call) -> LocalReply:
         times[key] = _moment_ms(query.pop(name, None), f"/query/{name}", faults)
     if faults:
         raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=tuple(faults)))
+    status: str | None = query.pop("status_code", None)
+    if status is not None:
+        query |= {"status_class": int(status[0])} if status.endswith("xx") else {"status_code": int(status)}
     try:
         page = await call.console.journal.logs(LogFilter(**query, **times))
     except ValueError as error:

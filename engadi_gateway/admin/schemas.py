@@ -134,11 +134,15 @@ class List:
 
 @dataclass(frozen=True)
 class Object:
-    """An object with just these fields; `accepts` are ignored, so that what a GET gave can be sent back."""
+    """An object with just these fields; `accepts` are ignored, so that what a GET gave can be sent back.
+
+    `notes` say what fields mean.
+    """
 
     fields: Mapping[str, Schema]
     required: tuple[str, ...] = ()
     accepts: tuple[str, ...] = field(default=())
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, value: Any, pointer: str = "") -> list[Fault]:
         if not isinstance(value, dict):
@@ -154,6 +158,8 @@ class Object:
 
     def describe(self) -> Json:
         properties = {name: schema.describe() for name, schema in self.fields.items()}
+        for name, note in self.notes.items():
+            properties[name]["description"] = note
         properties |= {name: {"readOnly": True} for name in self.accepts}
         document: Json = {"type": "object", "properties": properties, "additionalProperties": False}
         if self.required:
@@ -162,7 +168,7 @@ class Object:
 
     def partial(self) -> Object:
         """The same without required fields: for a PUT that keeps what it does not name."""
-        return Object(self.fields, (), self.accepts)
+        return Object(self.fields, (), self.accepts, self.notes)
 
 
 @dataclass(frozen=True)
@@ -235,6 +241,24 @@ ROUTE = Object(
     },
     required=("path_pattern", "target_service"),
     accepts=("id", "created_at", "updated_at"),
+    notes={
+        "path_pattern": "literals, {name} for one segment, a last /* for the segment border and all below",
+        "target_service": "whose health and circuit breaker count; [services] has its URL",
+        "target_url": "base URL, with a path that is put before the request's; empty: the service's",
+        "methods": "empty: all",
+        "host": "a host name, or *. and a name for all below it; empty: any",
+        "is_public": "no token is asked for, unless required_roles has one",
+        "is_active": "false: as if it were not there",
+        "priority": "the larger one is tried first",
+        "timeout": "seconds to the reply's head over all attempts, and of silence in a body; null: [upstream] timeout",
+        "retry_count": "attempts beyond the first; null: [upstream] retry_count",
+        "circuit_breaker_enabled": "false: its requests neither ask the breaker nor count for it",
+        "strip_prefix": "what is in front of a last /* is not forwarded; X-Forwarded-Prefix says it",
+        "preserve_host": "the client's Host goes on instead of the target's",
+        "allow_encoded_slashes": "%2F in a path is passed instead of refused",
+        "required_roles": "one of them must be the token's; empty: any token",
+        "split": "shares by weight in place of target_service and target_url; sticky by user, else by address",
+    },
 )
 RULE = Object(
     {
@@ -248,6 +272,15 @@ RULE = Object(
     },
     required=("limit_type", "max_requests", "window_seconds"),
     accepts=("id", "origin", "created_at", "updated_at"),
+    notes={
+        "name": "stands in RateLimit fields and metrics; without one: its type and the beginning of its id",
+        "limit_type": "whose requests share a bucket: a user's, an address's, a route's, or everybody's",
+        "max_requests": "tokens of a full bucket",
+        "window_seconds": "the time in which an empty bucket fills, evenly",
+        "path_pattern": "as a route's; empty: every path",
+        "mode": "observe: counts and logs, refuses nobody",
+        "is_active": "false: as if it were not there",
+    },
 )
 CORS = Object(
     {

@@ -21,7 +21,8 @@ ERRORS = segments.Query(of_kind=("status_code >= 400",))
 
 @dataclass(frozen=True, slots=True)
 class LogFilter:
-    """What GET /logs asks for; None: not asked. Times in epoch ms, `cursor` as a page gave it."""
+    """What GET /logs asks for; None: not asked. `status_class` 5: 500 to 599. Times in epoch ms, `cursor` as a page
+    gave it."""
 
     method: str | None = None
     path: str | None = None
@@ -30,6 +31,7 @@ class LogFilter:
     client_ip: str | None = None
     request_id: str | None = None
     status_code: int | None = None
+    status_class: int | None = None
     reason: str | None = None
     start_ms: int | None = None
     end_ms: int | None = None
@@ -61,11 +63,12 @@ def query_of(wanted: LogFilter) -> segments.Query:
     asked = {name: value for name in _EQUAL if (value := getattr(wanted, name)) is not None}
     of_kind = [name for name in asked if name in segments.KIND]
     own = [name for name in asked if name not in segments.KIND]
+    least = None if wanted.status_class is None else wanted.status_class * 100
     return segments.Query(
         tuple(f"{name} = ?" for name in own),
         tuple(asked[name] for name in own),
-        tuple(f"{name} = ?" for name in of_kind),
-        tuple(asked[name] for name in of_kind),
+        (*(f"{name} = ?" for name in of_kind), *(() if least is None else ("status_code BETWEEN ? AND ?",))),
+        (*(asked[name] for name in of_kind), *(() if least is None else (least, least + 99))),
         0 if wanted.start_ms is None else wanted.start_ms,
         1 << 62 if wanted.end_ms is None else wanted.end_ms,
         1 << 62 if wanted.cursor is None else _id_of(wanted.cursor),
