@@ -22,9 +22,9 @@ import time
 from collections.abc import Callable
 
 from engadi_gateway.errors import Reason
-from engadi_gateway.net.buffers import bound_tls
 from engadi_gateway.net.client import ClientConnection
 from engadi_gateway.net.context import Context
+from engadi_gateway.net.sockets import bound_tls
 from engadi_gateway.pipeline.limits import network_of
 from engadi_gateway.wire.forwarded import is_trusted, plain_address
 

@@ -9,13 +9,7 @@ section 9.6); CLOSED. One exchange is under way at a time, and each is settled e
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import math
-import select
-import socket
-import struct
-import sys
-import termios
 import time
 from enum import Enum, auto
 from typing import cast
@@ -23,10 +17,10 @@ from typing import cast
 from engadi_gateway.errors import Reason, Refusal, RefusedError, rendered
 from engadi_gateway.model import Framing, Listener, RequestHead
 from engadi_gateway.net.batch import Batch
-from engadi_gateway.net.buffers import bound
 from engadi_gateway.net.context import Context, LocalReply
 from engadi_gateway.net.forward import Forward
 from engadi_gateway.net.local import LocalCall
+from engadi_gateway.net.sockets import bound, break_off, has_unread, unread_bytes
 from engadi_gateway.pipeline.exchange import Exchange, Wait
 from engadi_gateway.wire.forwarded import (
     Client,
@@ -38,23 +32,20 @@ from engadi_gateway.wire.forwarded import (
 from engadi_gateway.wire.problem import own_reply, refusal_reply
 from engadi_gateway.wire.request import (
     HEAD_END,
+    SHORT_BYTES,
     ChunkedBody,
     CountedBody,
     RefusedHeadError,
     first_head,
     parse_head,
+    takes_long,
     without_blank_lines,
 )
 
-#: What has more of both, a large head or several at once, takes as long as many small ones, and waits for its turn.
-_SHORT_BYTES = 2048
-_SHORT_LINES = 50
-_SHORT_ESCAPES = 200
 #: Pipelined requests beyond this stay in the socket until those before them are answered.
 _MAX_PIPELINED_BYTES = 65536
 _LINGER_BYTES = 65536
 _MAX_WAITS = 3
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class State(Enum):
@@ -69,22 +60,6 @@ class State(Enum):
 
 #: A member of an enumeration costs 45 ns each time that it is looked up in its class, and a request asks for twenty.
 _HEAD, _DECIDING, _BODY, _REPLY, _SPLICED, _LINGER, _CLOSED = State
-
-
-def _takes_long(data: bytes) -> bool:
-    """Whether the first head, as far as it is there, has many lines, or many escapes, which its path may be full of."""
-    end = data.find(HEAD_END)
-    head = data if end < 0 else data[:end]
-    return head.count(b"\n") > _SHORT_LINES or head.count(b"%") > _SHORT_ESCAPES
-
-
-def _has_unread(transport: asyncio.Transport) -> bool:
-    sock = transport.get_extra_info("socket")
-    if sock.fileno() < 0:  # closed under us (TLS), which we are told next
-        return False
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 class ClientConnection(asyncio.Protocol):
@@ -146,10 +121,10 @@ class ClientConnection(asyncio.Protocol):
             buffer = self._buffer = self._buffer + data if self._buffer else data
             if self._is_write_paused:  # no further request until the replies before it were read
                 self._set_reading(len(buffer) <= _MAX_PIPELINED_BYTES)
-            elif len(buffer) > _SHORT_BYTES:
+            elif len(buffer) > SHORT_BYTES:
                 if len(buffer) > _MAX_PIPELINED_BYTES:
                     self._set_reading(False)
-                self._queue(is_long=_takes_long(buffer))
+                self._queue(is_long=takes_long(buffer))
             elif not self._is_queued:
                 self._is_queued = True
                 self._batch.add(self)
@@ -220,13 +195,7 @@ class ClientConnection(asyncio.Protocol):
             self._next()
 
     def unread_bytes(self) -> int:
-        """What was written and the client has not taken yet; where the kernel does not tell, what we still hold."""
-        held = self._transport.get_write_buffer_size()
-        sock = self._transport.get_extra_info("socket")
-        try:
-            return held + int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-        except (OSError, ValueError):  # closed already
-            return held
+        return unread_bytes(self._transport)
 
     # one head
 
@@ -581,10 +550,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _break_off(self, *, is_partial: bool) -> None:
         """Close at once; by a reset where an orderly close would look like the end of the reply (HTTP/1.0)."""
-        sock = self._transport.get_extra_info("socket")
-        if is_partial and self.ends_by_closing and sock.fileno() >= 0:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._transport.abort()
+        break_off(self._transport, is_reset=is_partial and self.ends_by_closing)
 
     def crash(self) -> None:
         """An exception of ours: one 500 for this request, and nobody else notices."""
@@ -638,7 +604,7 @@ class ClientConnection(asyncio.Protocol):
 
     def close_if_idle(self) -> bool:
         """Whether nothing is under way here, so that it was closed. A request in the socket would be lost by that."""
-        if self.state is not _HEAD or self._buffer or _has_unread(self._transport):
+        if self.state is not _HEAD or self._buffer or has_unread(self._transport):
             return False
         self._finish(is_clean=True)
         return True
@@ -651,7 +617,7 @@ class ClientConnection(asyncio.Protocol):
         """Whether this one goes for somebody else: the idle lose nothing, and an unfinished head is no request yet."""
         if self.state is not _HEAD or self._transport.get_write_buffer_size() or self._is_whole_head_queued():
             return False
-        if not self._buffer and _has_unread(self._transport):
+        if not self._buffer and has_unread(self._transport):
             return False
         if self._buffer:
             self._context.upcalls.unreadable(Reason.OVERLOADED)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from engadi_gateway.errors import Reason
-from engadi_gateway.net.buffers import bound_tls
+from engadi_gateway.net.sockets import bound_tls
 from engadi_gateway.net.upstream import UpstreamConnection
 
 

@@ -15,7 +15,7 @@ from typing import Protocol, cast
 
 from engadi_gateway.errors import Reason
 from engadi_gateway.model import Framing
-from engadi_gateway.net.buffers import READ_BYTES, bound
+from engadi_gateway.net.sockets import READ_BYTES, bound
 from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
 from engadi_gateway.wire.response import MalformedReplyError, ReplyHead, ReplyParser
 

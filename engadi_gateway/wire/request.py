@@ -21,6 +21,10 @@ from engadi_gateway.wire.text import is_tame
 
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{0,5})?")
 HEAD_END = b"\r\n\r\n"
+#: What has more of both, a large head or several at once, takes as long as many small ones, and waits for its turn.
+SHORT_BYTES = 2048
+_SHORT_LINES = 50
+_SHORT_ESCAPES = 200
 #: RFC 9112 section 5.2 has folded lines refused or joined; joined, somebody before us may have read two lines.
 _FOLD = re.compile(rb"\n[ \t]")
 _BLANK_LINES = re.compile(rb"(?:\r\n)+")
@@ -66,6 +70,13 @@ def without_blank_lines(data: bytes) -> bytes:
     """Without empty lines before a request line (RFC 9112 section 2.2): all, or it would depend on the reads."""
     blank = _BLANK_LINES.match(data)
     return data if blank is None else data[blank.end() :]
+
+
+def takes_long(data: bytes) -> bool:
+    """Whether the first head, as far as it is there, has many lines, or many escapes, which its path may be full of."""
+    end = data.find(HEAD_END)
+    head = data if end < 0 else data[:end]
+    return head.count(b"\n") > _SHORT_LINES or head.count(b"%") > _SHORT_ESCAPES
 
 
 def first_head(data: bytes, limits: HeadLimits) -> bytes | None:

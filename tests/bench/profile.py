@@ -44,7 +44,7 @@ STAGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("request: h11", "/h11/", ()),
     ("request: checks", "engadi_gateway/wire/request.py", ()),
     ("request: header lines", "engadi_gateway/wire/headers.py", ()),
-    ("names seen the first time", "engadi_gateway/wire/text.py", ()),
+    ("heads: control characters", "engadi_gateway/wire/text.py", ()),
     ("request: target", "engadi_gateway/wire/target.py", ()),
     ("request: chunks", "engadi_gateway/wire/chunked.py", ()),
     ("forwarding fields, upstream's head", "engadi_gateway/wire/forwarded.py", ()),
