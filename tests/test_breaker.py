@@ -28,7 +28,7 @@ class Service:
 
     def __init__(self, limits: Thresholds = LIMITS, is_enabled: bool = True) -> None:
         self.registry = BreakerRegistry(limits)
-        self.stage = BreakerStage(self.registry, lambda exchange: TARGET, is_enabled)
+        self.stage = BreakerStage(self.registry, lambda exchange: (TARGET,), is_enabled)
         self.now = 0.0
 
     @property
@@ -297,7 +297,7 @@ def test_other_thresholds_hold_from_the_next_request_on_and_the_state_stays() ->
 def test_services_do_not_share() -> None:
     registry = BreakerRegistry(LIMITS)
     targets = iter([Target("a", "http://a.test")] * 3 + [Target("b", "http://b.test")])
-    stage = BreakerStage(registry, lambda exchange: next(targets))
+    stage = BreakerStage(registry, lambda exchange: (next(targets),))
     for _ in range(3):
         exchange = exchange_of(route=ROUTE)
         assert stage.decide(exchange) is None
@@ -358,7 +358,7 @@ def test_every_change_is_told_with_its_service() -> None:
     told: list[tuple[str, str, str]] = []
     service = Service()
     service.registry = BreakerRegistry(LIMITS, lambda name, move: told.append((name, str(move.after), move.cause)))
-    service.stage = BreakerStage(service.registry, lambda exchange: TARGET)
+    service.stage = BreakerStage(service.registry, lambda exchange: (TARGET,))
     service.fail()
     service.now = 60.0
     assert service.ask()
@@ -399,8 +399,36 @@ def test_the_target_is_picked_whether_or_not_there_is_a_breaker() -> None:
 
 
 def test_no_target_is_a_503() -> None:
-    stage = BreakerStage(BreakerRegistry(LIMITS), lambda exchange: None)
+    stage = BreakerStage(BreakerRegistry(LIMITS), lambda exchange: ())
     assert stage.decide(exchange_of(route=ROUTE)) == Refusal(Reason.NO_TARGET)
+
+
+def test_while_one_is_open_another_serves_and_where_all_are_the_soonest_is_waited_for() -> None:
+    one, two = Target("one", "http://one.test"), Target("two", "http://two.test")
+    registry = BreakerRegistry(Thresholds(1, 1, 60.0))
+    stage = BreakerStage(registry, lambda exchange: (one, two))
+
+    def asked(now: float, reason: Reason = Reason.OK, status: int = 200) -> tuple[str, Refusal | None]:
+        exchange = exchange_of(now=now, route=ROUTE)
+        exchange.trace = {}
+        refusal = stage.decide(exchange)
+        exchange.reason, exchange.upstream_status, exchange.ended = reason, status, now
+        stage.settle(exchange)
+        assert exchange.target is not None
+        told: Any = exchange.trace["breaker"]
+        assert told["service"] == exchange.target.service
+        assert (told["allowed"], "one" in told["passed_over"]) == (refusal is None, exchange.target is two)
+        return exchange.target.service, refusal
+
+    assert asked(0.0, Reason.CONNECT_REFUSED, 0) == ("one", None)
+    assert asked(10.0) == ("two", None)
+    assert asked(20.0, Reason.CONNECT_REFUSED, 0) == ("two", None)
+    service, refusal = asked(30.0)
+    assert refusal is not None
+    assert (service, refusal.reason, refusal.headers) == ("one", Reason.BREAKER_OPEN, ((b"Retry-After", b"30"),))
+    assert asked(60.0) == ("one", None), "the probe"
+    assert asked(60.1) == ("one", None)
+    assert registry.status("two", 60.1)["state"] == "open"
 
 
 def test_the_gateways_own_endpoints_have_no_target() -> None:

@@ -432,6 +432,41 @@ def test_a_split_is_sticky_and_weighted(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_the_share_of_an_open_circuit_goes_to_the_others_and_comes_back(tmp_path: Path) -> None:
+    async def run() -> None:
+        values = {"breaker_failure_threshold": 2, "breaker_success_threshold": 1, "upstream_retry_count": 0}
+        async with upstream() as one, upstream() as two, running(tmp_path, one, **values) as gateway:
+            split = [
+                {"target_service": name, "target_url": server.url, "weight": 1}
+                for name, server in (("a", one), ("b", two))
+            ]
+            route = {"path_pattern": "/split", "target_service": "a", "split": split}
+            assert (await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=route)).status == 201
+
+            async def asked(user: int) -> tuple[int, str]:
+                told = {"method": "GET", "path": "/split", "token": token(f"user{user}")}
+                said = json_of(await ask(gateway.port, "POST", f"{BASE}/explain", bearer=ADMIN, body=told))
+                reply = await ask(gateway.port, "GET", "/split", bearer=told["token"])
+                if reply.status == 200:
+                    server = {"a": one, "b": two}[said["upstream"]["service"]]
+                    assert server.seen[-1].one("x-user-id") == f"user{user}", "it said so"
+                return reply.status, str(said["breaker"]["passed_over"])
+
+            of_one = [user for user in range(20) if await asked(user) and one.seen[-1:] and
+                      one.seen[-1].one("x-user-id") == f"user{user}"]  # fmt: skip
+            assert 0 < len(of_one) < 20
+            await one.stop()
+            user = of_one[0]
+            assert [await asked(user) for _ in range(3)] == [(502, "[]"), (502, "[]"), (200, "['a']")]
+            await one.start()
+            gateway.breakers.note_healthy("a", time.monotonic())
+            before = len(one.seen)
+            assert [await asked(user) for _ in range(2)] == [(200, "[]"), (200, "[]")]
+            assert len(one.seen) == before + 2
+
+    asyncio.run(run())
+
+
 GIB = 1 << 30
 
 

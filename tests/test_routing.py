@@ -491,7 +491,7 @@ def test_nobody_can_shadow_the_gateways_own_endpoints() -> None:
 def pick(routes: Route, ip: str = "192.0.2.1", user: str | None = None) -> Target | None:
     exchange = exchange_of(ip=ip, route=routes)
     exchange.identity = Identity(user) if user is not None else None
-    return TargetPicker(table(routes))(exchange)
+    return next(iter(TargetPicker(table(routes))(exchange)), None)
 
 
 @pytest.mark.parametrize(
@@ -512,7 +512,8 @@ def test_the_target(fields: dict[str, Any], want: Target | None) -> None:
 
 
 def test_no_route_no_target() -> None:
-    assert TargetPicker(table())(exchange_of()) is None
+    assert list(TargetPicker(table())(exchange_of())) == []
+    assert list(TargetPicker(table())(exchange_of(route=route("/of-before")))) == []
 
 
 SPLIT = route("/a", split=(SplitTarget("blue", "http://blue.test", 9), SplitTarget("green", "http://green.test", 1)))
@@ -533,11 +534,24 @@ def test_a_split_keeps_its_weights_and_everybody_stays_where_they_are(kind: str)
         exchange = exchange_of(ip=f"10.0.{number >> 8}.{number & 255}", route=SPLIT)
         if kind == "user":
             exchange.client_ip, exchange.identity = "192.0.2.1", Identity(f"user-{number}")
-        target = picker(exchange)
-        assert target is not None
-        assert target == again(exchange)
+        target = next(iter(picker(exchange)))
+        assert list(picker(exchange)) == list(again(exchange))
         counts[target.service] += 1
     assert counts["green"] == pytest.approx(2000, abs=6 * (20_000 * 0.1 * 0.9) ** 0.5)
+
+
+def test_those_of_one_share_go_to_the_others_by_their_weights() -> None:
+    split = tuple(SplitTarget(name, f"http://{name}.test", weight) for name, weight in (("a", 5), ("b", 3), ("c", 1)))
+    picker = TargetPicker(table(route("/a", split=split)))
+    second: Counter[str] = Counter()
+    for number in range(20_000):
+        exchange = exchange_of(ip=f"10.0.{number >> 8}.{number & 255}", route=route("/a", split=split))
+        order = [target.service for target in picker(exchange)]
+        assert sorted(order) == ["a", "b", "c"]
+        second[order[1]] += order[0] == "a"
+    everybody = second.total()
+    assert everybody == pytest.approx(20_000 * 5 / 9, rel=0.05)
+    assert second["b"] == pytest.approx(everybody * 3 / 4, rel=0.05)
 
 
 def test_a_user_keeps_the_share_from_every_address() -> None:

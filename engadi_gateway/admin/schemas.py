@@ -257,7 +257,7 @@ ROUTE = Object(
         "preserve_host": "the client's Host goes on instead of the target's",
         "allow_encoded_slashes": "%2F in a path is passed instead of refused",
         "required_roles": "one of them must be the token's; empty: any token",
-        "split": "shares by weight in place of target_service and target_url; sticky by user, else by address",
+        "split": "shares by weight instead of one target; sticky by user, else by address; none of an open circuit",
     },
 )
 RULE = Object(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -213,10 +213,10 @@ class BreakerRegistry:
 
 
 class BreakerStage:
-    """The fifth stage: picks the target, and asks its service's breaker.
+    """The fifth stage: picks the target, and asks its service's breaker. While that is open, another share serves.
 
     Args:
-        pick_target: which target serves this exchange, or None.
+        targets: which may serve this exchange, in their order.
         is_enabled: the settings' switch; a route has its own.
     """
 
@@ -225,31 +225,50 @@ class BreakerStage:
     settles_nothing = False
 
     def __init__(
-        self, registry: BreakerRegistry, pick_target: Callable[[Exchange], Target | None], is_enabled: bool = True
+        self, registry: BreakerRegistry, targets: Callable[[Exchange], Iterable[Target]], is_enabled: bool = True
     ) -> None:
         self._registry = registry
-        self._pick_target = pick_target
+        self._targets = targets
         self._is_enabled = is_enabled
 
     def decide(self, exchange: Exchange) -> Refusal | None:
         if exchange.is_local:
             return None
-        target = exchange.target = self._pick_target(exchange)
-        if target is None:
-            return Refusal(Reason.NO_TARGET)
-        if not (self._is_enabled and exchange.route is not None and exchange.route.circuit_breaker_enabled):
-            return None
         registry, now = self._registry, exchange.now
-        breaker = registry.peek(target.service) if exchange.is_rehearsal else registry.of(target.service)
-        wait_s = breaker.wait_s(now, registry.limits)
+        asks = self._is_enabled and exchange.route is not None and exchange.route.circuit_breaker_enabled
+        passed_over: list[tuple[float, Target]] = []
+        for target in self._targets(exchange):
+            if not asks:
+                exchange.target = target
+                return None
+            breaker = registry.peek(target.service) if exchange.is_rehearsal else registry.of(target.service)
+            wait_s = breaker.wait_s(now, registry.limits)
+            if wait_s == 0.0:
+                exchange.target = target
+                if exchange.trace is not None:
+                    self._note(exchange.trace, exchange, passed_over)
+                if not exchange.is_rehearsal:
+                    exchange.permit = breaker.take_permit(now)
+                return None
+            passed_over.append((wait_s, target))
+        if not passed_over:
+            return Refusal(Reason.NO_TARGET)
+        exchange.target = passed_over[0][1]
         if exchange.trace is not None:
-            status = registry.status(target.service, now)
-            exchange.trace["breaker"] = {"service": target.service, "allowed": wait_s == 0.0, **status}
-        if wait_s > 0.0:
-            return Refusal(Reason.BREAKER_OPEN, headers=((b"Retry-After", b"%d" % max(1, math.ceil(wait_s))),))
-        if not exchange.is_rehearsal:
-            exchange.permit = breaker.take_permit(now)
-        return None
+            self._note(exchange.trace, exchange, passed_over)
+        soonest_s = min(wait_s for wait_s, _ in passed_over)
+        return Refusal(Reason.BREAKER_OPEN, headers=((b"Retry-After", b"%d" % max(1, math.ceil(soonest_s))),))
+
+    def _note(self, trace: dict[str, object], exchange: Exchange, passed_over: list[tuple[float, Target]]) -> None:
+        """For explain: the circuit of the target, and whose were open."""
+        assert exchange.target is not None
+        service, are_open = exchange.target.service, [target.service for _, target in passed_over]
+        trace["breaker"] = {
+            "service": service,
+            "allowed": service not in are_open,
+            "passed_over": [name for name in are_open if name != service],
+            **self._registry.status(service, exchange.now),
+        }
 
     @staticmethod
     def goes_on(exchange: Exchange) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -411,27 +411,47 @@ def _missed(miss: Miss, *, is_options: bool) -> Refusal:
 
 
 class TargetPicker:
-    """Which target of a route serves an exchange: the route's own or a share of its split.
+    """Which targets may serve an exchange, the first before the others: the route's own, or the shares of its split.
 
     A share is sticky by user, else by address: the same hash of the same words gives the same point of the line on
-    which the shares lie side by side. Who is in a share stays there when another route changes.
+    which the shares lie side by side. Who is in a share stays there when another route changes. The next ones are for
+    when its circuit is open; they are drawn in the same way among those that are left, so that the load of a share goes
+    to the others by their weights, and back when it is well.
     """
 
     def __init__(self, table: RoutingTable) -> None:
-        self._shares = {route.id: _shares(route, table) for route in table.ordered()}
+        shares = {route.id: _shares(route, table) for route in table.ordered()}
+        self._only = {route: (one[0].target,) for route, one in shares.items() if len(one) == 1}
+        self._shares = {route: several for route, several in shares.items() if len(several) > 1}
 
-    def __call__(self, exchange: Exchange) -> Target | None:
-        """The target, or None where no share has a URL and a weight."""
+    def __call__(self, exchange: Exchange) -> Iterable[Target]:
+        """The targets; none where no share has a URL and a weight."""
         route = exchange.route
-        shares = self._shares.get(route.id) if route is not None else None
-        if not shares:
-            return None
-        if len(shares) == 1:
-            return shares[0][1]
-        assert route is not None
+        if route is None:
+            return ()
+        only = self._only.get(route.id)
+        if only is not None:
+            return only
         who = f"u{exchange.identity.user_id}" if exchange.identity is not None else f"a{exchange.client_ip}"
-        point = _point(f"{route.id}\0{who}", shares[-1][0])
-        return next(target for limit, target in shares if point < limit)
+        return _drawn(f"{route.id}\0{who}", self._shares.get(route.id, ()))
+
+
+class Share(NamedTuple):
+    target: Target
+    weight: int
+
+
+def _drawn(words: str, shares: tuple[Share, ...]) -> Iterator[Target]:
+    left = list(shares)
+    while left:
+        point = _point(words, sum(share.weight for share in left))
+        for share in left:
+            point -= share.weight
+            if point < 0:
+                break
+        yield share.target
+        left.remove(share)
+        words += "\0"
 
 
 def _point(words: str, length: int) -> int:
@@ -439,14 +459,11 @@ def _point(words: str, length: int) -> int:
     return int.from_bytes(digest, "big") % length
 
 
-def _shares(route: Route, table: RoutingTable) -> tuple[tuple[int, Target], ...]:
-    """Cumulative weights; a share without a URL has no place to go and is left out."""
+def _shares(route: Route, table: RoutingTable) -> tuple[Share, ...]:
+    """A share without a URL has no place to go and is left out."""
     rows = [(share.target_service, share.target_url, share.weight) for share in route.split]
-    shares: list[tuple[int, Target]] = []
-    total = 0
-    for service, configured, weight in rows or [(route.target_service, route.target_url, 1)]:
-        url = table.url_of(service, configured)
-        if url and weight > 0:
-            total += weight
-            shares.append((total, Target(service, url)))
-    return tuple(shares)
+    found = [
+        Share(Target(service, table.url_of(service, configured)), weight)
+        for service, configured, weight in rows or [(route.target_service, route.target_url, 1)]
+    ]
+    return tuple(share for share in found if share.target.url and share.weight > 0)
