@@ -236,7 +236,7 @@ class BreakerStage:
             return None
         registry, now = self._registry, exchange.now
         asks = self._is_enabled and exchange.route is not None and exchange.route.circuit_breaker_enabled
-        passed_over: list[tuple[float, Target]] = []
+        passed_over: tuple[tuple[float, Target], ...] = ()
         for target in self._targets(exchange):
             if not asks:
                 exchange.target = target
@@ -250,7 +250,7 @@ class BreakerStage:
                 if not exchange.is_rehearsal:
                     exchange.permit = breaker.take_permit(now)
                 return None
-            passed_over.append((wait_s, target))
+            passed_over += ((wait_s, target),)
         if not passed_over:
             return Refusal(Reason.NO_TARGET)
         exchange.target = passed_over[0][1]
@@ -259,7 +259,9 @@ class BreakerStage:
         soonest_s = min(wait_s for wait_s, _ in passed_over)
         return Refusal(Reason.BREAKER_OPEN, headers=((b"Retry-After", b"%d" % max(1, math.ceil(soonest_s))),))
 
-    def _note(self, trace: dict[str, object], exchange: Exchange, passed_over: list[tuple[float, Target]]) -> None:
+    def _note(
+        self, trace: dict[str, object], exchange: Exchange, passed_over: tuple[tuple[float, Target], ...]
+    ) -> None:
         """For explain: the circuit of the target, and whose were open."""
         assert exchange.target is not None
         service, are_open = exchange.target.service, [target.service for _, target in passed_over]
