@@ -124,7 +124,7 @@ ROWS: dict[str, Row] = {
         reply_field(POLICY), 60.0, ['"per_user";q=1000000;w=60,"per_ip";q=1000000;w=60'],
         90.0, ['"per_user";q=1000000;w=90,"per_ip";q=1000000;w=90']),
     "limits.max_buckets": Row(
-        stages.are_buckets_few, 2, True, 1000, False, {**BEHIND_PROXY, "limits_per_user": 9, "limits_per_ip": 9}),
+        stages.are_buckets_few, 100, True, 1000, False, {**BEHIND_PROXY, "limits_per_user": 9, "limits_per_ip": 9}),
     "limits.ipv6_prefix": Row(
         stages.neighbours_of_a_network, 64, [200, 200, 64], 32, [200, 429, 32], {**BEHIND_PROXY, "limits_per_ip": 1}),
 
@@ -154,8 +154,8 @@ ROWS: dict[str, Row] = {
     "log.max_bytes": Row(stages.is_an_old_row_kept, 1, False, 0, True),
     "log.flush_interval": Row(stages.waits_long_for_a_batch, 0.02, False, 100.0, True),
     "log.flush_rows": Row(stages.rows_that_wait, 2, 0, 500, 2, {"log_flush_interval": 100.0}),
-    "log.queue_rows": Row(stages.rows_shed, 2, 3, 5, 0),
-    "log.when_full": Row(stages.is_stalled_when_full, "shed", False, "stall", True, {"log_queue_rows": 1}),
+    "log.queue_rows": Row(stages.rows_shed, 2, 3, 5, 0, {"log_flush_rows": 1}),
+    "log.when_full": Row(stages.is_stalled_when_full, "shed", False, "stall", True, {"log_queue_rows": 1, "log_flush_rows": 1}),
     "log.truncate_ip": Row(stages.logged_address, False, "127.0.0.1", True, "127.0.0.0"),
 
     "admin.role": Row(status_of("/api/v1/gateway/routes", a_token(role="boss")), "admin", 403, "boss", 200),
