@@ -189,6 +189,7 @@ def _config(args: argparse.Namespace) -> int:
     values = {
         **settings.masked(),
         **{f"services.{service.name}": service.url for service in settings.services.values()},
+        **{f"health_paths.{service.name}": service.health_path for service in settings.services.values()},
     }
     columns = ("option", "from", "value")
     rows = [dict(zip(columns, (name, settings.origins[name], as_text(values[name])), strict=True)) for name in values]

@@ -110,8 +110,9 @@ RETRY_AFTER_S = {
     Reason.STORE_UNAVAILABLE: 5,
 }
 
-#: A row of the log names so many faults.
+#: A row of the log names so many faults, and says so many characters.
 _SHOWN_FAULTS = 3
+_MOST_SAID = 200
 
 HeaderLine = tuple[bytes, bytes]
 
@@ -123,10 +124,14 @@ def rendered(lines: Iterable[HeaderLine]) -> list[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing wrong with an input: a JSON pointer (RFC 6901) or `section.key`, and a sentence."""
+    """One thing wrong with an input: a JSON pointer (RFC 6901) or `section.key`, and a sentence.
+
+    `is_theirs`: the pointer ends in a name that the client made up, which no log repeats.
+    """
 
     pointer: str
     detail: str
+    is_theirs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +154,14 @@ class Refusal:
     @property
     def message(self) -> str:
         """For the log: what of the request was not right, or which rules were against it."""
-        faults = [": ".join(filter(None, (fault.pointer, fault.detail))) for fault in self.faults]
+        faults = [
+            fault.detail if fault.is_theirs else ": ".join(filter(None, (fault.pointer, fault.detail)))
+            for fault in self.faults
+        ]
         said = list(dict.fromkeys(filter(None, (self.detail, *faults))))
         if len(said) > _SHOWN_FAULTS:
             said[_SHOWN_FAULTS:] = [f"and {len(said) - _SHOWN_FAULTS} more"]
-        return "; ".join(said) or self.code * bool(self.word)
+        return "; ".join(said)[:_MOST_SAID] or self.code * bool(self.word)
 
 
 class RefusedError(Exception):

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from engadi_gateway.errors import Reason, Refusal, RefusedError, rendered
 from engadi_gateway.model import Listener
 from engadi_gateway.net.forward import upstream_request
+from engadi_gateway.net.local import too_long
 from engadi_gateway.net.pool import origin_of
 from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
@@ -41,6 +42,8 @@ class Explained(Protocol):
     def trusted(self) -> tuple[IpNetwork, ...]: ...
     @property
     def max_body_bytes(self) -> int: ...
+    @property
+    def max_local_body_bytes(self) -> int: ...
     @property
     def instance(self) -> bytes: ...
     @property
@@ -122,7 +125,8 @@ def _decide(exchange: Exchange, console: Explained) -> Wait | None:
     if wait is None and exchange.refusal is None and is_last_hop(exchange.head):
         exchange.refusal = Refusal(Reason.OPTIONS)
     if wait is None and exchange.refusal is None and exchange.is_local:
-        exchange.refusal = console.local_refusal(exchange)
+        announced = too_long(exchange.head.content_length, console.max_local_body_bytes)
+        exchange.refusal = announced or console.local_refusal(exchange)
     return wait
 
 

@@ -221,8 +221,10 @@ class Gateway:
             self._log.warning("%d client connections at most, not %d: too few files may be open", most, wanted)
         ends_at = None if self._tls is None else certificate_ends_at(self._tls, self.settings)
         self._certificate_ends_at = ends_at
-        if ends_at is not None and ends_at < time.time() + _CERTIFICATE_WARNING_S:
-            path = self.settings.server_tls_certificate
+        path = self.settings.server_tls_certificate
+        if self._tls is not None and ends_at is None:
+            self._log.warning("server.tls_certificate: until when %s is good is not known", path)
+        elif ends_at is not None and ends_at < time.time() + _CERTIFICATE_WARNING_S:
             self._log.warning("server.tls_certificate: %s is good until %s", path, timestamp(ends_at))
 
     @property
@@ -294,6 +296,10 @@ class Gateway:
     @property
     def max_body_bytes(self) -> int:
         return self._context.max_body_bytes
+
+    @property
+    def max_local_body_bytes(self) -> int:
+        return self._context.max_local_body_bytes
 
     @property
     def instance(self) -> bytes:

@@ -167,7 +167,7 @@ def allow_open_files(wanted: int) -> None:
 
 
 def _make_room_for_files(count: int) -> None:
-    """Once, while there is but one thread: the table of files grows to its size and never shrinks.
+    """At the start, while there is but one thread, and at a reload that wants more: the table never shrinks.
 
     Linux doubles it when it is full, and where a process has several threads that waits until no processor uses the
     old one: 8 to 26 ms measured in which nobody is served, at 256, 512, 1,024 files and so on, just when many come.

@@ -75,6 +75,10 @@ class Offline:
         return int(self._settings.server_max_body_bytes)
 
     @property
+    def max_local_body_bytes(self) -> int:
+        return int(self._settings.admin_max_body_bytes)
+
+    @property
     def instance(self) -> bytes:
         return b"engadi-offline"  # a running one has a name of its own at each start
 

@@ -36,7 +36,7 @@ def parse_duration_s(text: str) -> float:
     match = _QUANTITY.fullmatch(text.strip().lower())
     if match is None or match[2] not in _DURATION_UNITS:
         raise ValueError("expected a duration such as 30, 30s, 250ms, 5m, 1h or 7d")
-    return float(match[1]) * _DURATION_UNITS[match[2]]
+    return round(float(match[1]) * _DURATION_UNITS[match[2]], 9)  # 26 ms are not 0.026000000000000002 s
 
 
 def parse_size_bytes(text: str) -> int:
@@ -143,4 +143,4 @@ def as_text(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, tuple):
         return ", ".join(":".join(part) if isinstance(part, tuple) else str(part) for part in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.9f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

@@ -17,5 +17,6 @@ class Pause:
 
     async def sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), seconds)
+            async with asyncio.timeout(seconds):  # `wait_for` can swallow a cancellation that comes with the news
+                await self._news.wait()
         self._news.clear()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import configparser
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,14 +32,14 @@ from engadi_gateway.options import (
     option_env,
     service_env,
 )
-from engadi_gateway.parsing import parse_url
+from engadi_gateway.parsing import as_text, parse_url
 
 
 @dataclass(frozen=True)
 class Settings:
     """Every option as an attribute `<section>_<key>`, and the services. Build it with `Settings.load` or `.of`.
 
-    `origins` tells for each option, and each `services.<name>`, where its value came from.
+    `origins` tells for each option, and each `services.<name>` and `health_paths.<name>`, where its value came from.
     """
 
     values: Mapping[str, Any]
@@ -129,7 +130,10 @@ class Settings:
         environ = {} if environ is None else environ
         found: list[Fault] = [] if faults is None else faults
         texts, services, paths = _read_ini(ini, ini_name, found)
-        origins = dict.fromkeys((*texts, *(f"services.{name}" for name in services)), ini_name)
+        found += [fault for name, url in services.items() for fault in _taken_away(name, url, DEFAULT_SERVICES)]
+        free = {"services": services, "health_paths": paths}
+        named = [f"{section}.{name}" for section, names in free.items() for name in names]
+        origins = dict.fromkeys((*texts, *named), ini_name)
         for option in OPTIONS:
             for name in (option.env, option_env(option)):
                 text = _from_environment(name, option, environ, read, found)
@@ -137,13 +141,13 @@ class Settings:
                     texts[option.name], origins[option.name] = text, name
         _refuse_unknown_environment(environ, found)
         for service in {**DEFAULT_SERVICES, **services}:
-            if environ.get(service_env(service), "") != "":
+            if environ.get(service_env(service), "").strip():
                 services[service] = environ[service_env(service)]
                 origins[f"services.{service}"] = service_env(service)
-        free = {"services": services, "health_paths": paths}
         for name, text in (overrides or {}).items():
             section, _, key = name.partition(".")
             if section in free and key:
+                found += _taken_away(key, text, {**DEFAULT_SERVICES, **services}) if section == "services" else []
                 free[section][key] = text
             elif name in _BY_NAME:
                 texts[name] = text
@@ -154,6 +158,12 @@ class Settings:
         if found and faults is None:
             raise ConfigurationError(found)
         return settings
+
+
+def _taken_away(name: str, url: str, known: Mapping[str, str]) -> list[Fault]:
+    """A service without a URL is to be none; then there must have been one of that name."""
+    is_slip = not url.strip() and name not in known
+    return [Fault(f"services.{name}", "no URL, and no such service to take away" + _hint(name, known))] * is_slip
 
 
 _BY_NAME = {option.name: option for option in OPTIONS}
@@ -260,8 +270,9 @@ def _build(
     _check_together(values, faults)
     if values["jwt_mode"] != "local" and not values["jwt_remote_url"] and "auth" not in urls:
         faults.append(Fault("jwt.remote_url", "required: there is no auth service to ask"))
-    names = [*(option.name for option in OPTIONS), *(f"services.{name}" for name in built)]
-    settings = Settings(values, built, {name: origins.get(name, "default") for name in names})
+    free = [f"{section}.{name}" for section in FREE_SECTIONS for name in built]
+    from_where = {name: origins.get(name, "default") for name in (*(option.name for option in OPTIONS), *free)}
+    settings = Settings(values, built, from_where)
     if Path(settings.log_path).resolve() == Path(settings.database_url).resolve():
         faults.append(Fault("database.log_url", "the same file as database.url; they are two"))
     return settings
@@ -281,12 +292,14 @@ _KINDS = {bool: "True or False", int: "a whole number", float: "a number", tuple
 
 
 def _of_its_kind(option: Option, given: Any) -> Any:
-    """A value that is no text must be of the kind that the option's text would become."""
+    """A value that is no text must be of the kind that the option's text would become, and so must its parts."""
     kind = type(option.parse(option.default))
     value = tuple(given) if isinstance(given, list) else given
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise ValueError(f"expected {_KINDS[kind]}, or text that says it")
-    return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("expected a finite number")
+    return option.parse(as_text(value)) if kind is tuple else value
 
 
 def _services(

@@ -321,6 +321,10 @@ def test_what_explain_says_is_what_serving_does(tmp_path: Path) -> None:
         "/only",
         f"{BASE}/stats",
         f"{BASE}/stats?hours=0",
+        f"{BASE}/logs?start_date=2024-13-45",
+        f"{BASE}/logs?end_date=2024-02-31T00:00:00Z",
+        f"{BASE}/logs?cursor=zzz",
+        f"{BASE}/logs?start_date=2024-12-31T00:00:00+02:00",
         f"{BASE}/routes",
         f"{BASE}/routes/no-uuid",
         "/health",
@@ -361,6 +365,8 @@ def test_what_explain_says_is_what_serving_does(tmp_path: Path) -> None:
                     bearer, origin = dice.choice(tokens), dice.choice(origins)
                     if path.startswith(BASE) and dice.random() < 0.5:
                         bearer = ADMIN
+                        if dice.random() < 0.1:
+                            headers["Content-Length"] = "2000000"
                     headers = {"Origin": origin} if origin else {}
                     if dice.random() < 0.5:
                         headers["Content-Type"] = "application/json"
@@ -394,6 +400,7 @@ def test_what_explain_says_is_what_serving_does(tmp_path: Path) -> None:
                     "unsupported_media_type",
                     "invalid_fields",
                     "bad_json",
+                    "body_too_large",
                 }
                 rows = await _rows(gateway.port)
                 for request_id, told in promises.items():

@@ -369,7 +369,37 @@ def test_refused_and_silent_upstreams_are_told_apart(tmp_path: Path) -> None:
                 assert (late.status, json_of(late)["code"]) == (504, "upstream_timeout")
                 refused = await ask(gateway.port, "GET", "/api/v1/content/x", bearer=token())
                 assert (refused.status, json_of(refused)["code"]) == (502, "connect_refused")
+                said = [row["error_message"] for row in await _rows(gateway.port)]
+                refusal = "Connection refused"
+                assert said == [refusal, "no reply within 0.2 s"]
+            never = {"upstream_retry_backoff": 1e6, "upstream_retry_backoff_max": 1e6}
+            async with running(tmp_path, auth, gone, upstream_timeout=0.2, **never) as gateway:
+                late = await ask(gateway.port, "GET", "/api/v1/content/x", bearer=token())
+                assert (late.status, json_of(late)["code"]) == (504, "upstream_timeout")
+                row = (await _rows(gateway.port))[0]
+                assert (row["attempts"], row["error_message"]) == (1, f"{refusal}; no other attempt within 0.2 s")
             await gone.start()
+
+    asyncio.run(run())
+
+
+def test_an_upstream_that_does_not_take_the_body_is_said(tmp_path: Path) -> None:
+    async def on_head(seen: Seen, wire: Wire) -> None:
+        await asyncio.sleep(30)
+
+    async def run() -> None:
+        async with (
+            upstream(on_head=on_head) as auth,
+            running(tmp_path, auth, server_body_timeout=0.3, server_max_body_bytes=0) as gateway,
+            raw_client(gateway.port) as client,
+        ):
+            await client.send(b"POST /api/v1/auth/x HTTP/1.1\r\nHost: h\r\nContent-Length: 99000000\r\n\r\n")
+            sending = asyncio.create_task(client.send(bytes(50_000_000)))
+            reply = await client.reply()
+            assert (reply.status, json_of(reply)["code"]) == (504, "upstream_timeout")
+            sending.cancel()
+            (row,) = await _rows(gateway.port)
+            assert row["error_message"] == "it does not read"
 
     asyncio.run(run())
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from engadi_gateway.pauses import Pause
 
 
@@ -21,6 +23,27 @@ def test_news_end_a_pause_once() -> None:
         await asyncio.sleep(0.01)
         assert not waiting.done(), "old news are none"
         waiting.cancel()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_a_cancellation_that_comes_with_the_news_is_not_lost(turns: int) -> None:
+    async def run() -> None:
+        pause = Pause()
+
+        async def forever() -> None:
+            while True:
+                await pause.sleep(3600)
+
+        task = asyncio.create_task(forever())
+        await asyncio.sleep(0)
+        pause.cut_short()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task], timeout=5)
+        assert task.cancelled()
 
     asyncio.run(run())
 

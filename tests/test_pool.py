@@ -139,7 +139,8 @@ def test_what_makes_two_connections_the_same(
         (UnicodeError("label empty or too long"), Reason.DNS_ERROR, "name not found"),
         (OSError(errno.EMFILE, "x"), Reason.OVERLOADED, "no file descriptor left"),
         (OSError(errno.ENFILE, "x"), Reason.OVERLOADED, "no file descriptor left"),
-        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), Reason.CONNECT_REFUSED, "refused"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "x"), Reason.CONNECT_REFUSED, "Connection refused"),
+        (OSError(errno.ENETUNREACH, "x"), Reason.CONNECT_REFUSED, "Network is unreachable"),
         (OSError(), Reason.CONNECT_REFUSED, "not reachable"),
         (ValueError("secret"), Reason.INTERNAL, "ValueError"),
     ],
@@ -396,6 +397,22 @@ def test_those_whose_connection_is_being_made_take_no_place_in_the_queue() -> No
             names.may_answer.set()
             await until(lambda: pool.counts()["dialling"] == 0)
             assert sum(isinstance(waiter.got, UpstreamConnection) for waiter in waiters) == 2
+
+    asyncio.run(run())
+
+
+def test_who_only_waits_is_whoever_has_no_dial_of_his_own() -> None:
+    async def run() -> None:
+        names = Names("127.0.0.1")
+        async with a_pool(names=names) as (pool, _):
+            await asked(pool)
+            names.may_answer.clear()
+            dialled_for, behind = ask(pool), ask(pool)
+            assert [pool.only_waits(waiter) for waiter in (dialled_for, behind)] == [False, True]
+            pool.leave(dialled_for)
+            assert not pool.only_waits(behind), "now it is dialled for this one"
+            names.may_answer.set()
+            await until(lambda: behind.got is not None)
 
     asyncio.run(run())
 

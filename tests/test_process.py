@@ -481,7 +481,9 @@ def test_version_routes_token_and_explain(tmp_path: Path) -> None:
 
 
 def test_config_says_what_holds_and_whence(tmp_path: Path) -> None:
-    (tmp_path / "gateway.ini").write_text("[server]\nport = 8080\n[services]\nai = http://ai:1\n")
+    (tmp_path / "gateway.ini").write_text(
+        "[server]\nport = 8080\n[services]\nai = http://ai:1\n[health_paths]\nai = /up\n"
+    )
     environment = {"SECRET_KEY": "k" * 32, "AUTH_SERVICE_URL": "http://a:9"}
     done = _run(tmp_path, "config", "--json", "--set", "log.level=debug", **environment)
     told = {row["option"]: (row["from"], row["value"]) for row in json.loads(done.stdout)}
@@ -494,6 +496,7 @@ def test_config_says_what_holds_and_whence(tmp_path: Path) -> None:
         ("AUTH_SERVICE_URL", "http://a:9"),
         ("default", "http://127.0.0.1:8011"),
     )
+    assert (told["health_paths.ai"], told["health_paths.search"]) == (("gateway.ini", "/up"), ("default", "/health"))
     lines = _run(tmp_path, "config", **environment).stdout.splitlines()
     assert (lines[0].split(), len(lines)) == (["option", "from", "value"], 1 + len(told))
     assert "k" * 32 not in done.stdout + "".join(lines)

@@ -13,6 +13,14 @@ from tests.harness import ADMIN, ask, json_of, running
 
 BASE = "/api/v1/gateway"
 JSON = "Content-Type: application/json"
+WATCH = {
+    "name": "watch",
+    "limit_type": "global",
+    "max_requests": 1,
+    "window_seconds": 3600,
+    "mode": "observe",
+    "path_pattern": "/few",
+}
 FEW = {"name": "few", "limit_type": "global", "max_requests": 1, "window_seconds": 3600, "path_pattern": "/few"}
 
 
@@ -28,6 +36,11 @@ FEW = {"name": "few", "limit_type": "global", "max_requests": 1, "window_seconds
             Refusal(Reason.INVALID_FIELDS, faults=tuple(Fault(f"/{n}", "") for n in range(50))),
             "/0; /1; /2; and 47 more",
         ),
+        (
+            Refusal(Reason.INVALID_FIELDS, faults=(Fault("/query/eyJ", "unknown parameter", is_theirs=True),)),
+            "unknown parameter",
+        ),
+        (Refusal(Reason.INVALID_FIELDS, faults=(Fault("/a", "x" * 900),)), f"/a: {'x' * 196}"),
     ],
 )
 def test_what_a_refusal_says_to_the_log(refusal: Refusal, message: str) -> None:
@@ -43,9 +56,14 @@ def test_what_a_refusal_says_to_the_log(refusal: Refusal, message: str) -> None:
         ("options", None, "OPTIONS *", (), b""),
         ("auth_missing", None, "GET /api/v1/content/x", (), b""),
         ("auth_invalid.malformed", "auth_invalid.malformed", "GET /api/v1/content/x", ("Authorization: Bearer x",), b""),
-        ("rate_limited", "few", "GET /few", (), b""),
-        ("connect_refused", "Connect call failed ('127.0.0.1', PORT)", "GET /api/v1/content/x", (f"Authorization: Bearer {ADMIN}",), b""),
+        ("rate_limited", "few; observed: watch would refuse", "GET /few", (), b""),
+        ("connect_refused", "Connection refused", "GET /api/v1/content/x", (f"Authorization: Bearer {ADMIN}",), b""),
         ("invalid_fields", "/query/hours: expected 1 to 168", f"GET {BASE}/stats?hours=0", (f"Authorization: Bearer {ADMIN}",), b""),
+        ("invalid_fields", "unknown parameter", f"GET {BASE}/stats?secret=1", (f"Authorization: Bearer {ADMIN}",), b""),
+        ("invalid_fields", "/path_pattern: is required; /target_service: is required; unknown field", f"POST {BASE}/routes",
+         (f"Authorization: Bearer {ADMIN}", JSON, "Content-Length: 8"), b'{"s": 1}'),
+        ("body_too_large", "longer than 1048576 bytes", f"POST {BASE}/routes",
+         (f"Authorization: Bearer {ADMIN}", JSON, "Content-Length: 1048577"), b"{"),
         ("bad_json", "Expecting property name enclosed in double quotes at line 1 column 2", f"POST {BASE}/routes", (f"Authorization: Bearer {ADMIN}", JSON, "Content-Length: 1"), b"{"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
@@ -57,19 +75,17 @@ def test_its_row_says_why_and_how_much(
         async with upstream() as auth, upstream() as gone:
             await gone.stop()
             async with running(tmp_path, auth, gone, upstream_retry_count=0) as gateway:
-                assert (
-                    await ask(gateway.port, "POST", f"{BASE}/config/rate-limits", bearer=ADMIN, body=FEW)
-                ).status == 201
+                for rule in (FEW, WATCH):
+                    made = await ask(gateway.port, "POST", f"{BASE}/config/rate-limits", bearer=ADMIN, body=rule)
+                    assert made.status == 201
                 await ask(gateway.port, "GET", "/few")
                 async with raw_client(gateway.port) as client:
                     await client.send("\r\n".join([f"{start} HTTP/1.1", "Host: h", *lines, "", ""]).encode() + body)
                     reply = await client.reply(start.split(maxsplit=1)[0])
                 row = json_of(await ask(gateway.port, "GET", f"{BASE}/logs?limit=1", bearer=ADMIN))["items"][0]
                 assert (row["reason"], row["status_code"], row["bytes_out"]) == (reason, reply.status, len(reply.body))
-                assert (row["error_message"], bool(reply.body)) == (
-                    message and message.replace("PORT", gone.url.rpartition(":")[2]),
-                    not start.startswith(("HEAD", "OPTIONS")),
-                )
+                has_body = not start.startswith(("HEAD", "OPTIONS"))
+                assert (row["error_message"], bool(reply.body)) == (message, has_body)
             await gone.start()
 
     asyncio.run(run())

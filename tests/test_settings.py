@@ -10,7 +10,7 @@ import pytest
 
 from engadi_gateway.errors import ConfigurationError, Fault
 from engadi_gateway.options import DEFAULT_SERVICES, OPTIONS, Option, option_env, service_env
-from engadi_gateway.parsing import as_text, parse_bool
+from engadi_gateway.parsing import as_text, parse_bool, parse_duration_s
 from engadi_gateway.secret import needs_own_secret
 from engadi_gateway.settings import Settings
 
@@ -114,7 +114,12 @@ def test_each_option_is_read_from_each_source_in_their_order(option: Option) -> 
 def test_what_is_shown_of_a_value_says_the_same_value(option: Option) -> None:
     for text in (option.default, other_text(option)):
         value = option.parse(text)
-        assert option.parse(as_text(value)) == (pytest.approx(value) if isinstance(value, float) else value)
+        assert option.parse(as_text(value)) == value
+
+
+@pytest.mark.parametrize("text", ["30d", "1234567", "123456.789", "100ms", "0.000001", "0"])
+def test_a_duration_is_shown_as_it_can_be_said(text: str) -> None:
+    assert parse_duration_s(as_text(parse_duration_s(text))) == parse_duration_s(text)
 
 
 @pytest.mark.parametrize("word", ["true", "Yes", "ON", "1"])
@@ -283,6 +288,16 @@ def test_a_service_without_a_url_is_none() -> None:
     loaded = Settings.load("[services]\nai =\nshop = http://h:1\n", {}, {"services.search": " "})
     assert {"ai", "search"} & set(loaded.services) == set()
     assert len(loaded.services) == 8
+    assert (
+        Settings.load("[services]\nshop = http://h:1\n", {}, {"services.shop": ""}).services.keys()
+        == DEFAULT_SERVICES.keys()
+    )
+    assert len(Settings.load("", {"CONTENT_SERVICE_URL": " "}).services) == 9, "nothing was said"
+    for slip in (
+        lambda: Settings.load("[services]\ncontnet =\n"),
+        lambda: Settings.load("", {}, {"services.contnet": ""}),
+    ):
+        assert "did you mean content?" in _faults(slip)["services.contnet"]
     assert "health_paths.ai" in _faults(lambda: Settings.load("[services]\nai =\n[health_paths]\nai = /x\n"))
 
 
@@ -315,6 +330,10 @@ def test_of_knows_its_options_and_has_the_names_of_the_table() -> None:
         ("jwt_secret_key", KEY.encode(), "jwt.secret_key"),
         ("jwt_algorithms", ["HS256", "RS256"], "jwt.algorithms"),
         ("log_queue_rows", 1, "log.queue_rows"),
+        ("upstream_timeout", float("nan"), "upstream.timeout"),
+        ("upstream_idle_timeout", float("inf"), "upstream.idle_timeout"),
+        ("server_trusted_proxies", ("10.0.0.0/99",), "server.trusted_proxies"),
+        ("jwt_claim_headers", ["sub"], "jwt.claim_headers"),
     ],
 )
 def test_values_are_held_to_what_holds_for_text(name: str, value: object, pointer: str) -> None:
@@ -324,4 +343,9 @@ def test_values_are_held_to_what_holds_for_text(name: str, value: object, pointe
 def test_a_list_and_a_whole_number_will_do() -> None:
     loaded = Settings.of(jwt_secret_key=KEY, upstream_timeout=3, cors_allow_origins=["https://a"])
     assert (loaded.upstream_timeout, loaded.cors_allow_origins) == (3, ("https://a",))
+    networks = Settings.of(jwt_secret_key=KEY, server_trusted_proxies=["10.0.0.0/8"]).server_trusted_proxies
+    assert networks == Settings.of(jwt_secret_key=KEY, server_trusted_proxies="10.0.0.0/8").server_trusted_proxies
+    assert Settings.of(jwt_secret_key=KEY, server_trusted_proxies=networks).server_trusted_proxies == networks
+    pairs = (("sub", "X-A"), ("role", "X-B"))
+    assert Settings.of(jwt_secret_key=KEY, jwt_claim_headers=pairs).jwt_claim_headers == pairs
     assert (loaded.origins["upstream.timeout"], loaded.origins["upstream.retry_count"]) == ("given", "default")

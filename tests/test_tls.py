@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from engadi_gateway.errors import ConfigurationError
 from engadi_gateway.settings import Settings
@@ -33,6 +34,18 @@ def test_when_a_certificate_ends_is_known(tmp_path: Path, days: float, version: 
     ends_at = certificate_ends_at(context, settings)
     assert ends_at is not None
     assert abs(ends_at - time.time() - days * DAY_S) < 600
+
+
+def test_an_end_that_is_not_known_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    certify(tmp_path, "gateway.test", usage=ExtendedKeyUsageOID.CLIENT_AUTH)
+    files = {"server_tls_certificate": str(tmp_path / "cert.pem"), "server_tls_key": str(tmp_path / "key.pem")}
+
+    async def run() -> None:
+        async with running(tmp_path, **files) as gateway:
+            assert gateway.state()["certificate_ends_at"] is None
+
+    asyncio.run(run())
+    assert f"until when {tmp_path / 'cert.pem'} is good is not known" in caplog.text
 
 
 def test_what_has_no_dates_is_not_known(tmp_path: Path) -> None:

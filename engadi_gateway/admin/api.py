@@ -232,7 +232,7 @@ def _query(
         if is_lenient and (name not in schemas or name in values):
             continue  # monitors and caches add what they like
         if name not in schemas:
-            faults.append(Fault(pointer, "unknown parameter"))
+            faults.append(Fault(pointer, "unknown parameter", is_theirs=True))
         elif name in values:
             faults.append(Fault(pointer, "given twice"))
         else:

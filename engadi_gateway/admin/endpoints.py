@@ -7,14 +7,15 @@ from engadi_gateway.admin import handlers_observe as observe
 from engadi_gateway.admin.api import BASE, Call, Endpoint, Gate
 from engadi_gateway.admin.jsonio import reply
 from engadi_gateway.admin.openapi import document_of
-from engadi_gateway.admin.schemas import CORS, EXPLAIN, ROUTE, RULE, SERVICE, UUID, Number, Schema, Text
+from engadi_gateway.admin.schemas import CORS, EXPLAIN, ROUTE, RULE, SERVICE, UUID, Number, Schema, Text, moment_ms
 from engadi_gateway.net.context import LocalReply
+from engadi_gateway.store.questions import id_of
 
 _HOURS: dict[str, Schema] = {"hours": Number(1, 168)}
 _ID: dict[str, Schema] = {"id": UUID}
 _NAME: dict[str, Schema] = {"name": SERVICE}
 _DRY: dict[str, Schema] = {"dry_run": Text(choices=("true", "false"))}
-_MOMENT = Text(longest=40, format="date-time")
+_MOMENT = Text(longest=40, shortest=1, format="date-time", is_good=moment_ms)
 _LOGS: dict[str, Schema] = {
     "method": Text(longest=32),
     "path": Text(longest=4096),  # with the others within a target
@@ -28,7 +29,7 @@ _LOGS: dict[str, Schema] = {
     "end_date": _MOMENT,
     "limit": Number(1, 500),
     "offset": Number(0, 1_000_000),
-    "cursor": Text(longest=64),
+    "cursor": Text(longest=64, shortest=1, is_good=id_of),
 }
 
 

@@ -57,7 +57,7 @@ async def _write(call: Call, kind: str, subject: str, before: Value | None, afte
             await call.console.change(change)
     except RefusedError as error:  # compiled, the fault's pointer names the route; the client sent only its fields
         own = f"/{kind}s/{subject}"
-        faults = tuple(Fault(fault.pointer.removeprefix(own), fault.detail) for fault in error.refusal.faults)
+        faults = tuple(replace(fault, pointer=fault.pointer.removeprefix(own)) for fault in error.refusal.faults)
         raise RefusedError(replace(error.refusal, faults=faults)) from None
     return reply(200, {"dry_run": True, "before": _or_none(before), "after": _or_none(after)}) if is_dry else None
 

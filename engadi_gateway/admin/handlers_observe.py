@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 from engadi_gateway import metrics as prometheus
 from engadi_gateway.admin.api import Call, next_page
 from engadi_gateway.admin.jsonio import reply
 from engadi_gateway.admin.media import preferred
+from engadi_gateway.admin.schemas import moment_ms
 from engadi_gateway.errors import Fault, Reason, Refusal, RefusedError
 from engadi_gateway.explain import explain
 from engadi_gateway.model import ServiceHealth
@@ -143,34 +143,15 @@ async def errors(call: Call) -> LocalReply:
 async def logs(call: Call) -> LocalReply:
     await call.console.flushed()
     query = dict(call.query)
-    faults: list[Fault] = []
-    times: dict[str, Any] = {}
     for name, key in (("start_date", "start_ms"), ("end_date", "end_ms")):
-        times[key] = _moment_ms(query.pop(name, None), f"/query/{name}", faults)
-    if faults:
-        raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=tuple(faults)))
+        if name in query:
+            query[key] = moment_ms(query.pop(name))
     status: str | None = query.pop("status_code", None)
     if status is not None:
         query |= {"status_class": int(status[0])} if status.endswith("xx") else {"status_code": int(status)}
-    try:
-        page = await call.console.journal.logs(LogFilter(**query, **times))
-    except ValueError as error:
-        raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=(Fault("/query/cursor", str(error)),))) from None
+    page = await call.console.journal.logs(LogFilter(**query))
     more = {"offset": None, "cursor": page.next_cursor} if page.next_cursor else None
     return reply(200, {"items": page.items, "next": page.next_cursor}, *next_page(call, more))
-
-
-def _moment_ms(text: str | None, pointer: str, faults: list[Fault]) -> int | None:
-    """RFC 3339, or a date; without an offset it is UTC."""
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text.replace(" ", "+", 1) if "T" in text else text)
-        naive = moment if moment.tzinfo is not None else datetime.fromisoformat(f"{moment.isoformat()}+00:00")
-        return int(naive.timestamp() * 1000)
-    except (ValueError, OverflowError):
-        faults.append(Fault(pointer, "expected a date or an RFC 3339 time"))
-        return None
 
 
 # metrics

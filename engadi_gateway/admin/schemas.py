@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from ipaddress import ip_address
 from typing import Any, Protocol
 
@@ -153,7 +154,7 @@ class Object:
             if name in self.fields:
                 faults += self.fields[name].check(part, where)
             elif name not in self.accepts:
-                faults.append(Fault(where, "unknown field"))
+                faults.append(Fault(where, "unknown field", is_theirs=True))
         return faults
 
     def describe(self) -> Json:
@@ -184,7 +185,7 @@ class TextMap:
         if len(value) > self.most:
             return [Fault(pointer, f"at most {self.most} entries")]
         return [
-            Fault(f"{pointer}/{escaped(name)}", "expected a string")
+            Fault(f"{pointer}/{escaped(name)}", "expected a string", is_theirs=True)
             for name, part in value.items()
             if not isinstance(part, str) or len(part) > self.longest
         ]
@@ -206,6 +207,16 @@ def _pattern(text: str) -> None:
 def _not_blank(text: str) -> None:
     if text != text.strip() or not text.isprintable():
         raise ValueError("white space around it, or characters that cannot be printed")
+
+
+def moment_ms(text: str) -> int:
+    """RFC 3339, or a date, in epoch ms; without an offset it is UTC. Raises ValueError for anything else."""
+    try:
+        moment = datetime.fromisoformat(text.replace(" ", "+", 1) if "T" in text else text)
+        naive = moment if moment.tzinfo is not None else datetime.fromisoformat(f"{moment.isoformat()}+00:00")
+        return int(naive.timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise ValueError("expected a date or an RFC 3339 time") from None
 
 
 PATH_PATTERN = Text(is_good=_pattern, shortest=1, says="^/")

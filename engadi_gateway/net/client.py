@@ -423,7 +423,8 @@ class ClientConnection(asyncio.Protocol):
         is_clean = self._swallow_body(exchange)
         reason = exchange.reason = refusal.reason
         exchange.status = reason.status
-        exchange.error_message = refusal.message or exchange.error_message
+        said = refusal.message or exchange.error_message
+        exchange.error_message = "; ".join(filter(None, (said, exchange.observed)))
         is_closing = self.closes_after(exchange, is_last=reason.closes or not is_clean)
         date = self._context.date_now()
         is_head = exchange.head.method == "HEAD"

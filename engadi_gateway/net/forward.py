@@ -438,15 +438,22 @@ class Forward:
 
     def _time_out(self) -> None:
         self._stop_retrying()
-        reason, detail = Reason.UPSTREAM_TIMEOUT, "no reply"
-        if self._connection is None and self.exchange.attempts == 0:
-            assert self._pool is not None
-            is_taken = self._pool.is_taken
-            reason = Reason.OVERLOADED if is_taken else Reason.CONNECT_TIMEOUT
-            detail = "no free connection" if is_taken else "no connection"
-        self.exchange.error_message = f"{detail} within {self._timeout_s:g} s"
+        reason, detail = self._what_took_long()
+        self.exchange.error_message = detail
         self._end(reason)
         self._client.refuse(self.exchange, Refusal(reason))
+
+    def _what_took_long(self) -> tuple[Reason, str]:
+        exchange = self.exchange
+        within = f"within {self._timeout_s:g} s" if self._is_body_complete else "in time"
+        if self._connection is not None:
+            return Reason.UPSTREAM_TIMEOUT, f"no reply {within}" if self._is_body_complete else "it does not read"
+        if exchange.attempts:
+            return Reason.UPSTREAM_TIMEOUT, f"{exchange.error_message}; no other attempt {within}"
+        assert self._pool is not None
+        if self._pool.only_waits(self):
+            return Reason.OVERLOADED, f"no free connection {within}"
+        return Reason.CONNECT_TIMEOUT, f"no connection {within}"
 
     def _cut(self, reason: Reason, detail: str) -> None:
         """The client has seen part of the reply: break off, so that it cannot look whole."""

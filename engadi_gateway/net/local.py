@@ -12,6 +12,11 @@ from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.wire.forwarded import Client
 
 
+def too_long(length_bytes: int, most_bytes: int) -> Refusal | None:
+    """What is said of a body of that length, be it announced or received."""
+    return Refusal(Reason.BODY_TOO_LARGE, f"longer than {most_bytes} bytes") if length_bytes > most_bytes else None
+
+
 class LocalCall:
     """Gathers the whole body, bounded, then runs the handler as a task: these are rare, and may read databases."""
 
@@ -27,7 +32,10 @@ class LocalCall:
     def start(self, who: Client, body: bytes, *, is_complete: bool) -> None:
         self.deadline = time.monotonic() + self._context.timeouts.body_s
         self._context.flights.add(self)
-        if self._gather(body) and is_complete:
+        announced = too_long(self.exchange.head.content_length, self._context.max_local_body_bytes)
+        if announced is not None:
+            self.abandon(announced)
+        elif self._gather(body) and is_complete:
             self.body_end()
 
     def body(self, data: bytes) -> None:
@@ -38,10 +46,10 @@ class LocalCall:
         self.exchange.bytes_in += len(data)
         if self._keeps_body:  # what is public takes none, and strangers could fill the memory with it
             self._body.append(data)
-        if self.exchange.bytes_in <= self._context.max_local_body_bytes:
-            return True
-        self.abandon(Refusal(Reason.BODY_TOO_LARGE, f"longer than {self._context.max_local_body_bytes} bytes"))
-        return False
+        refusal = too_long(self.exchange.bytes_in, self._context.max_local_body_bytes)
+        if refusal is not None:
+            self.abandon(refusal)
+        return refusal is None
 
     def body_end(self) -> None:
         self.deadline = math.inf

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import os
 import socket
 import ssl
 import time
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -167,10 +169,9 @@ class Pool:
         self._waiters.append((time.monotonic(), waiter))
         return None
 
-    @property
-    def is_taken(self) -> bool:
-        """Whether who waits can only wait for others to finish."""
-        return len(self._all) >= self._limits.max_connections
+    def only_waits(self, waiter: Waiter) -> bool:
+        """Whether nothing is being dialled for this one: others have to finish first."""
+        return all(one is not waiter for _, one in islice(self._waiters, len(self._dials)))
 
     @property
     def is_half_taken(self) -> bool:
@@ -332,7 +333,7 @@ def dial_failure(error: Exception) -> tuple[Reason, str]:
     if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}:
         return Reason.OVERLOADED, "no file descriptor left"
     if isinstance(error, OSError):
-        return Reason.CONNECT_REFUSED, error.strerror or "not reachable"
+        return Reason.CONNECT_REFUSED, os.strerror(error.errno) if error.errno else "not reachable"
     return Reason.INTERNAL, type(error).__name__
 
 

@@ -71,7 +71,7 @@ def query_of(wanted: LogFilter) -> segments.Query:
         (*(asked[name] for name in of_kind), *(() if least is None else (least, least + 99))),
         0 if wanted.start_ms is None else wanted.start_ms,
         1 << 62 if wanted.end_ms is None else wanted.end_ms,
-        1 << 62 if wanted.cursor is None else _id_of(wanted.cursor),
+        1 << 62 if wanted.cursor is None else id_of(wanted.cursor),
     )
 
 
@@ -80,7 +80,8 @@ def cursor_of(row_id: int) -> str:
     return base64.urlsafe_b64encode(json.dumps([row_id]).encode()).decode("ascii").rstrip("=")
 
 
-def _id_of(cursor: str) -> int:
+def id_of(cursor: str) -> int:
+    """The id in a cursor; ValueError: it is none of ours."""
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         (row_id,) = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
