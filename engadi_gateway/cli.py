@@ -290,6 +290,7 @@ async def _serve_until_stopped(args: argparse.Namespace, settings: Settings) -> 
         finally:
             await gateway.stop(grace_s=gateway.settings.gateway_drain_timeout)
             watchdog.cancel()
+        _say("stopped")
     return 0
 
 

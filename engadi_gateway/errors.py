@@ -59,6 +59,7 @@ class Reason(Enum):
 
     # what the gateway can bear
     OVERLOADED = ("overloaded", 503, "Overloaded", "connection_limit_reached", "")
+    DRAINING = ("draining", 503, "Stopping", "proxy_internal_response", "closes")
     BREAKER_OPEN = ("breaker_open", 503, "Service unavailable", "destination_unavailable", "")
     NO_TARGET = ("no_target", 503, "No target for this route", "destination_unavailable", "")
 
@@ -97,6 +98,17 @@ class Reason(Enum):
     # fmt: on
 
 
+_NO_ERRORS = (Reason.OK.code, Reason.OPTIONS.code, Reason.PREFLIGHT.code)
+
+
+def is_error(status: int, code: str) -> bool:
+    """Whether statistics count it as one: a reply that was cut short has the status of one that was not."""
+    return status >= 400 or code not in _NO_ERRORS
+
+
+#: The same for sqlite, of the columns of the log.
+IS_ERROR_SQL = f"(status_code >= 400 OR reason NOT IN {_NO_ERRORS})"
+
 #: What the breaker counts of the statuses an upstream sends itself: 502 503 504 and never a 500, which is one
 #: request's bug rather than a service's outage.
 FAILURE_STATUSES = frozenset((502, 503, 504))
@@ -104,6 +116,7 @@ FAILURE_STATUSES = frozenset((502, 503, 504))
 #: When to come back, in seconds, where the refusal does not know better.
 RETRY_AFTER_S = {
     Reason.OVERLOADED: 1,
+    Reason.DRAINING: 5,
     Reason.AUTH_UNAVAILABLE: 5,
     Reason.BREAKER_OPEN: 5,
     Reason.NO_TARGET: 5,

@@ -174,7 +174,9 @@ class Gateway:
         self._recorder = Recorder(settings, self.metrics, self.journal, self.access_log, call_later)
         fetch = self._fetch = Fetcher(lambda: client_tls(self.settings))
         self.authority = Authority(settings, self._compiler.judge, self._state.tokens, fetch)
-        self.checker = HealthChecker(self.services(), settings, fetch, self.breakers.note_healthy)
+        self.checker = HealthChecker(
+            self.services(), settings, fetch, self.breakers.note_healthy, tell_unhealthy=self._note_unhealthy
+        )
         self.api = Api(self, GATE)
         context = self._context
         self._ticker = Ticker(
@@ -191,6 +193,9 @@ class Gateway:
         )
         self._sharing = Sharing(self.catalog, lambda: self._snapshot.revision, self._take_snapshot)
         self._reloads = {"success": 0, "failure": 0}
+
+    def _note_unhealthy(self, names: frozenset[str]) -> None:
+        self.breakers.unhealthy = names
 
     async def _restore_health(self) -> None:
         """What was known before the restart, until the first checks know better."""
@@ -490,8 +495,9 @@ class Gateway:
     def cut(self) -> None:
         """End the drain's patience now."""
         self._hurry.set()
-        for connection in list(self._connections):
-            connection.cut()
+        count = sum([connection.cut() for connection in list(self._connections)])
+        if count:
+            self._log.warning("%d requests were cut off", count)
 
     async def _close_all(self) -> None:
         for door in self._doors:

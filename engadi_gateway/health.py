@@ -43,6 +43,7 @@ class HealthChecker:
     Args:
         note_healthy: told of (service, monotonic now) after a good check; the breaker probes early then.
         clock: epoch seconds.
+        tell_unhealthy: told of all services that are down, whenever that may have changed.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class HealthChecker:
         fetch: Fetch,
         note_healthy: Callable[[str, float], None],
         clock: Callable[[], float] = time.time,
+        tell_unhealthy: Callable[[frozenset[str]], None] = lambda names: None,
     ) -> None:
         self._settings = settings
         self._fetch = fetch
         self._note_healthy = note_healthy
         self._clock = clock
+        self._tell_unhealthy = tell_unhealthy
         self._services: dict[str, Service] = {}
         self._health: dict[str, ServiceHealth] = {}
         self._pause = Pause()
@@ -71,9 +74,16 @@ class HealthChecker:
             else ServiceHealth(name, service.url)
             for name, service in services.items()
         }
+        self._tell()
+
+    def _tell(self) -> None:
+        """Who is down; nobody, while nobody checks."""
+        down = (name for name, health in self._health.items() if health.status is HealthStatus.UNHEALTHY)
+        self._tell_unhealthy(frozenset(down if self._settings.health_interval > 0 else ()))
 
     def replace_settings(self, settings: Settings) -> None:
         self._settings = settings
+        self._tell()
         self._pause.cut_short()
 
     def restore(self, rows: list[ServiceHealth]) -> None:
@@ -82,6 +92,7 @@ class HealthChecker:
             known = self._health.get(row.service_name)
             if known is not None and known.service_url == row.service_url and known.last_check is None:
                 self._health[row.service_name] = row
+        self._tell()
 
     def status(self) -> dict[str, ServiceHealth]:
         return dict(self._health)
@@ -112,6 +123,7 @@ class HealthChecker:
             last_error=error,
         )
         self._health[name] = health
+        self._tell()
         if health.status is not known.status and not (known.status is HealthStatus.UNKNOWN and is_good):
             level = logging.WARNING if health.status is not HealthStatus.HEALTHY else logging.INFO
             text = "health of %s: %s, was %s%s"

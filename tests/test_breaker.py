@@ -431,6 +431,31 @@ def test_while_one_is_open_another_serves_and_where_all_are_the_soonest_is_waite
     assert registry.status("two", 60.1)["state"] == "open"
 
 
+def test_who_is_found_down_is_passed_over_unless_all_are() -> None:
+    one, two = Target("one", "http://one.test"), Target("two", "http://two.test")
+    registry = BreakerRegistry(Thresholds(1, 1, 60.0))
+    stage = BreakerStage(registry, lambda exchange: (one, two))
+
+    def asked(now: float = 0.0) -> tuple[str, bool, bool]:
+        exchange = exchange_of(now=now, route=ROUTE)
+        exchange.trace = {}
+        refusal = stage.decide(exchange)
+        assert exchange.target is not None
+        told: Any = exchange.trace["breaker"]
+        assert told["allowed"] is (refusal is None)
+        return exchange.target.service, refusal is None, told["is_unhealthy"]
+
+    registry.unhealthy = frozenset(("one",))
+    assert asked() == ("two", True, False)
+    registry.unhealthy = frozenset(("one", "two"))
+    assert asked() == ("one", True, True), "health checks may be wrong"
+    permit = registry.of("one").take_permit(0.0)
+    registry.of("one").failed(permit, 0.0, registry.limits, "x")
+    assert asked(1.0) == ("two", True, True)
+    registry.of("two").failed(registry.of("two").take_permit(0.0), 0.0, registry.limits, "x")
+    assert asked(1.0) == ("one", False, True)
+
+
 def test_the_gateways_own_endpoints_have_no_target() -> None:
     service = Service()
     exchange = exchange_of(route=ROUTE)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
+import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.fakes import OK, RawClient, Seen, Wire, raw_client, upstream
-from tests.harness import ask_on, running
+from tests.harness import ask_on, json_of, running
 from tests.processes import ini_of, started
 
 GET = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -144,5 +146,48 @@ def test_a_reload_just_before_the_end_does_not_keep_idle_connections(tmp_path: P
             await gateway.reload(gateway.settings)
             await asyncio.wait_for(stopping, 30)
             writer.close()
+
+    asyncio.run(run())
+
+
+def test_what_is_not_answered_when_patience_ends_is_told_so_and_logged_so(tmp_path: Path) -> None:
+    """One whose reply has begun is cut, so that it does not look whole; all others get a 503."""
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        if seen.target.endswith("begun"):
+            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+        await asyncio.sleep(60)
+
+    async def run() -> None:
+        more = "[gateway]\ndrain_timeout = 300ms\n"
+        async with upstream(script) as auth, started(tmp_path, ini_of(auth.url, more)) as gateway:
+            async with (
+                raw_client(gateway.port) as silent,
+                raw_client(gateway.port) as begun,
+                raw_client(gateway.port) as half,
+            ):
+                await silent.send(GET)
+                await begun.send(GET.replace(b"/x", b"/begun"))
+                await half.send(b"POST /api/v1/auth/half HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n123")
+                assert (await begun.reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 OK")
+                while len(auth.seen) < 2:
+                    await asyncio.sleep(0.01)
+                gateway.signal(signal.SIGTERM)
+                for client in (silent, half):
+                    reply = await client.reply()
+                    assert (reply.status, reply.one("retry-after"), reply.one("connection")) == (503, "5", "close")
+                    assert json_of(reply)["code"] == "draining"
+                assert await begun.rest() == b""
+            assert await gateway.code() == 0
+            assert any("3 requests were cut off" in line for line in gateway.lines)
+            assert "stopped" in gateway.lines[-1]
+        with contextlib.closing(sqlite3.connect(tmp_path / "engadi_gateway-log.db")) as log:
+            rows = log.execute(
+                "SELECT path, status_code, reason, error_message FROM gateway_log ORDER BY path"
+            ).fetchall()
+        said = ("draining", "not answered before the gateway had to stop")
+        assert rows == [
+            ("/api/v1/auth/begun", 200, *said), ("/api/v1/auth/half", 503, *said), ("/api/v1/auth/x", 503, *said),
+        ]  # fmt: skip
 
     asyncio.run(run())

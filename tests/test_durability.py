@@ -164,6 +164,8 @@ def test_a_file_that_must_not_grow_stops_no_traffic(tmp_path: Path) -> None:
             assert (await ask(port, "POST", f"{BASE}/routes", bearer=ADMIN, body=ROUTE)).status == 201
             assert (await ask(port, "GET", f"{BASE}/logs", bearer=ADMIN)).status == 200
             assert json_of(await ask(port, "GET", "/health"))["request_log"]["status"] == "ok"
+            await gateway.wait_for("rows are written again; ")
+            assert int(gateway.lines[-1].rsplit("; ", 1)[1].split()[0]) > 0
 
     asyncio.run(run())
 

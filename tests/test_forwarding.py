@@ -370,7 +370,7 @@ def test_refused_and_silent_upstreams_are_told_apart(tmp_path: Path) -> None:
                 refused = await ask(gateway.port, "GET", "/api/v1/content/x", bearer=token())
                 assert (refused.status, json_of(refused)["code"]) == (502, "connect_refused")
                 said = [row["error_message"] for row in await _rows(gateway.port)]
-                refusal = "Connection refused"
+                refusal = f"127.0.0.1:{gone.port}: Connection refused"
                 assert said == [refusal, "no reply within 0.2 s"]
             never = {"upstream_retry_backoff": 1e6, "upstream_retry_backoff_max": 1e6}
             async with running(tmp_path, auth, gone, upstream_timeout=0.2, **never) as gateway:

@@ -467,6 +467,33 @@ def test_the_share_of_an_open_circuit_goes_to_the_others_and_comes_back(tmp_path
     asyncio.run(run())
 
 
+def test_a_share_that_health_checks_find_down_goes_to_the_others_before_anybody_waits(tmp_path: Path) -> None:
+    async def silent(seen: Seen, wire: Wire) -> None:
+        await asyncio.sleep(60)
+
+    async def run() -> None:
+        values = {"health_interval": 3600.0, "health_fall": 1, "health_timeout": 0.1}
+        async with upstream() as one, upstream(silent) as two, running(tmp_path, one, **values) as gateway:
+            split = [
+                {"target_service": name, "target_url": server.url, "weight": weight}
+                for name, server, weight in (("a", one, 1), ("b", two, 1000))
+            ]
+            route = {"path_pattern": "/split", "target_service": "a", "split": split, "is_public": True}
+            assert (await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=route)).status == 201
+            assert await gateway.checker.check_now("b") is not None
+            told = json_of(
+                await ask(
+                    gateway.port, "POST", f"{BASE}/explain", bearer=ADMIN, body={"method": "GET", "path": "/split"}
+                )
+            )
+            assert (told["breaker"]["service"], told["breaker"]["passed_over"]) == ("a", ["b"])
+            assert (await ask(gateway.port, "GET", "/split")).status == 200
+            await gateway.reload(settings_for(tmp_path, {"auth": one.url}, **{**values, "health_interval": 0.0}))
+            assert gateway.breakers.unhealthy == frozenset(), "who is not checked is not known"
+
+    asyncio.run(run())
+
+
 GIB = 1 << 30
 
 

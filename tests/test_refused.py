@@ -57,7 +57,7 @@ def test_what_a_refusal_says_to_the_log(refusal: Refusal, message: str) -> None:
         ("auth_missing", None, "GET /api/v1/content/x", (), b""),
         ("auth_invalid.malformed", "auth_invalid.malformed", "GET /api/v1/content/x", ("Authorization: Bearer x",), b""),
         ("rate_limited", "few; observed: watch would refuse", "GET /few", (), b""),
-        ("connect_refused", "Connection refused", "GET /api/v1/content/x", (f"Authorization: Bearer {ADMIN}",), b""),
+        ("connect_refused", "127.0.0.1:PORT: Connection refused", "GET /api/v1/content/x", (f"Authorization: Bearer {ADMIN}",), b""),
         ("invalid_fields", "/query/hours: expected 1 to 168", f"GET {BASE}/stats?hours=0", (f"Authorization: Bearer {ADMIN}",), b""),
         ("invalid_fields", "unknown parameter", f"GET {BASE}/stats?secret=1", (f"Authorization: Bearer {ADMIN}",), b""),
         ("invalid_fields", "/path_pattern: is required; /target_service: is required; unknown field", f"POST {BASE}/routes",
@@ -85,7 +85,10 @@ def test_its_row_says_why_and_how_much(
                 row = json_of(await ask(gateway.port, "GET", f"{BASE}/logs?limit=1", bearer=ADMIN))["items"][0]
                 assert (row["reason"], row["status_code"], row["bytes_out"]) == (reason, reply.status, len(reply.body))
                 has_body = not start.startswith(("HEAD", "OPTIONS"))
-                assert (row["error_message"], bool(reply.body)) == (message, has_body)
+                assert (row["error_message"], bool(reply.body)) == (
+                    message and message.replace("PORT", str(gone.port)),
+                    has_body,
+                )
             await gone.start()
 
     asyncio.run(run())

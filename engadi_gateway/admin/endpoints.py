@@ -65,7 +65,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", f"{BASE}/metrics", observe.metrics, "Statistics as JSON, or Prometheus text by Accept",
              query=_HOURS),
     Endpoint("GET", f"{BASE}/metrics/prometheus", observe.metrics_prometheus, "Prometheus text", media="text/plain"),
-    Endpoint("GET", f"{BASE}/errors", observe.errors, "The newest requests with status 400 and above",
+    Endpoint("GET", f"{BASE}/errors", observe.errors, "The newest requests of status 400 and above, or cut short",
              query={"limit": Number(1, 500)}),
     Endpoint("GET", f"{BASE}/performance", observe.performance, "Percentiles, overall and per service", query=_HOURS),
 

@@ -137,7 +137,7 @@ async def performance(call: Call) -> LocalReply:
 async def errors(call: Call) -> LocalReply:
     await call.console.flushed()
     items = await call.console.journal.errors(call.query.get("limit", 50))
-    return reply(200, {"items": items, "total": len(items)})
+    return reply(200, {"items": items})
 
 
 async def logs(call: Call) -> LocalReply:

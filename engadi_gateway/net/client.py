@@ -628,7 +628,22 @@ class ClientConnection(asyncio.Protocol):
         self._transport.abort()
         return True
 
-    def cut(self) -> None:
-        """The end of the drain's patience."""
-        is_partial = self._exchange is not None or self._transport.get_write_buffer_size() > 0
-        self._break_off(is_partial=is_partial)
+    def cut(self) -> bool:
+        """The end of the drain's patience; whether a request was under way. Where nothing was answered, 503 is."""
+        exchange, handler = self._exchange, self._handler
+        if exchange is None or self.state is _SPLICED:
+            self._break_off(is_partial=exchange is not None or self._transport.get_write_buffer_size() > 0)
+            return False
+        if self._deciding is not None:
+            self._deciding.cancel()
+        if handler is not None:
+            handler.client_gone()
+        self._handler = None
+        refusal = Refusal(Reason.DRAINING, "not answered before the gateway had to stop")
+        if exchange.status:
+            exchange.reason, exchange.error_message = refusal.reason, refusal.detail
+            self.abort()
+        else:
+            self.refuse(exchange, refusal)
+            self._transport.close()
+        return True

@@ -248,7 +248,8 @@ class Pool:
         try:
             connection = await self._open()
         except Exception as error:  # whatever a dial can raise has a row of the table
-            failure = dial_failure(error)
+            reason, detail = dial_failure(error)
+            failure = reason, f"{self._origin.authority.decode('ascii')}: {detail}"
         finally:
             assert task is not None
             self._dials.discard(task)
@@ -327,7 +328,8 @@ def dial_failure(error: Exception) -> tuple[Reason, str]:
     if isinstance(error, ssl.SSLError):
         is_certificate = isinstance(error, ssl.SSLCertVerificationError)
         reason = Reason.TLS_CERTIFICATE if is_certificate else Reason.TLS_ERROR
-        return reason, getattr(error, "verify_message", "") or getattr(error, "reason", "") or "TLS failed"
+        said = getattr(error, "verify_message", "") or getattr(error, "reason", "") or "TLS failed"
+        return reason, "it does not speak TLS" if said == "WRONG_VERSION_NUMBER" else said
     if isinstance(error, socket.gaierror | UnicodeError):  # the latter for a name that could never be one
         return Reason.DNS_ERROR, "name not found"
     if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}:

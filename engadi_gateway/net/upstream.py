@@ -163,11 +163,11 @@ class UpstreamConnection(asyncio.Protocol):
         if user is None:
             return
         if state is _HEAD:
-            user.reply_failed(Reason.UPSTREAM_CLOSED, "closed before the reply's head")
+            user.reply_failed(Reason.UPSTREAM_CLOSED, f"{_how(exc)} before the reply's head")
         elif state is _BODY and self._is_end_of_body(exc):
             user.reply_body(b"", True)
         elif state is _BODY:
-            user.reply_failed(Reason.UPSTREAM_TRUNCATED, "closed within the reply's body")
+            user.reply_failed(Reason.UPSTREAM_TRUNCATED, f"{_how(exc)} within the reply's body")
         elif state is _SPLICED:
             user.reply_failed(Reason.UPSTREAM_CLOSED, "closed")
 
@@ -324,3 +324,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._close()
         if user is not None:
             user.reply_failed(reason, detail)
+
+
+def _how(exc: Exception | None) -> str:
+    return "reset" if isinstance(exc, ConnectionResetError) else "closed"

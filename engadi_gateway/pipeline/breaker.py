@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from engadi_gateway.errors import FAILURE_STATUSES, Reason, Refusal
@@ -167,6 +168,8 @@ class BreakerRegistry:
         self, limits: Thresholds, tell: Callable[[str, Transition], None] = lambda service, move: None
     ) -> None:
         self.limits = limits
+        #: Services that their health checks have found down: a split goes to others meanwhile.
+        self.unhealthy: frozenset[str] = frozenset()
         self._tell = tell
         self._breakers: dict[str, Breaker] = {}
 
@@ -194,17 +197,21 @@ class BreakerRegistry:
         if service in self._breakers:
             self._breakers[service].reset(now)
 
+    def cause_of(self, service: str) -> str | None:
+        """Why it opened last."""
+        trips = [move.cause for move in self.peek(service).history if move.after is _OPEN]
+        return trips[-1] if trips else None
+
     def status(self, service: str, now: float) -> dict[str, Any]:
         """State, counts, cause of the last trip, and the history; ages in seconds."""
         breaker = self.peek(service)
-        trips = [move for move in breaker.history if move.after is _OPEN]
         return {
             "state": str(breaker.state),
             "failure_count": breaker.failures,
             "success_count": breaker.successes,
             "trips": breaker.trips,
             "retry_after_s": round(breaker.wait_s(now, self.limits), 3),
-            "last_trip_cause": trips[-1].cause if trips else None,
+            "last_trip_cause": self.cause_of(service),
             "history": [
                 {"age_s": round(now - move.at, 3), "from": str(move.before), "to": str(move.after), "cause": move.cause}
                 for move in breaker.history
@@ -213,7 +220,9 @@ class BreakerRegistry:
 
 
 class BreakerStage:
-    """The fifth stage: picks the target, and asks its service's breaker. While that is open, another share serves.
+    """The fifth stage: picks the target, and asks its service's breaker.
+
+    While that is open, or its health checks have found it down, another share of a split serves.
 
     Args:
         targets: which may serve this exchange, in their order.
@@ -243,32 +252,47 @@ class BreakerStage:
                 return None
             breaker = registry.peek(target.service) if exchange.is_rehearsal else registry.of(target.service)
             wait_s = breaker.wait_s(now, registry.limits)
-            if wait_s == 0.0:
-                exchange.target = target
-                if exchange.trace is not None:
-                    self._note(exchange.trace, exchange, passed_over)
-                if not exchange.is_rehearsal:
-                    exchange.permit = breaker.take_permit(now)
-                return None
+            if wait_s == 0.0 and target.service not in registry.unhealthy:
+                break
             passed_over += ((wait_s, target),)
-        if not passed_over:
-            return Refusal(Reason.NO_TARGET)
-        exchange.target = passed_over[0][1]
+        else:  # nobody is well; but health checks may be wrong
+            if not passed_over:
+                return self._no_target(exchange)
+            wait_s, target = min(passed_over, key=itemgetter(0))  # of equal ones the first
+            if wait_s > 0.0:
+                return self._all_open(exchange, passed_over, wait_s)
+            breaker = registry.peek(target.service)
+        exchange.target = target
         if exchange.trace is not None:
-            self._note(exchange.trace, exchange, passed_over)
-        soonest_s = min(wait_s for wait_s, _ in passed_over)
-        return Refusal(Reason.BREAKER_OPEN, headers=((b"Retry-After", b"%d" % max(1, math.ceil(soonest_s))),))
+            self._note(exchange, passed_over, is_allowed=True)
+        if not exchange.is_rehearsal:
+            exchange.permit = breaker.take_permit(now)
+        return None
 
-    def _note(
-        self, trace: dict[str, object], exchange: Exchange, passed_over: tuple[tuple[float, Target], ...]
-    ) -> None:
-        """For explain: the circuit of the target, and whose were open."""
-        assert exchange.target is not None
-        service, are_open = exchange.target.service, [target.service for _, target in passed_over]
-        trace["breaker"] = {
+    @staticmethod
+    def _no_target(exchange: Exchange) -> Refusal:
+        exchange.error_message = f"no URL for {exchange.route.target_service}" if exchange.route is not None else None
+        return Refusal(Reason.NO_TARGET)
+
+    def _all_open(self, exchange: Exchange, passed_over: tuple[tuple[float, Target], ...], wait_s: float) -> Refusal:
+        """Who has this one's share is named; any of them may be the first that can be asked again."""
+        exchange.target = passed_over[0][1]
+        self._note(exchange, passed_over, is_allowed=False)
+        service = exchange.target.service
+        exchange.error_message = f"circuit of {service}: {self._registry.cause_of(service)}"
+        return Refusal(Reason.BREAKER_OPEN, headers=((b"Retry-After", b"%d" % max(1, math.ceil(wait_s))),))
+
+    def _note(self, exchange: Exchange, passed_over: tuple[tuple[float, Target], ...], *, is_allowed: bool) -> None:
+        """For explain: the target's circuit and health, and who was passed over for it."""
+        if exchange.trace is None or exchange.target is None:
+            return
+        service = exchange.target.service
+        others = dict.fromkeys(target.service for _, target in passed_over if target.service != service)
+        exchange.trace["breaker"] = {
             "service": service,
-            "allowed": service not in are_open,
-            "passed_over": [name for name in are_open if name != service],
+            "allowed": is_allowed,
+            "is_unhealthy": service in self._registry.unhealthy,
+            "passed_over": list(others),
             **self._registry.status(service, exchange.now),
         }
 

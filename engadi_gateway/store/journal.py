@@ -112,7 +112,7 @@ class Journal:
         self._is_summing = False
         # each counter is written by one thread alone: these two by the loop's, the others by the writer's
         self._taken = self._shed = 0
-        self._written = self._failed = 0
+        self._written = self._failed = self._failed_before = 0
         self._last_error = ""
         self._last_write_ms = 0.0
         self._moved_aside = ""
@@ -186,7 +186,9 @@ class Journal:
             first_id, self._last_write_ms, is_closed = future.result()
             self._tally.add(first_id, rows)
             self._written += len(rows)
-            self._last_error = ""
+            if self._last_error:
+                lost, self._failed_before, self._last_error = self._failed - self._failed_before, self._failed, ""
+                self._log.warning("request log: rows are written again; %d were lost", lost)
             if is_closed:
                 self._index()
             if self._tally.is_due and not self._is_summing:
@@ -278,7 +280,7 @@ class Journal:
         return LogPage(items, questions.cursor_of(items[-1]["id"]) if more else None)
 
     async def errors(self, limit: int) -> list[dict[str, Any]]:
-        """The newest rows with a status of 400 and above."""
+        """The newest rows that `errors.is_error`."""
         return [
             questions.as_json(row)
             for row in await self._database.read(lambda con: questions.take(con, questions.ERRORS, 0, limit))

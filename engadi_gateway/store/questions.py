@@ -13,10 +13,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from engadi_gateway.errors import IS_ERROR_SQL
 from engadi_gateway.store import segments
 from engadi_gateway.store.database import Connection
 
-ERRORS = segments.Query(of_kind=("status_code >= 400",))
+ERRORS = segments.Query(of_kind=(IS_ERROR_SQL,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from engadi_gateway.errors import is_error
 from engadi_gateway.store.database import Connection, first_row
 from engadi_gateway.store.sums import HOUR_MS, MINUTE_MS, Endpoint, Latencies, Span, Sums, add_endpoint, value_of
 
@@ -136,7 +137,7 @@ def stats(connection: Connection, hours: int, now_ms: int) -> dict[str, Any]:
         values,
     ).fetchall()
     total = sum(row[3] for row in rows)
-    errors = sum(row[3] for row in rows if row[1] >= 400)
+    errors = sum(row[3] for row in rows if is_error(row[1], row[2]))
     time_ms = first_row(
         connection,
         f"SELECT coalesce(sum(total), 0.0) FROM rollup_latency WHERE {condition}",  # noqa: S608

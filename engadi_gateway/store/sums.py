@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from engadi_gateway.errors import is_error
 from engadi_gateway.model import LogRow
 
 MINUTE_MS = 60_000
@@ -122,8 +123,8 @@ class _Minute:
     def __init__(self) -> None:
         #: (service, status, reason) -> bytes in, bytes out, latencies
         self.ends: dict[tuple[str | None, int, str], list[Any]] = defaultdict(lambda: [0, 0, []])
-        #: (method, template, status) -> latencies; of no route: ("", UNMATCHED, status)
-        self.endpoints: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+        #: (method, template, status, reason) -> latencies; of no route: ("", UNMATCHED, status, reason)
+        self.endpoints: dict[tuple[str, str, int, str], list[float]] = defaultdict(list)
 
     def add(self, rows: Sequence[LogRow], templates: _Templates) -> None:
         _, methods, paths, services, _, _, statuses, times, _, _, reasons, routes, _, ins, outs, *_ = zip(
@@ -131,12 +132,12 @@ class _Minute:
         )
         kinds = zip(services, statuses, reasons, strict=True)
         if None in routes:
-            names: Iterable[tuple[str, str, int]] = (
-                ("", UNMATCHED, status) if route is None else (method, templates[path], status)
-                for method, path, status, route in zip(methods, paths, statuses, routes, strict=True)
+            names: Iterable[tuple[str, str, int, str]] = (
+                ("", UNMATCHED, status, reason) if route is None else (method, templates[path], status, reason)
+                for method, path, status, reason, route in zip(methods, paths, statuses, reasons, routes, strict=True)
             )
         else:
-            names = zip(methods, map(templates.__getitem__, paths), statuses, strict=True)
+            names = zip(methods, map(templates.__getitem__, paths), statuses, reasons, strict=True)
         ends, endpoints = self.ends, self.endpoints
         for kind, name, time_ms, bytes_in, bytes_out in zip(kinds, names, times, ins, outs, strict=True):
             end = ends[kind]
@@ -154,9 +155,9 @@ class _Minute:
         for service, times in times_of.items():
             buckets = Counter(buckets_of(times))
             span.latencies[service] = Latencies(len(times), math.fsum(times), min(times), max(times), buckets)
-        for (method, template, status), times in self.endpoints.items():
+        for (method, template, status, reason), times in self.endpoints.items():
             name = f"{method} {template}" if method else template
-            errors = len(times) if status >= 400 else 0
+            errors = len(times) if is_error(status, reason) else 0
             add_endpoint(span.endpoints, name, (len(times), errors, math.fsum(times)))
         return span
 

@@ -154,8 +154,11 @@ def parse_head(
 
 
 def _of_h11(error: h11.RemoteProtocolError) -> RefusedError:
-    reasons = {431: Reason.HEADERS_TOO_LARGE, 501: Reason.NOT_IMPLEMENTED}
-    return _refused(reasons.get(error.error_status_hint, Reason.BAD_REQUEST), "malformed request head")
+    rows = {
+        431: (Reason.HEADERS_TOO_LARGE, "head too large"),
+        501: (Reason.NOT_IMPLEMENTED, "a transfer coding other than chunked"),
+    }
+    return _refused(*rows.get(error.error_status_hint, (Reason.BAD_REQUEST, "malformed request head")))
 
 
 def _head_of(
