@@ -200,11 +200,17 @@ def trial_faults(settings: Settings) -> list[Fault]:
 
 
 def _folder_faults(settings: Settings) -> list[Fault]:
-    """Where the databases are to be: sqlite makes files beside them, however writable they themselves are."""
+    """Where databases and sockets are to be: sqlite makes files beside its own, however writable these are."""
     options: dict[Path, str] = {}
-    for option, path in (("database.url", settings.database_url), ("database.log_url", settings.log_path)):
-        options.setdefault(Path(path).absolute().parent, option)
     faults = []
+    for option, path in (
+        ("database.url", settings.database_url),
+        ("database.log_url", settings.log_path),
+        ("server.unix_socket", settings.server_unix_socket),
+    ):
+        if path:
+            options.setdefault(Path(path).absolute().parent, option)
+            faults += [Fault(option, f"{path} is a folder")] if Path(path).is_dir() else []
     for folder, option in options.items():
         if not folder.is_dir():
             faults.append(Fault(option, f"no such folder: {folder}"))

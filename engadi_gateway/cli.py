@@ -34,6 +34,7 @@ from engadi_gateway.pipeline.identity import make_token
 from engadi_gateway.secret import with_secret
 from engadi_gateway.settings import Settings
 from engadi_gateway.store.database import SQLITE_VERSION, HeldError, StoreError, UnavailableError
+from engadi_gateway.tls import server_tls, validity_of, warning_of
 
 EX_FAILED = 1
 EX_UNAVAILABLE = 69
@@ -75,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     explain.add_argument("--ip", default="127.0.0.1", help="the client's address")
     token = commands.add_parser("token", help="print a signed token, for trying things out")
     _common(token, default=argparse.SUPPRESS)
-    token.add_argument("--sub", required=True, help="whom it is for: the user id")
+    token.add_argument("--sub", required=True, type=_subject, help="whom it is for: the user id")
     token.add_argument("--role", default="user", help="the role claim; admin opens the admin API (default: user)")
     token.add_argument("--ttl", default="1h", help="how long it is good (default: 1h)")
     token.add_argument("--email", help="the email claim")
@@ -104,6 +105,12 @@ def _override(text: str) -> tuple[str, str]:
     return name.strip(), value
 
 
+def _subject(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a user has a name")
+    return text
+
+
 def load_settings(args: argparse.Namespace) -> Settings:
     """Read all sources. A file that was named must be there; the default one may be missing, and that is said."""
     return _read_settings(args, None)
@@ -123,7 +130,7 @@ def _read_settings(args: argparse.Namespace, faults: list[Fault] | None) -> Sett
     path = Path(args.config or DEFAULT_CONFIG)
     text = ""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin with a mark
     except FileNotFoundError:
         if args.config:
             raise _config_error(str(path), "no such file") from None
@@ -179,7 +186,11 @@ def _faults_of(error: ConfigurationError | RefusedError) -> list[Fault]:
 
 
 def _check(args: argparse.Namespace) -> int:
-    checked_settings(args, all_faults)
+    settings = checked_settings(args, all_faults)
+    context = server_tls(settings)
+    warning = "" if context is None else warning_of(validity_of(context, settings), time.time())
+    if warning:
+        _say(f"server.tls_certificate: {settings.server_tls_certificate} {warning}")
     print("configuration ok")
     return 0
 

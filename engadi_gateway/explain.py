@@ -83,6 +83,7 @@ def explain(  # noqa: PLR0913 - a request has so many parts
         "verdict": "wait" if wait is not None else "refuse" if refusal is not None else "serve",
         "reason": refusal.code if refusal is not None else Reason.OK.code,
         "status": refusal.reason.status if refusal is not None else None,
+        "error_message": None if refusal is None else refusal.message or exchange.error_message,
         "reply_headers": _lines(exchange.reply_lines + rendered(refusal_lines(refusal) if refusal is not None else ())),
         "upstream": None,
     }

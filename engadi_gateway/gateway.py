@@ -61,7 +61,7 @@ from engadi_gateway.sharing import Sharing, when_free
 from engadi_gateway.store.catalog import Catalog, Change, with_change
 from engadi_gateway.store.database import StoreError
 from engadi_gateway.store.journal import Journal
-from engadi_gateway.tls import certificate_ends_at, client_tls, renew_tls, server_tls
+from engadi_gateway.tls import client_tls, renew_tls, server_tls, validity_of, warning_of
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
 
@@ -74,7 +74,6 @@ _DRAIN_IDLE_S = 1.0
 #: While draining: a handshake that was begun is waited for; its connection is not yet one of ours.
 _HANDSHAKE_S = 1.0
 _FLUSHED_S = 1.0
-_CERTIFICATE_WARNING_S = 14 * 86_400.0
 
 
 class Lifecycle(StrEnum):
@@ -224,13 +223,14 @@ class Gateway:
         most, wanted = self._context.seats.most, self.settings.server_max_connections
         if most < wanted:
             self._log.warning("%d client connections at most, not %d: too few files may be open", most, wanted)
-        ends_at = None if self._tls is None else certificate_ends_at(self._tls, self.settings)
-        self._certificate_ends_at = ends_at
-        path = self.settings.server_tls_certificate
-        if self._tls is not None and ends_at is None:
-            self._log.warning("server.tls_certificate: until when %s is good is not known", path)
-        elif ends_at is not None and ends_at < time.time() + _CERTIFICATE_WARNING_S:
-            self._log.warning("server.tls_certificate: %s is good until %s", path, timestamp(ends_at))
+        if self._tls is not None:
+            validity = validity_of(self._tls, self.settings)
+            self._certificate_ends_at = None if validity is None else validity.ends_at
+            warning = warning_of(validity, time.time())
+            if warning:
+                self._log.warning("server.tls_certificate: %s %s", self.settings.server_tls_certificate, warning)
+        for route in self._compiled.table.without_target():
+            self._log.warning("%s: no URL for %s, requests get 503", route.path_pattern, route.target_service)
 
     @property
     def addresses(self) -> list[str]:

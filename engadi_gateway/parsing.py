@@ -50,6 +50,23 @@ def parse_str(text: str) -> str:
     return text.strip()
 
 
+def parse_path(text: str) -> str:
+    if not re.fullmatch(r"/[!-~]*", text.strip()):
+        raise ValueError("expected a path that begins with /")
+    return text.strip()
+
+
+def parse_hosts(text: str) -> tuple[str, ...]:
+    """Addresses to listen on, or names that have one."""
+    hosts = parse_list(text)
+    for host in hosts:
+        if ":" in host or re.fullmatch(r"[0-9.]+", host):
+            ipaddress.ip_address(host)
+        elif not _NAME.fullmatch(host):
+            raise ValueError(f"no address and no host name: {host}")
+    return hosts
+
+
 def parse_list(text: str) -> tuple[str, ...]:
     return tuple(part for part in re.split(r"[,\s]+", text.strip()) if part)
 

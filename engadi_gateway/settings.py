@@ -11,11 +11,12 @@ This module reads no file: the caller passes the ini text, the environment and a
 from __future__ import annotations
 
 import configparser
+import contextlib
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,7 +33,7 @@ from engadi_gateway.options import (
     option_env,
     service_env,
 )
-from engadi_gateway.parsing import as_text, parse_url
+from engadi_gateway.parsing import as_text, parse_path, parse_url
 
 
 @dataclass(frozen=True)
@@ -192,9 +193,9 @@ def _from_environment(
     except FileNotFoundError:
         if not path:
             return None  # other services' credentials may be there without ours
-        faults.append(Fault(f"{name}_FILE", "no such file"))
+        faults.append(Fault(f"{name}_FILE", f"{path}: no such file"))
     except OSError as error:
-        faults.append(Fault(f"{name}_FILE", f"cannot be read: {error.strerror}"))
+        faults.append(Fault(f"{name}_FILE", f"{path or credentials} cannot be read: {error.strerror}"))
     return None
 
 
@@ -266,7 +267,7 @@ def _build(
             values[option.attribute] = option.parse(option.default)
     named = dict(services) if replace_services else {**DEFAULT_SERVICES, **services}
     urls = {name: url for name, url in named.items() if url.strip()}
-    built = _services(urls, paths, values["health_path"], faults)
+    built = _services(urls, paths, values["health_path"], origins, faults)
     _check_together(values, faults)
     if values["jwt_mode"] != "local" and not values["jwt_remote_url"] and "auth" not in urls:
         faults.append(Fault("jwt.remote_url", "required: there is no auth service to ask"))
@@ -282,9 +283,9 @@ def _parse_option(option: Option, given: Any) -> Any:
     """What a text means, or a value that was given as such: the same bounds hold for both."""
     value = option.parse(given) if isinstance(given, str) else _of_its_kind(option, given)
     if option.low is not None and value < option.low:
-        raise ValueError(f"{given} is below {option.low:g}")
+        raise ValueError(f"{given} is below {as_text(float(option.low))}")
     if option.high is not None and value > option.high:
-        raise ValueError(f"{given} is above {option.high:g}")
+        raise ValueError(f"{given} is above {as_text(float(option.high))}")
     return value
 
 
@@ -303,26 +304,38 @@ def _of_its_kind(option: Option, given: Any) -> Any:
 
 
 def _services(
-    urls: Mapping[str, str], paths: Mapping[str, str], default_path: str, faults: list[Fault]
+    urls: Mapping[str, str],
+    paths: Mapping[str, str],
+    default_path: str,
+    origins: Mapping[str, str],
+    faults: list[Fault],
 ) -> dict[str, Service]:
-    services = {}
+    services: dict[str, Service] = {}
     for name, url in urls.items():
         if not SERVICE_NAME.fullmatch(name):
             faults.append(Fault(f"services.{name}", "a name of a-z, 0-9 and -"))
             continue
-        try:
-            services[name] = Service(name, parse_url(url), paths.get(name, default_path).strip())
-        except ValueError as error:
-            faults.append(Fault(f"services.{name}", str(error)))
-    faults.extend(
-        Fault(f"health_paths.{name}", "no such service" + _hint(name, urls)) for name in paths if name not in urls
-    )
-    faults.extend(
-        Fault(f"health_paths.{service.name}", "a path that begins with /")
-        for service in services.values()
-        if not re.fullmatch(r"/[!-~]*", service.health_path)
-    )
+        with _noted(f"services.{name}", url, origins, faults):
+            services[name] = Service(name, parse_url(url), default_path)
+    for name, path in paths.items():
+        if name not in urls:
+            faults.append(Fault(f"health_paths.{name}", "no such service" + _hint(name, services)))
+            continue
+        with _noted(f"health_paths.{name}", path, origins, faults):
+            services[name] = replace(services[name], health_path=parse_path(path))
     return services
+
+
+@contextlib.contextmanager
+def _noted(name: str, text: str, origins: Mapping[str, str], faults: list[Fault]) -> Iterator[None]:
+    """What is wrong with a text becomes a fault, which shows it unless it may hold a password."""
+    try:
+        yield
+    except ValueError as error:
+        said = f"; {origins[name]} says {text!r}" if name in origins and "@" not in text else ""
+        faults.append(Fault(name, f"{error}{said}"))
+    except KeyError:
+        return  # the service's own URL is a fault already
 
 
 _ALGORITHM = re.compile(r"(HS|RS|PS|ES)(256|384|512)|EdDSA")
@@ -380,6 +393,11 @@ def _check_together(values: Mapping[str, Any], faults: list[Fault]) -> None:
             "nothing to listen on: give host or unix_socket",
         ),
         (
+            not _is_servers(values["admin_listen"], values),
+            "admin.listen",
+            "the server's own address; leave it empty for the admin API to be there",
+        ),
+        (
             bool(values["admin_role"]),
             "admin.role",
             "a role's name: empty, it would be everybody's whose role is empty",
@@ -391,6 +409,13 @@ def _check_together(values: Mapping[str, Any], faults: list[Fault]) -> None:
         ),
     )
     faults.extend(Fault(name, detail) for is_good, name, detail in checks if not is_good)
+
+
+def _is_servers(address: str, values: Mapping[str, Any]) -> bool:
+    host, _, port = address.rpartition(":")
+    hosts = values["server_host"]
+    is_there = host.strip("[]") in hosts or "0.0.0.0" in hosts
+    return bool(address) and int(port) == values["server_port"] != 0 and is_there
 
 
 def _is_https_or_loopback(url: str) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
 from engadi_gateway.errors import ConfigurationError, Fault
 from engadi_gateway.settings import Settings
@@ -10,6 +13,7 @@ from engadi_gateway.settings import Settings
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 #: X509_V_FLAG_NO_CHECK_TIME (x509_vfy.h), which the ssl module has no name for.
 _WHATEVER_THE_TIME = 0x200000
+_WARNED_BEFORE_S = 14 * 86_400.0
 
 
 def server_tls(settings: Settings) -> ssl.SSLContext | None:
@@ -18,7 +22,7 @@ def server_tls(settings: Settings) -> ssl.SSLContext | None:
     Raises:
         ConfigurationError: the files cannot be used.
     """
-    if not settings.server_tls_certificate:
+    if not settings.server_tls_certificate or not settings.server_tls_key:  # the latter is a fault of the settings
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["http/1.1"])
@@ -34,6 +38,12 @@ def renew_tls(context: ssl.SSLContext, settings: Settings) -> None:
             tried with `server_tls`.
     """
     certificate, key = settings.server_tls_certificate, settings.server_tls_key
+    faults = [
+        *_unreadable("server.tls_certificate", certificate),
+        *_unreadable("server.tls_key", key),
+    ]
+    if faults:
+        raise ConfigurationError(faults)
     try:
         context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
@@ -55,13 +65,43 @@ def client_tls(settings: Settings) -> ssl.SSLContext:
         raise ConfigurationError([Fault("upstream.tls_ca_file", f"{path} cannot be used: {_said(error)}")]) from None
 
 
+def _unreadable(option: str, path: str) -> list[Fault]:
+    try:
+        with Path(path).open("rb"):
+            return []
+    except OSError as error:
+        return [Fault(option, f"{path} cannot be read: {error.strerror}")]
+
+
 def _said(error: OSError) -> str:
     """An SSLError's reason is in its text; of others the text would name no file either."""
     return str(error) if isinstance(error, ssl.SSLError) else error.strerror or str(error)
 
 
-def certificate_ends_at(context: ssl.SSLContext, settings: Settings) -> float | None:
-    """Epoch seconds at which the listeners' certificate expires; None where nobody can tell.
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """From when, and until when, a certificate is good, in epoch seconds."""
+
+    begins_at: float
+    ends_at: float
+
+
+def warning_of(validity: Validity | None, now: float) -> str:
+    """What whoever runs it should know of a certificate that is used; "" where all is well."""
+    if validity is None:
+        return "until when it is good is not known"
+    begins, ends = (
+        f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}" for at in (validity.begins_at, validity.ends_at)
+    )
+    if validity.ends_at < now:
+        return f"has expired: it was good until {ends}"
+    if validity.begins_at > now:
+        return f"is not good before {begins}"
+    return f"is good until {ends} only" if validity.ends_at < now + _WARNED_BEFORE_S else ""
+
+
+def validity_of(context: ssl.SSLContext, settings: Settings) -> Validity | None:
+    """Of the listeners' certificate; None where nobody can tell.
 
     The standard library reads a certificate's dates in a handshake only, so one is held in memory, with a client that
     takes exactly this certificate, be it expired or somebody else's.
@@ -72,9 +112,10 @@ def certificate_ends_at(context: ssl.SSLContext, settings: Settings) -> float | 
     try:
         trust.load_verify_locations(settings.server_tls_certificate)
         dates = _certificate_in_memory(context, trust)
-        return float(ssl.cert_time_to_seconds(str(dates["notAfter"])))
+        begins_at, ends_at = (float(ssl.cert_time_to_seconds(str(dates[name]))) for name in ("notBefore", "notAfter"))
     except (OSError, ssl.SSLError, KeyError, ValueError):
         return None
+    return Validity(begins_at, ends_at)
 
 
 def _certificate_in_memory(server: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, object]:

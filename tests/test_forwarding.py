@@ -225,6 +225,11 @@ def test_a_cut_off_body_never_looks_whole(tmp_path: Path, name: str, is_reset: b
             assert (reply.status, reply.is_whole) == (200, False)
             (row,) = await _rows(gateway.port)
             assert row["reason"] == "upstream_truncated"
+            found = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/errors", bearer=ADMIN))["items"]
+            assert [one["request_id"] for one in found] == [row["request_id"]]
+            stats = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/stats", bearer=ADMIN))
+            assert (stats["error_count"], stats["requests_by_reason"]["upstream_truncated"]) == (1, 1)
+            assert max(endpoint["errors"] for endpoint in stats["top_endpoints"]) == 1
 
     asyncio.run(run())
 

@@ -239,11 +239,11 @@ def test_sigquit_stops_at_once_and_cleanly(tmp_path: Path) -> None:
                     await asyncio.sleep(0.01)
                 assert (tmp_path / "gw.sock").is_socket()
                 gateway.signal(signal.SIGQUIT)
-                assert await busy.rest() == b""
+                assert (await busy.rest()).startswith(b"HTTP/1.1 503 ")
             assert await gateway.code() == 0
             assert not (tmp_path / "gw.sock").exists()
         with contextlib.closing(sqlite3.connect(tmp_path / "engadi_gateway-log.db")) as log:
-            assert log.execute("SELECT reason FROM gateway_log").fetchall() == [("client_closed",)]
+            assert log.execute("SELECT reason FROM gateway_log").fetchall() == [("draining",)]
 
     asyncio.run(run())
 
@@ -428,7 +428,7 @@ def test_check_says_all_faults_at_once_and_opens_nothing(tmp_path: Path) -> None
     )
     every = {
         "server.port", "admin.listen", "database.url", "cors.allow_origins", "jwt.public_key_file",
-        "server.tls_certificate", "upstream.tls_ca_file", "jwt.claim_headers",
+        "server.tls_certificate", "server.tls_key", "upstream.tls_ca_file", "jwt.claim_headers",
     }  # fmt: skip
     for arguments in (("--check",), ("serve",)):
         bad = _run(tmp_path, *arguments)

@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no origin": ({"cors_enabled": True, "cors_allow_origins": ("https://a.test/",)}, "cors.allow_origins"),
     "no authorities": ({"upstream_tls_ca_file": "/nowhere.pem"}, "upstream.tls_ca_file"),
     "no certificate": (
-        {"server_tls_certificate": "/nowhere.pem", "server_tls_key": "/nowhere.pem"}, "server.tls_certificate"),
+        {"server_tls_certificate": "/nowhere.pem", "server_tls_key": "/dev/null"}, "server.tls_certificate"),
     "no key": (
         {"jwt_algorithms": ("RS256",), "jwt_public_key_file": "/nowhere.pem"}, "jwt.public_key_file"),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from engadi_gateway.errors import Fault
 from engadi_gateway.model import LimitMode, LimitType
 from engadi_gateway.options import MAX_REQUESTS, SERVICE_NAME
-from engadi_gateway.parsing import parse_url
+from engadi_gateway.parsing import as_text, parse_url
 from engadi_gateway.pipeline.patterns import parse_pattern
 
 Json = dict[str, Any]
@@ -86,7 +86,7 @@ class Number:
         if isinstance(value, bool) or not isinstance(value, kinds):
             return [Fault(pointer, "expected a whole number" if self.is_whole else "expected a number")]
         if not (self.low <= value <= self.high) or math.isnan(value):
-            return [Fault(pointer, f"expected {self.low:g} to {self.high:g}")]
+            return [Fault(pointer, f"expected {as_text(float(self.low))} to {as_text(float(self.high))}")]
         return []
 
     def describe(self) -> Json:
@@ -177,7 +177,7 @@ class TextMap:
     """An object of any names, all of whose values are strings."""
 
     most: int = 100
-    longest: int = 8192
+    longest: int = 65536
 
     def check(self, value: Any, pointer: str) -> list[Fault]:
         if not isinstance(value, dict):
@@ -185,7 +185,9 @@ class TextMap:
         if len(value) > self.most:
             return [Fault(pointer, f"at most {self.most} entries")]
         return [
-            Fault(f"{pointer}/{escaped(name)}", "expected a string", is_theirs=True)
+            Fault(
+                f"{pointer}/{escaped(name)}", f"expected a string of at most {self.longest} characters", is_theirs=True
+            )
             for name, part in value.items()
             if not isinstance(part, str) or len(part) > self.longest
         ]
@@ -309,10 +311,10 @@ CORS = Object(
 EXPLAIN = Object(
     {
         "method": Text(pattern=r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", longest=32, shortest=1),
-        "path": Text(shortest=1, longest=8192),
+        "path": Text(shortest=1, longest=65536),
         "host": Text(longest=255),
         "headers": Nullable(TextMap()),
-        "token": Nullable(Text(longest=16384)),
+        "token": Nullable(Text(longest=65536)),
         "client_ip": Text(longest=45, is_good=ip_address),
     },
     required=("method", "path"),

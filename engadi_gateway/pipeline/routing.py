@@ -207,6 +207,10 @@ class RoutingTable:
         patterns = (one.route.path_pattern for one in self._compiled if one.route.is_active)
         return tuple({re.split(r"/\*|\{", pattern, maxsplit=1)[0] for pattern in patterns})
 
+    def without_target(self) -> list[Route]:
+        """Active routes that have nowhere to go."""
+        return [route for route in self.ordered() if route.is_active and not _shares(route, self)]
+
     def url_of(self, service: str, url: str) -> str:
         """A target's URL, "" where neither the route nor the settings have one."""
         if url:
