@@ -40,6 +40,8 @@ EX_FAILED = 1
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78
 DEFAULT_CONFIG = "gateway.ini"
+#: What is said whatever `log.level` is: starts, stops, reloads.
+_LOG = logging.getLogger("engadi.cli")
 
 
 def _say(text: str) -> None:
@@ -50,7 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run.py",
         description="Engadi Gateway: one entry point for a family of services. Without a command it serves.",
-        epilog="Every option of gateway.ini can also be set by --set, or as ENGADI_<SECTION>_<KEY> in the environment.",
+        epilog="Every option of gateway.ini can also be set by --set, or as ENGADI_<SECTION>_<KEY> in the environment; "
+        "services as <NAME>_SERVICE_URL.",
     )
     parser.add_argument("--version", action="version", version=f"engadi-gateway {__version__}")
     parser.add_argument(
@@ -74,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     explain.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="may be repeated")
     explain.add_argument("--token", help="a JWT, sent as Authorization: Bearer")
     explain.add_argument("--ip", default="127.0.0.1", help="the client's address")
+    explain.add_argument("--admin", action="store_true", help="it comes to [admin] listen")
     token = commands.add_parser("token", help="print a signed token, for trying things out")
     _common(token, default=argparse.SUPPRESS)
     token.add_argument("--sub", required=True, type=_subject, help="whom it is for: the user id")
@@ -233,9 +237,8 @@ def _explain(args: argparse.Namespace) -> int:
             return 2
         headers.append((name.strip(), value.strip()))
     settings, _ = with_secret(load_settings(args))
-    answer = Offline(settings).explain(
-        args.method, args.path, host=args.host, headers=headers, token=args.token, client_ip=args.ip
-    )
+    asked = {"host": args.host, "headers": headers, "token": args.token, "client_ip": args.ip, "is_admin": args.admin}
+    answer = Offline(settings).explain(args.method, args.path, **asked)
     print(json.dumps(answer, indent=2, ensure_ascii=False))
     return 0
 
@@ -266,6 +269,7 @@ def _serve(args: argparse.Namespace) -> int:
     if Path(DEFAULT_CONFIG).exists():
         args.config = args.config or DEFAULT_CONFIG  # what was there once must be there for a reload too
     logging.basicConfig(level=_level(settings), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    _LOG.setLevel(logging.INFO)
     allow_open_files(files_wanted(settings))
     factory = _loop_factory(settings)
     with asyncio.Runner(debug=settings.gateway_debug, loop_factory=factory) as runner:
@@ -301,7 +305,7 @@ async def _serve_until_stopped(args: argparse.Namespace, settings: Settings) -> 
         finally:
             await gateway.stop(grace_s=gateway.settings.gateway_drain_timeout)
             watchdog.cancel()
-        _say("stopped")
+        _LOG.info("stopped")
     return 0
 
 
@@ -320,7 +324,7 @@ async def _run(args: argparse.Namespace, gateway: Gateway) -> None:
 
     def stop() -> None:
         if stopping.is_set():
-            _say("stopping at once")
+            _LOG.info("stopping at once")
             gateway.cut()
         stopping.set()
 
@@ -350,16 +354,16 @@ async def _run(args: argparse.Namespace, gateway: Gateway) -> None:
     }
     for number, handler in handlers.items():
         loop.add_signal_handler(number, handler)
-    _say(f"engadi-gateway {__version__}, Python {platform.python_version()}, sqlite {SQLITE_VERSION}")
+    _LOG.info("engadi-gateway %s, Python %s, sqlite %s", __version__, platform.python_version(), SQLITE_VERSION)
     for name in gateway.addresses:
-        _say(f"listening on {name}")
+        _LOG.info("listening on %s", name)
     notify_systemd("READY=1")
     # what is here now stays, and requests leave no cycles: the collector need not look so often (2 to 7 % of CPU)
     if sys.implementation.name == "cpython":
         gc.freeze()
         gc.set_threshold(2_000, 50, 50)
     await stopping.wait()
-    _say("draining")
+    _LOG.info("draining")
 
 
 async def _reload(args: argparse.Namespace, gateway: Gateway) -> None:
@@ -371,8 +375,8 @@ async def _reload(args: argparse.Namespace, gateway: Gateway) -> None:
         await gateway.reload(settings)
         logging.getLogger().setLevel(_level(gateway.settings))
         asyncio.get_running_loop().set_debug(gateway.settings.gateway_debug)
-        _say("configuration reloaded")
+        _LOG.info("configuration reloaded")
     except (ConfigurationError, StoreError, RefusedError) as error:
         gateway.note_failed_reload()
-        _say(f"configuration NOT reloaded, the old one stays: {error}")
+        _LOG.error("configuration NOT reloaded, the old one stays: %s", error)
     notify_systemd("READY=1")

@@ -33,8 +33,6 @@ class Explained(Protocol):
     """What an explanation needs: a running gateway, or one put together from files."""
 
     @property
-    def pipeline(self) -> Pipeline: ...
-    @property
     def head_limits(self) -> HeadLimits: ...
     @property
     def header_policy(self) -> HeaderPolicy: ...
@@ -46,8 +44,10 @@ class Explained(Protocol):
     def max_local_body_bytes(self) -> int: ...
     @property
     def instance(self) -> bytes: ...
-    @property
-    def listener(self) -> Listener: ...
+    def side(self, *, is_admin: bool) -> tuple[Pipeline, Listener] | None:
+        """What decides for those who come in through a door, and that door; None where there is none of that kind."""
+        ...
+
     def routing_table(self) -> RoutingTable: ...
     def local_refusal(self, exchange: Exchange) -> Refusal | None: ...
 
@@ -61,22 +61,31 @@ def explain(  # noqa: PLR0913 - a request has so many parts
     headers: list[tuple[str, str]],
     token: str | None,
     client_ip: str,
+    is_admin: bool = False,
 ) -> dict[str, Any]:
     """What would happen to a request, and why, as JSON values.
 
+    Args:
+        is_admin: it comes to `admin.listen`.
+
     Raises:
-        RefusedError: the request could not even be read.
+        RefusedError: the request could not even be read, or there is no such listener.
     """
-    exchange, who = _rehearsal(console, raw_head(method, path, host, headers, token), plain_address(client_ip))
+    side = console.side(is_admin=is_admin)
+    if side is None:
+        raise RefusedError(Refusal(Reason.BAD_REQUEST, "admin.listen is empty: the admin API is with all others"))
+    raw = raw_head(method, path, host, headers, token)
+    exchange, who = _rehearsal(console, side, raw, plain_address(client_ip))
     head, wait = exchange.head, _decide(exchange, console)
     refusal, seen = exchange.refusal, exchange.trace or {}
+    table = RoutingTable((), {}) if is_admin else console.routing_table()
     answer: dict[str, Any] = {
         "target": head.target.decode("latin-1"),
         "path": head.path,
         "host": head.host,
         "client_ip": who.address,
         "revision": exchange.pipeline.revision,
-        "candidates": _candidates(console.routing_table(), exchange, str(seen.get("method", head.method))),
+        "candidates": _candidates(table, exchange, str(seen.get("method", head.method))),
         "route": exchange.route.id if exchange.route is not None else None,
         **{name: seen.get(name) for name in ("cors", "jwt", "limits", "breaker")},
         "would_ask": None if wait is None else wait.kind,
@@ -97,8 +106,9 @@ def explain(  # noqa: PLR0913 - a request has so many parts
     return answer
 
 
-def _rehearsal(console: Explained, raw: bytes, peer: str) -> tuple[Exchange, Client]:
+def _rehearsal(console: Explained, side: tuple[Pipeline, Listener], raw: bytes, peer: str) -> tuple[Exchange, Client]:
     """What the client's connection does with a head until the stages decide."""
+    pipeline, listener = side
     if not peer:
         raise RefusedError(Refusal(Reason.BAD_REQUEST, "the client's address is none"))
     whole = first_head(raw, console.head_limits)
@@ -109,11 +119,11 @@ def _rehearsal(console: Explained, raw: bytes, peer: str) -> tuple[Exchange, Cli
     except RefusedHeadError as error:
         head, refusal = error.head, error.refusal
     request_id = given_request_id(peer, head, console.trusted) or _REQUEST_ID
-    exchange = Exchange(head, request_id, time.monotonic(), time.time(), console.pipeline)
+    exchange = Exchange(head, request_id, time.monotonic(), time.time(), pipeline)
     exchange.refusal = refusal
     exchange.is_rehearsal = True
     exchange.trace = {}
-    who = resolve_client(peer, console.listener, head, console.trusted)
+    who = resolve_client(peer, listener, head, console.trusted)
     exchange.client_ip = who.address
     return exchange, who
 

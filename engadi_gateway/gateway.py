@@ -283,10 +283,6 @@ class Gateway:
         return self._snapshot
 
     @property
-    def pipeline(self) -> Pipeline:
-        return self._context.pipeline
-
-    @property
     def head_limits(self) -> HeadLimits:
         return self._context.head_limits
 
@@ -310,13 +306,18 @@ class Gateway:
     def instance(self) -> bytes:
         return self._context.instance
 
-    @property
-    def listener(self) -> Listener:
-        """The first door for everybody."""
-        return next(door.listener for door in self._doors if not door.listener.is_admin)
+    def side(self, *, is_admin: bool) -> tuple[Pipeline, Listener] | None:
+        """Of the first door of that kind."""
+        pipeline = self._context.admin_pipeline if is_admin else self._context.pipeline
+        listeners = (door.listener for door in self._doors if door.listener.is_admin is is_admin)
+        return next(((pipeline, listener) for listener in listeners), None)
 
     def routing_table(self) -> RoutingTable:
         return self._compiled.table
+
+    def route_names(self) -> dict[str, tuple[str, str]]:
+        """Path pattern and service of every route, by its id, the built-in ones too."""
+        return {route.id: (route.path_pattern, route.target_service) for route in self._snapshot.routes} | GATE.names()
 
     def local_refusal(self, exchange: Exchange) -> Refusal | None:
         return GATE.refusal(exchange, self._snapshot.cors)
@@ -440,6 +441,10 @@ class Gateway:
         self._recorder.take(settings)
         self._fetch.renew()
         refresh(self._context, settings)
+        seats = self._context.seats
+        for _ in range(seats.taken - seats.most):  # as many as are idle; the others go when they are
+            if not self._acceptors[0].make_room():
+                break
         self._say_what_is_short()
         self.authority.replace_settings(settings, compiler.judge)
         self.checker.replace_settings(settings)

@@ -22,7 +22,8 @@ from engadi_gateway.model import LogRow
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BUCKETS_MS = tuple(limit * 1000 for limit in BUCKETS_S)
 _LABELS_OF = itemgetter(*map(LogRow._fields.index, ("route_id", "method", "status_code", "reason")))
-_TRIED_OF = itemgetter(*map(LogRow._fields.index, ("attempts", "upstream_time")))
+_TRIED_OF = itemgetter(*map(LogRow._fields.index, ("attempts", "upstream_time", "reason")))
+_FAILURES = frozenset(reason.code for reason in Reason if reason.is_failure)
 _OTHER = "_OTHER"
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", _OTHER))
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -71,12 +72,13 @@ class Metrics:
         self.answered = _Series()
         self.upstream: dict[str, Histogram] = defaultdict(Histogram)
         self.attempts: dict[tuple[str, str], int] = defaultdict(int)
+        self.failures: dict[tuple[str, str], int] = defaultdict(int)
         self.unread: dict[str, int] = defaultdict(int)
 
     def observe(self, rows: list[LogRow]) -> None:
         """Count settled rows: on the event loop each takes less than a microsecond."""
         answered: defaultdict[Labels, list[float]] = defaultdict(list)
-        tried: defaultdict[str | None, list[tuple[int, float | None]]] = defaultdict(list)
+        tried: defaultdict[str | None, list[tuple[int, float | None, str]]] = defaultdict(list)
         for row in rows:
             answered[_LABELS_OF(row)].append(row.response_time)
             if row.attempts:
@@ -86,8 +88,10 @@ class Metrics:
         for service, tries in tried.items():
             self._tried(service or "", tries)
 
-    def _tried(self, service: str, tries: list[tuple[int, float | None]]) -> None:
-        counts, times_ms = zip(*tries, strict=True)
+    def _tried(self, service: str, tries: list[tuple[int, float | None, str]]) -> None:
+        counts, times_ms, reasons = zip(*tries, strict=True)
+        for reason in _FAILURES.intersection(reasons):
+            self.failures[service, reason] += reasons.count(reason)
         self.attempts[service, "first"] += len(counts)
         self.attempts[service, "retry"] += sum(counts) - len(counts)
         known_ms = [time_ms for time_ms in times_ms if time_ms is not None]
@@ -170,7 +174,7 @@ def families_of(metrics: Metrics, facts: Mapping[str, Any]) -> list[Family]:
     """All families.
 
     Args:
-        facts: state, limits, breakers and health, as the admin API's handler gathers them.
+        facts: state, routes, limits, breakers and health, as the admin API's handler gathers them.
     """
     return [*_traffic(metrics), *_policies(facts), *_self(facts, metrics.started_at)]
 
@@ -182,6 +186,7 @@ def _traffic(metrics: Metrics) -> list[Family]:
         for (route, method, status, reason), count in metrics.requests().items()
     ]
     attempts = [("", {"service": key[0], "outcome": key[1]}, float(n)) for key, n in metrics.attempts.items()]
+    failures = [("", {"service": key[0], "reason": key[1]}, float(n)) for key, n in metrics.failures.items()]
     unread = [("", {"reason": code}, float(count)) for code, count in metrics.unread.items()]
     return [
         Family("engadi_http_requests_total", "counter", "Requests answered.", requests),
@@ -198,6 +203,7 @@ def _traffic(metrics: Metrics) -> list[Family]:
             histogram_samples(metrics.upstream, "service"),
         ),
         Family("engadi_upstream_attempts_total", "counter", "Attempts to reach an upstream.", attempts),
+        Family("engadi_upstream_failures_total", "counter", "Requests that an upstream failed.", failures),
         Family("engadi_http_unreadable_total", "counter", "Refused before they became a request.", unread),
     ]
 
@@ -226,7 +232,12 @@ def _policies(facts: Mapping[str, Any]) -> list[Family]:
         for target, counts in facts["state"]["pools"].items()
         for state, count in counts.items()
     ]
+    routes = [
+        ("", {"route": route_id, "path_pattern": pattern, "service": service}, 1.0)
+        for route_id, (pattern, service) in facts["routes"].items()
+    ]
     return [
+        Family("engadi_route_info", "gauge", "What the route label of other families stands for.", routes),
         Family("engadi_ratelimit_decisions_total", "counter", "What the rate-limit rules said.", decisions),
         Family("engadi_circuit_state", "gauge", "1 for the state that a circuit is in.", circuits),
         Family("engadi_circuit_trips_total", "counter", "How often a circuit opened.", trips),

@@ -51,8 +51,8 @@ class SplitTarget:
     """One share of a split route."""
 
     target_service: str
-    target_url: str
-    weight: int
+    target_url: str = ""
+    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,10 +55,6 @@ class Offline:
         self._compiled = Compiler(settings, State.of(settings)).compile(self._snapshot, time.monotonic())
 
     @property
-    def pipeline(self) -> Pipeline:
-        return self._compiled.pipeline
-
-    @property
     def head_limits(self) -> HeadLimits:
         return head_limits(self._settings)
 
@@ -82,11 +78,13 @@ class Offline:
     def instance(self) -> bytes:
         return b"engadi-offline"  # a running one has a name of its own at each start
 
-    @property
-    def listener(self) -> Listener:
-        settings = self._settings
+    def side(self, *, is_admin: bool) -> tuple[Pipeline, Listener] | None:
+        settings, compiled = self._settings, self._compiled
         scheme = "https" if settings.server_tls_certificate else "http"
-        return Listener(scheme, settings.server_port if settings.server_host else 0, False)
+        if not is_admin:
+            return compiled.pipeline, Listener(scheme, settings.server_port if settings.server_host else 0, False)
+        port = settings.admin_listen.rpartition(":")[2]
+        return (compiled.admin_pipeline, Listener(scheme, int(port), True)) if port else None
 
     def routing_table(self) -> RoutingTable:
         return self._compiled.table
@@ -112,12 +110,10 @@ class Offline:
             for route in table.ordered()
         ]
 
-    def explain(
-        self, method: str, path: str, *, host: str, headers: list[tuple[str, str]], token: str | None, client_ip: str
-    ) -> dict[str, Any]:
+    def explain(self, method: str, path: str, **parts: Any) -> dict[str, Any]:
         """See explain.explain; a request that cannot be read is answered with its reason."""
         try:
-            return explain(self, method=method, path=path, host=host, headers=headers, token=token, client_ip=client_ip)
+            return explain(self, method=method, path=path, **parts)
         except RefusedError as error:
             refusal = error.refusal
             return {

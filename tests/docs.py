@@ -8,9 +8,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from engadi_gateway.admin.endpoints import ENDPOINTS
-from engadi_gateway.admin.schemas import ROUTE, RULE
+from engadi_gateway.admin.schemas import EXPLAIN, ROUTE, RULE, SPLIT
 from engadi_gateway.errors import Reason
-from engadi_gateway.model import RateLimitRule, Route
+from engadi_gateway.model import RateLimitRule, Route, SplitTarget
 from engadi_gateway.options import DEFAULT_SERVICES, OPTIONS, service_env
 
 ROOT = Path(__file__).parent.parent
@@ -71,8 +71,16 @@ def ini_text() -> str:
 def fields_table() -> str:
     """Of what is written over the API: whether it must be there, or what holds without it."""
     lines = ["| | field | | without it |", "|---|---|---|---|"]
-    for title, schema, kind in (("route", ROUTE, Route), ("rule", RULE, RateLimitRule)):
-        defaults = {part.name: part.default for part in fields(kind)}
+    kinds = (
+        ("route", ROUTE, Route),
+        ("its `split`", SPLIT, SplitTarget),
+        ("rule", RULE, RateLimitRule),
+        ("explain", EXPLAIN, None),
+    )
+    for title, schema, kind in kinds:
+        defaults = dict.fromkeys(schema.fields, MISSING)
+        if kind is not None:
+            defaults |= {part.name: part.default for part in fields(kind)}
         for name in schema.fields:
             without = "" if defaults[name] is MISSING else f"`{json.dumps(defaults[name])}`"
             without = "required" if name in schema.required else without

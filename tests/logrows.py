@@ -10,7 +10,15 @@ from engadi_gateway.model import LogRow
 SERVICES = ("auth", "content", "search")
 PATHS = ("/api/v1/content/{}", "/api/v1/search", "/api/v1/auth/login", "/api/v1/content/{}/comments/{}")
 #: Statuses with a reason each, as they come together.
-ENDS = ((200, "ok"), (201, "ok"), (404, "ok"), (401, "auth_missing"), (429, "rate_limited"), (502, "connect_refused"))
+ENDS = (
+    (401, "auth_invalid.expired"),
+    (200, "ok"),
+    (201, "ok"),
+    (404, "ok"),
+    (401, "auth_missing"),
+    (429, "rate_limited"),
+    (502, "connect_refused"),
+)
 
 
 def a_row(**fields: Any) -> LogRow:

@@ -487,7 +487,7 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(tmp_path: Path) ->
     async def session(gateway: Gateway) -> None:
         route, rule = await create_route(gateway), await create_rule(gateway)
         cors = json_of(await admin(gateway, "GET", "/config/cors"))
-        before, pipeline = gateway.snapshot, gateway.pipeline
+        before, pipeline = gateway.snapshot, gateway._context.pipeline
         writes: list[tuple[str, str, Any, Any]] = [
             ("POST", "/routes", {"path_pattern": "/dry", "target_service": "content"}, None),
             ("PUT", f"/routes/{route['id']}", {"priority": 9}, route),
@@ -505,7 +505,7 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(tmp_path: Path) ->
             assert body is None or body.items() <= answer["after"].items()
         twin = {"path_pattern": route["path_pattern"], "target_service": "content"}
         assert_problem(await admin(gateway, "POST", "/routes?dry_run=true", body=twin), 409, "conflict")
-        assert (gateway.snapshot, gateway.pipeline) == (before, pipeline)
+        assert (gateway.snapshot, gateway._context.pipeline) == (before, pipeline)
         wrong = await admin(gateway, "DELETE", f"/routes/{route['id']}?dry_run=1")
         assert_problem(wrong, 422, "invalid_fields", ["/query/dry_run"])
         kept = await admin(gateway, "DELETE", f"/routes/{route['id']}?dry_run=false")
@@ -654,6 +654,7 @@ def test_logs_are_found_by_each_filter(tmp_path: Path) -> None:
             ("status_code=4xx", ["/nowhere"]),
             ("status_code=5xx", []),
             ("reason=no_route", ["/nowhere"]),
+            ("reason=auth_invalid", []),
             (f"start_date={stamp}Z&method=DELETE", ["/nowhere"]),
             (f"start_date={stamp}%2B00:00&method=DELETE", ["/nowhere"]),
             (f"start_date={stamp}+00:00&method=DELETE", ["/nowhere"]),

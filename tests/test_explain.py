@@ -309,6 +309,40 @@ def test_offline_and_running_say_the_same(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_the_admin_listener_is_explained_where_there_is_one(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth, admin_listen="127.0.0.1:0") as gateway:
+            admin_port = int(gateway.addresses[-1].rpartition(":")[2])
+            for path, on_public, on_admin in (
+                (f"{BASE}/routes", "no_route", "ok"),
+                ("/api/v1/auth/x", "ok", "no_route"),
+                ("/health", "ok", "ok"),
+            ):
+                for listener, port, wanted in (("public", gateway.port, on_public), ("admin", admin_port, on_admin)):
+                    asked = {"method": "GET", "path": path, "token": ADMIN}
+                    told = await _explain(admin_port, **asked, listener=listener)
+                    offline = Offline(gateway.settings).explain(
+                        "GET",
+                        path,
+                        host="h",
+                        headers=[],
+                        token=ADMIN,
+                        client_ip="127.0.0.1",
+                        is_admin=listener == "admin",
+                    )
+                    served = await _serve(port, asked)
+                    code = json_of(served)["code"] if served.status >= 400 else "ok"
+                    assert [told["reason"], offline["reason"], code] == [wanted] * 3
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            reply = await ask(
+                gateway.port, "POST", f"{BASE}/explain", bearer=ADMIN,
+                body={"method": "GET", "path": "/", "listener": "admin"},
+            )  # fmt: skip
+            assert (reply.status, "admin.listen is empty" in reply.body.decode()) == (422, True)
+
+    asyncio.run(run())
+
+
 def test_what_explain_says_is_what_serving_does(tmp_path: Path) -> None:
     """Random requests against random state: buckets run dry and circuits open on the way."""
     dice = random.Random(7)

@@ -326,7 +326,7 @@ def test_an_exception_is_one_500_and_nobody_else_notices(
 ) -> None:
     async def run() -> None:
         async with upstream() as auth, running(tmp_path, auth) as gateway:
-            stage = gateway.pipeline.stages[0]
+            stage = gateway._context.pipeline.stages[0]
             whole = stage.decide
 
             def broken(exchange: Any) -> Any:
@@ -334,7 +334,9 @@ def test_an_exception_is_one_500_and_nobody_else_notices(
                     raise RuntimeError("secret detail")
                 return whole(exchange)
 
-            monkeypatch.setattr(gateway.pipeline, "_steps", ((0, broken, False), *gateway.pipeline._steps[1:]))
+            monkeypatch.setattr(
+                gateway._context.pipeline, "_steps", ((0, broken, False), *gateway._context.pipeline._steps[1:])
+            )
             async with raw_client(gateway.port) as bad, raw_client(gateway.port) as good:
                 await bad.send(GET.replace(b"/x", b"/bug"))
                 await good.send(GET)

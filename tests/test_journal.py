@@ -177,6 +177,7 @@ FILTERS: dict[str, tuple[LogFilter, Test]] = {
         lambda row: row.method == "GET" and 500 <= row.status_code <= 599,
     ),
     "reason": (LogFilter(reason="rate_limited"), lambda row: row.reason == "rate_limited"),
+    "reason with a word": (LogFilter(reason="auth_invalid"), lambda row: row.reason.startswith("auth_invalid.")),
     "reason ok": (LogFilter(reason="ok"), lambda row: row.reason == "ok"),
     "from": (LogFilter(start_ms=MIDDLE), lambda row: row.created_at >= MIDDLE),
     "to": (LogFilter(end_ms=MIDDLE), lambda row: row.created_at <= MIDDLE),
@@ -208,8 +209,8 @@ def test_each_filter_selects_what_it_says_newest_first(history: Journal, wanted:
             Query(
                 ("path = ?", "user_id = ?"),
                 ("/x", "alice"),
-                ("method = ?", "target_service = ?", "status_code = ?", "reason = ?"),
-                ("PUT", "ai", 404, "loop"),
+                ("method = ?", "target_service = ?", "status_code = ?", "(reason = ? OR reason GLOB ?)"),
+                ("PUT", "ai", 404, "loop", "loop.*"),
             ),
         ),
     ],

@@ -335,6 +335,20 @@ def test_the_table_of_files_is_large_enough_before_anybody_comes(tmp_path: Path)
     asyncio.run(run())
 
 
+def test_a_reload_that_lets_fewer_in_lets_the_idle_go(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway, clients(gateway.port, 20) as many:
+            for client in many:
+                assert (await ask_on(client, "GET", "/api/v1/auth/x")).status == 200
+            await gateway.reload(settings_for(tmp_path, {"auth": auth.url}, server_max_connections=5))
+            while gateway.state()["connections"] > 5:
+                await asyncio.sleep(0.001)
+            for client in many[-5:]:
+                assert (await ask_on(client, "GET", "/api/v1/auth/x")).status == 200, "who was idle longest went"
+
+    asyncio.run(run())
+
+
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="the limit of another process can be read on Linux only")
 def test_a_reload_that_lets_more_in_raises_the_limit_of_files(tmp_path: Path, few_files: int) -> None:
     async def run() -> None:

@@ -88,6 +88,7 @@ def test_rows_are_counted_by_bounded_labels() -> None:
     }
     assert metrics.attempts["content", "first"] == 4
     assert metrics.attempts["content", "retry"] == 2
+    assert dict(metrics.failures) == {("content", "upstream_closed"): 1}
 
 
 @pytest.mark.parametrize("ms", [0.0, 5.0, 5.001, 10_000.0, 10_001.0])
@@ -191,6 +192,8 @@ def test_the_page_of_a_running_gateway(tmp_path: Path) -> None:
             text = reply.body.decode()
             samples = parsed(text)
             route = gateway.snapshot.routes[0].id
+            assert samples[f'engadi_route_info{{route="{route}",path_pattern="/api/v1/auth/*",service="auth"}}'] == 1
+            assert any('path_pattern="/health",service="gateway"' in name for name in samples)
             assert samples[f'engadi_http_requests_total{{route="{route}",method="GET",code="200",reason="ok"}}'] == 3
             assert samples['engadi_http_requests_total{route="",method="GET",code="404",reason="no_route"}'] == 1
             assert samples[f'engadi_http_request_duration_seconds_count{{route="{route}"}}'] == 3

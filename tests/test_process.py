@@ -412,6 +412,23 @@ def test_a_bad_configuration_is_exit_78_and_says_what(tmp_path: Path, name: str,
     assert not list(tmp_path.glob("*.db")), "nothing was opened"
 
 
+def test_check_tries_what_a_start_would_and_says_what_is_not_wrong_yet(tmp_path: Path) -> None:
+    for line, said in (
+        ("[server]\nunix_socket = no/x.sock", f"server.unix_socket: no such folder: {tmp_path}/no"),
+        (f"[database]\nurl = sqlite:///{tmp_path.name}", ""),
+        ("[database]\nurl = sqlite:///folder", "database.url: folder is a folder"),
+    ):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "gateway.ini").write_text(line)
+        done = _run(tmp_path, "--check")
+        assert (done.returncode, said in done.stderr) == (78 if said else 0, True), done.stderr
+    certify(tmp_path, "one.test", days=-1)
+    (tmp_path / "gateway.ini").write_bytes(b"\xef\xbb\xbf[server]\ntls_certificate = cert.pem\ntls_key = key.pem\n")
+    done = _run(tmp_path, "--check")
+    assert (done.returncode, "cert.pem has expired: it was good until " in done.stderr) == (0, True), done.stderr
+    assert _run(tmp_path, "token", "--sub", " ").returncode == 2
+
+
 def test_check_says_all_faults_at_once_and_opens_nothing(tmp_path: Path) -> None:
     (tmp_path / "gateway.ini").write_text("[server]\nport = x\nprot = 1\n[limits]\nper_ip = 0\n")
     done = _run(tmp_path, "--check")

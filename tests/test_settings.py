@@ -171,6 +171,11 @@ def test_all_faults_are_said_at_once() -> None:
         ("[log]\nretention_days = 40000", "log.retention_days"),
         ("[log]\nqueue_rows = 499", "log.queue_rows"),
         ("[admin]\nrole =", "admin.role"),
+        ("[admin]\nlisten = 127.0.0.1:8000", "admin.listen"),
+        ("[admin]\nlisten = [::1]:9\n[server]\nhost = ::1\nport = 9", "admin.listen"),
+        ("[server]\nhost = 999.1.1.1", "server.host"),
+        ('[server]\nhost = "127.0.0.1"', "server.host"),
+        ("[health]\npath = health", "health.path"),
         ("[jwt]\nclaim_headers = sub:X-A, role:x-a", "jwt.claim_headers"),
     ],
 )
@@ -258,6 +263,26 @@ def test_a_fault_says_where_the_bad_text_stands_unless_it_is_a_secret() -> None:
         "log.level": "etc/my.ini says 'loud'",
     }
     assert _faults(lambda: Settings.load("x", ini_name="etc/my.ini")).keys() == {"etc/my.ini"}
+
+
+def test_faults_of_services_show_what_was_said_but_no_password() -> None:
+    ini = "[services]\nai = nonsense\nshop = http://u:geheim@h\n[health_paths]\nsearch = up\nshpo = /x\n"
+    faults = _faults(lambda: Settings.load(ini, {"AUTH_SERVICE_URL": "no"}))
+    assert faults["services.ai"].endswith("; gateway.ini says 'nonsense'")
+    assert faults["services.auth"].endswith("; AUTH_SERVICE_URL says 'no'")
+    assert faults["health_paths.search"] == "expected a path that begins with /; gateway.ini says 'up'"
+    assert "geheim" not in str(faults)
+    assert set(faults) == {f"services.{name}" for name in ("ai", "auth", "shop")} | {
+        "health_paths.search",
+        "health_paths.shpo",
+    }
+    assert list(_faults(lambda: Settings.load("[health]\npath = x\n"))) == ["health.path"], "and not each service's"
+    above = _faults(lambda: Settings.load("[log]\nretention_days = 40000\n"))["log.retention_days"]
+    assert above == "40000 is above 36500; gateway.ini says '40000'"
+
+
+def test_names_of_hosts_and_addresses_of_both_kinds_can_be_listened_on() -> None:
+    assert Settings.load("[server]\nhost = localhost, ::1 192.0.2.1\n").server_host == ("localhost", "::1", "192.0.2.1")
 
 
 @pytest.mark.parametrize(("mode", "is_needed"), [("local", True), ("local-then-remote", True), ("remote", False)])

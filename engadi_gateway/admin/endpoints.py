@@ -8,6 +8,7 @@ from engadi_gateway.admin.api import BASE, Call, Endpoint, Gate
 from engadi_gateway.admin.jsonio import reply
 from engadi_gateway.admin.openapi import document_of
 from engadi_gateway.admin.schemas import CORS, EXPLAIN, ROUTE, RULE, SERVICE, UUID, Number, Schema, Text, moment_ms
+from engadi_gateway.errors import Reason
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.store.questions import id_of
 
@@ -16,6 +17,15 @@ _ID: dict[str, Schema] = {"id": UUID}
 _NAME: dict[str, Schema] = {"name": SERVICE}
 _DRY: dict[str, Schema] = {"dry_run": Text(choices=("true", "false"))}
 _MOMENT = Text(longest=40, shortest=1, format="date-time", is_good=moment_ms)
+_REASONS = frozenset(reason.code for reason in Reason)
+
+
+def _known_reason(text: str) -> None:
+    """`auth_invalid.expired` is one of `auth_invalid`."""
+    if text.partition(".")[0] not in _REASONS:
+        raise ValueError("no such reason; the README has the table")
+
+
 _LOGS: dict[str, Schema] = {
     "method": Text(longest=32),
     "path": Text(longest=4096),  # with the others within a target
@@ -24,7 +34,7 @@ _LOGS: dict[str, Schema] = {
     "client_ip": Text(longest=45),
     "request_id": Text(longest=128),
     "status_code": Text(pattern="[1-9][0-9]{2}|[1-5]xx", longest=3),
-    "reason": Text(longest=64),
+    "reason": Text(longest=64, shortest=1, is_good=_known_reason),
     "start_date": _MOMENT,
     "end_date": _MOMENT,
     "limit": Number(1, 500),

@@ -161,6 +161,7 @@ def _facts(call: Call) -> dict[str, Any]:
     console, now = call.console, time.monotonic()
     return {
         "state": console.state(),
+        "routes": console.route_names(),
         "limits": console.limits_status(),
         "breakers": {name: console.breakers.status(name, now) for name in console.breakers.names()},
         "health": console.checker.status(),
@@ -209,6 +210,7 @@ async def explain_request(call: Call) -> LocalReply:
             headers=list(headers.items()),
             token=body.get("token"),
             client_ip=body.get("client_ip") or call.exchange.client_ip,
+            is_admin=body.get("listener") == "admin",
         )
     except RefusedError as error:  # the fault is the body's: its request would never be read
         detail = f"{error.refusal.code}: {error.refusal.detail or error.refusal.reason.title}"

@@ -231,7 +231,12 @@ UUID = Text(pattern=r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", lon
 
 SPLIT = Object(
     {"target_service": SERVICE, "target_url": URL, "weight": Number(1, 1000)},
-    required=("target_service", "target_url", "weight"),
+    required=("target_service",),
+    notes={
+        "target_service": "with a name of its own it has its own circuit and health",
+        "target_url": "as a route's",
+        "weight": "its part of all weights",
+    },
 )
 ROUTE = Object(
     {
@@ -316,6 +321,16 @@ EXPLAIN = Object(
         "headers": Nullable(TextMap()),
         "token": Nullable(Text(longest=65536)),
         "client_ip": Text(longest=45, is_good=ip_address),
+        "listener": Text(choices=("public", "admin")),
     },
     required=("method", "path"),
+    notes={
+        "method": "as a client would send it",
+        "path": "with its query",
+        "host": "without one: localhost",
+        "headers": "names to values; without Content-Length there is no body",
+        "token": "sent as Authorization: Bearer",
+        "client_ip": "without one: that of who asks here",
+        "listener": "admin: it comes to [admin] listen",
+    },
 )

@@ -144,7 +144,7 @@ class Acceptor:
         is_counted = isinstance(address, tuple) and not is_trusted(peer, self._context.trusted)
         seat = network_of(peer, seats.ipv6_prefix) if is_counted else ""
         seats.take(seat)
-        is_refused = seats.are_spent_by(seat) or (seats.are_short and not self._make_room())
+        is_refused = seats.are_spent_by(seat) or (seats.are_short and not self.make_room())
         if is_refused and (self._tls is not None or seats.are_overfull):
             self._context.upcalls.unreadable(Reason.OVERLOADED)
             seats.leave(seat)
@@ -156,7 +156,7 @@ class Acceptor:
         self._arriving += 1
         self._context.spawn(self._connect(sock, connection), "arrival")
 
-    def _make_room(self) -> bool:
+    def make_room(self) -> bool:
         """Whether somebody goes: who has waited longest, or the next who loses nothing by it."""
         for queue in (self._context.idle, self._context.heads):
             for oldest in queue.oldest(_ASKED_TO_GO):

@@ -56,20 +56,26 @@ def take(connection: Connection, query: segments.Query, skip: int, count: int) -
 
 
 #: Filters that compare a column for equality.
-_EQUAL = ("method", "path", "target_service", "user_id", "client_ip", "request_id", "status_code", "reason")
+_EQUAL = ("method", "path", "target_service", "user_id", "client_ip", "request_id", "status_code")
 
 
 def query_of(wanted: LogFilter) -> segments.Query:
     """The query for the filter; ValueError: its cursor is none of ours."""
-    asked = {name: value for name in _EQUAL if (value := getattr(wanted, name)) is not None}
-    of_kind = [name for name in asked if name in segments.KIND]
-    own = [name for name in asked if name not in segments.KIND]
-    least = None if wanted.status_class is None else wanted.status_class * 100
+    own: dict[str, tuple[Any, ...]] = {}
+    of_kind: dict[str, tuple[Any, ...]] = {}
+    for name in _EQUAL:
+        value = getattr(wanted, name)
+        if value is not None:
+            (of_kind if name in segments.KIND else own)[f"{name} = ?"] = (value,)
+    if wanted.status_class is not None:
+        of_kind["status_code BETWEEN ? AND ?"] = (wanted.status_class * 100, wanted.status_class * 100 + 99)
+    if wanted.reason is not None:  # auth_invalid.expired is one of auth_invalid
+        of_kind["(reason = ? OR reason GLOB ?)"] = (wanted.reason, f"{wanted.reason}.*")
     return segments.Query(
-        tuple(f"{name} = ?" for name in own),
-        tuple(asked[name] for name in own),
-        (*(f"{name} = ?" for name in of_kind), *(() if least is None else ("status_code BETWEEN ? AND ?",))),
-        (*(asked[name] for name in of_kind), *(() if least is None else (least, least + 99))),
+        tuple(own),
+        tuple(itertools.chain.from_iterable(own.values())),
+        tuple(of_kind),
+        tuple(itertools.chain.from_iterable(of_kind.values())),
         0 if wanted.start_ms is None else wanted.start_ms,
         1 << 62 if wanted.end_ms is None else wanted.end_ms,
         1 << 62 if wanted.cursor is None else id_of(wanted.cursor),
