@@ -125,6 +125,25 @@ def test_the_wait_has_an_end(tmp_path: Path) -> None:
 # a table after the other
 
 
+def test_what_a_failed_transaction_added_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kinds are gone with it: rows of the second attempt must not refer to them."""
+    add_rows, failures = segments.add_rows, [StoreError("once")]
+
+    def failing(connection: Connection, rows: list[LogRow], known: segments.KnownKinds | None) -> int:
+        first_id = add_rows(connection, rows, known)
+        if failures:
+            raise failures.pop()
+        return first_id
+
+    monkeypatch.setattr(segments, "add_rows", failing)
+    with opened(tmp_path) as journal:
+        for number in range(2):
+            journal.put([a_row(method=method) for method in ("A", "B")])
+            assert settled(journal).rows_written == 2 * number + 2
+        assert [row["method"] for row in everything(journal)] == ["B", "A", "B", "A"]
+        assert run(journal, lambda connection: connection.execute("SELECT count(*) FROM log_kind_1").fetchone()) == (2,)
+
+
 def test_closed_tables_are_indexed_while_rows_come(tmp_path: Path) -> None:
     rows = random_rows(1_000, NOW, NOW + HOUR_MS)
     with opened(tmp_path, segment_rows=300) as journal:

@@ -310,8 +310,36 @@ def test_kinds_of_a_batch_that_was_not_committed_are_not_remembered() -> None:
         assert [kind[segments.KIND.index("status_code")] for kind in kinds(connection)] == [201, 202, 203]
 
 
-def test_whoever_invents_kinds_makes_no_batch_slower_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kinds_are_remembered_from_batch_to_batch_in_the_table_they_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_READ_KINDS", 1)
+    known = segments.KnownKinds()
+    rows = [a_row(route_id=f"route-{number}") for number in range(50)]
+    expected = [tuple(getattr(row, name) for name in segments.KIND) for row in rows]
+    with tables() as connection:
+        for number in (1, 2):
+            for _ in range(3):
+                segments.add_rows(connection, rows, known)
+            assert kinds(connection, number) == expected
+            segments.close_open(connection)
+        assert len(found(connection)) == 300
+    with tables() as connection:
+        segments.add_rows(connection, rows[:2], known)
+        assert kinds(connection) == expected[:2], "another file's are others"
+
+
+def test_no_more_kinds_are_remembered_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "_MOST_KINDS", 3)
+    monkeypatch.setattr(segments, "_READ_KINDS", 1)
+    known = segments.KnownKinds()
+    with tables() as connection:
+        for method in "ABCDA":
+            segments.add_rows(connection, [a_row(method=method)], known)
+        assert [kind[0] for kind in kinds(connection)] == ["A", "B", "C", "D", "A"]
+        assert [row[COLUMN["method"]] for row in found(connection)] == [*"ADCBA"]
+
+
+def test_whoever_invents_kinds_makes_no_batch_slower_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_READ_KINDS", 3)
     methods = ["GET", "A", "B", "C", "D", "GET", "A", "D"]
     with tables() as connection:
         for method in methods:

@@ -109,6 +109,7 @@ class Journal:
         self._queue_rows = queue_rows
         self._segment_rows = segment_rows
         self._tally = Tally(is_shared=is_shared)  # the writer thread's
+        self._kinds = None if is_shared else segments.KnownKinds()  # the writer thread's
         self._is_summing = False
         # each counter is written by one thread alone: these two by the loop's, the others by the writer's
         self._taken = self._shed = 0
@@ -169,7 +170,7 @@ class Journal:
 
     def _insert(self, connection: Connection, rows: list[LogRow]) -> tuple[int, float, bool]:
         began = time.perf_counter()
-        first_id = segments.add_rows(connection, rows)
+        first_id = segments.add_rows(connection, rows, self._kinds)
         is_closed = self._close_if_due(connection, rows[-1].created_at)
         return first_id, (time.perf_counter() - began) * 1000, is_closed
 
@@ -182,6 +183,8 @@ class Journal:
 
     def _inserted(self, future: Future[tuple[int, float, bool]], rows: list[LogRow], *, is_second: bool) -> None:
         error = future.exception()
+        if error is not None and self._kinds is not None:
+            self._kinds.forget()
         if error is None:
             first_id, self._last_write_ms, is_closed = future.result()
             self._tally.add(first_id, rows)

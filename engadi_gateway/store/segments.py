@@ -39,8 +39,10 @@ _OWN = (
 INDEXES = ("request_id", "path", "user_id", "client_ip", "kind")
 #: Kinds that have more than this share of a table's rows are found soon without their index.
 _FEW = 1 / 50
-#: Strangers choose methods: so many kinds are recognised, others may stand there twice, which harms nobody.
-_MOST_KINDS = 1000
+#: Strangers choose methods: so many kinds are remembered, others may stand there twice, which harms nobody; and so many
+#: are read from the table by who remembers none.
+_MOST_KINDS = 16_384
+_READ_KINDS = 1000
 #: Closed tables stay in the hundreds: the more rows there are, the larger the next one.
 _SHARE_OF_ALL = 128
 _MOST_ROWS = 250_000
@@ -135,10 +137,14 @@ class Query:
 # writing
 
 
-def add_rows(connection: Connection, rows: Sequence[LogRow]) -> int:
-    """Append to the open table; the id of the first one. The others follow it without a gap."""
+def add_rows(connection: Connection, rows: Sequence[LogRow], known: KnownKinds | None = None) -> int:
+    """Append to the open table; the id of the first one. The others follow it without a gap.
+
+    known: what is remembered from batch to batch, for whoever writes alone.
+    """
     table = _open(connection)
-    fill(connection, table.number, rows, first_id=None if table.rows else table.first_id)
+    kinds = (known or KnownKinds()).of(connection, table.number)
+    fill(connection, table.number, rows, first_id=None if table.rows else table.first_id, kinds=kinds)
     moments = [*map(_created, rows), *((table.first_ms, table.last_ms) if table.rows else ())]
     last_ms = max(moments)
     connection.execute(
@@ -148,9 +154,12 @@ def add_rows(connection: Connection, rows: Sequence[LogRow]) -> int:
     return table.last_id + 1
 
 
-def fill(connection: Connection, number: int, rows: Sequence[LogRow], *, first_id: int | None) -> None:
+def fill(
+    connection: Connection, number: int, rows: Sequence[LogRow], *, first_id: int | None, kinds: _Kinds | None = None
+) -> None:
     """Put rows into the table of that number: the first one with that id, or after what is there."""
-    kinds = _KnownKinds(connection, number)
+    if kinds is None:
+        kinds = KnownKinds().of(connection, number)
     values = [(*_own_of(row), kinds[_kind_of(row)]) for row in rows]
     one, many, first = _inserts(number)
     if first_id is not None:
@@ -171,25 +180,42 @@ def _inserts(number: int) -> tuple[str, str, str]:
     return one, f"{one}{f', ({marks})' * (_AT_ONCE - 1)}", first
 
 
-class _KnownKinds(dict[tuple[Any, ...], int]):
-    """The numbers of a table's kinds; one that it has not is added to it.
+class KnownKinds:
+    """Kinds of the open table, remembered from one batch to the next: with thousands of routes there are thousands.
 
-    Read for each batch: what is remembered longer would have to be forgotten when a transaction fails, the file is
-    moved aside, or another process adds its own.
+    What a transaction has added is there only once that is committed: `forget` when it fails. Not for several
+    processes over the same file.
     """
+
+    def __init__(self) -> None:
+        self._kinds: _Kinds | None = None
+
+    def forget(self) -> None:
+        self._kinds = None
+
+    def of(self, connection: Connection, number: int) -> _Kinds:
+        known = self._kinds
+        if known is None or known.number != number or known.connection is not connection or len(known) > _MOST_KINDS:
+            known = self._kinds = _Kinds(connection, number)
+        return known
+
+
+class _Kinds(dict[tuple[Any, ...], int]):
+    """The numbers of a table's kinds; one that it has not is added to it."""
 
     def __init__(self, connection: Connection, number: int) -> None:
         names = ", ".join(KIND)
-        newest = f"SELECT kind, {names} FROM {_kinds(number)} ORDER BY kind DESC LIMIT {_MOST_KINDS}"  # noqa: S608
+        newest = f"SELECT kind, {names} FROM {_kinds(number)} ORDER BY kind DESC LIMIT {_READ_KINDS}"  # noqa: S608
         super().__init__((row[1:], row[0]) for row in connection.execute(newest))
-        self._connection = connection
+        self.connection = connection
+        self.number = number
         self._insert = f"INSERT INTO {_kinds(number)} ({names}) VALUES ({', '.join('?' * len(KIND))}) RETURNING kind"  # noqa: S608
 
     def __missing__(self, kind: tuple[Any, ...]) -> int:
         if kind[_MESSAGE] == "":
             number = self[*kind[:_MESSAGE], None, *kind[_MESSAGE + 1 :]]
         else:
-            number = first_row(self._connection, self._insert, kind)[0]
+            number = first_row(self.connection, self._insert, kind)[0]
         self[kind] = number
         return number
 
