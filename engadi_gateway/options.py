@@ -228,7 +228,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("health", "path", parse_path, "/health", "what is asked, unless [health_paths] says otherwise"),
     Option("health", "slow", parse_duration_s, "1s", "a slower good answer is degraded",
            why="a health check that takes longer has something to wait for"),
-    Option("health", "fall", parse_int, "3", "bad checks in a row until unhealthy; of a service never seen well, one", low=1,
+    Option("health", "fall", parse_int, "3", "bad checks in a row until unhealthy; one, if it was never well", low=1,
            why="HAProxy's: one lost packet is no illness"),
     Option("health", "rise", parse_int, "2", "good checks in a row until healthy again", low=1,
            why="HAProxy's: one good answer is no health"),

@@ -947,6 +947,7 @@ def test_one_address_can_be_held_to_a_number_of_connections(tmp_path: Path) -> N
             async with raw_client(gateway.port) as third:
                 reply = await third.reply()
                 assert (reply.status, reply.one("retry-after"), json_of(reply)["code"]) == (503, "1", "overloaded")
+                assert json_of(reply)["detail"] == "too many connections of this address"
             assert (await ask_on(first, "GET", "/api/v1/auth/x")).status == 200
 
     asyncio.run(run())

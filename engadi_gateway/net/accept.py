@@ -144,15 +144,19 @@ class Acceptor:
         is_counted = isinstance(address, tuple) and not is_trusted(peer, self._context.trusted)
         seat = network_of(peer, seats.ipv6_prefix) if is_counted else ""
         seats.take(seat)
-        is_refused = seats.are_spent_by(seat) or (seats.are_short and not self.make_room())
-        if is_refused and (self._tls is not None or seats.are_overfull):
+        refused = ""
+        if seats.are_spent_by(seat):
+            refused = "too many connections of this address"
+        elif seats.are_short and not self.make_room():
+            refused = "too many connections"
+        if refused and (self._tls is not None or seats.are_overfull):
             self._context.upcalls.unreadable(Reason.OVERLOADED)
             seats.leave(seat)
             sock.close()
             return
         connection = self._make(peer)
         connection.seat = seat
-        connection.is_refused = is_refused
+        connection.refused = refused
         self._arriving += 1
         self._context.spawn(self._connect(sock, connection), "arrival")
 

@@ -66,7 +66,7 @@ class ClientConnection(asyncio.Protocol):
     """See the module. `connections` is the set of all, for the drain; `seat` is whose share of the seats it has."""
 
     seat: str | None = None
-    is_refused = False
+    refused = ""  # why there is no seat for it
     is_made = False
 
     def __init__(
@@ -110,9 +110,9 @@ class ClientConnection(asyncio.Protocol):
         bound(transport)
         self.is_made = True
         self._connections.add(self)
-        if self.is_refused:
+        if self.refused:
             context.upcalls.unreadable(Reason.OVERLOADED)
-            self._answer_unread(Refusal(Reason.OVERLOADED, headers=((b"Retry-After", b"1"),)))
+            self._answer_unread(Refusal(Reason.OVERLOADED, self.refused))
             return
         context.idle.add(self, time.monotonic())
 
