@@ -102,9 +102,17 @@ def _add_endpoints(connection: Connection, span: int, start: int, summed: Span) 
     known = {name for (name,) in connection.execute(query, (span, start))}
     room = MAX_ENDPOINTS[span] - len(known)
     rows: dict[str, Endpoint] = {}
+    requests, errors, total = 0, 0, 0.0  # of those for whom there is no room
     for endpoint, sums in sorted(summed.endpoints.items(), key=lambda item: -item[1][0]):
-        add_endpoint(rows, endpoint if endpoint in known or room > 0 else OTHER, sums)
-        room -= endpoint not in known
+        if endpoint in known:
+            rows[endpoint] = sums
+        elif room > 0:
+            rows[endpoint] = sums
+            room -= 1
+        else:
+            requests, errors, total = requests + sums[0], errors + sums[1], total + sums[2]
+    if requests:
+        add_endpoint(rows, OTHER, (requests, errors, total))
     connection.executemany(
         "INSERT INTO rollup_endpoint VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
         " requests = requests + excluded.requests, errors = errors + excluded.errors, total = total + excluded.total",

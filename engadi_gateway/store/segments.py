@@ -161,6 +161,7 @@ def fill(
     if kinds is None:
         kinds = KnownKinds().of(connection, number)
     values = [(*_own_of(row), kinds[_kind_of(row)]) for row in rows]
+    kinds.store()
     one, many, first = _inserts(number)
     if first_id is not None:
         connection.execute(first, (*values.pop(0), first_id))
@@ -201,7 +202,7 @@ class KnownKinds:
 
 
 class _Kinds(dict[tuple[Any, ...], int]):
-    """The numbers of a table's kinds; one that it has not is added to it."""
+    """The numbers of a table's kinds; one that it has not gets the next number, and is added by `store`."""
 
     def __init__(self, connection: Connection, number: int) -> None:
         names = ", ".join(KIND)
@@ -209,15 +210,24 @@ class _Kinds(dict[tuple[Any, ...], int]):
         super().__init__((row[1:], row[0]) for row in connection.execute(newest))
         self.connection = connection
         self.number = number
-        self._insert = f"INSERT INTO {_kinds(number)} ({names}) VALUES ({', '.join('?' * len(KIND))}) RETURNING kind"  # noqa: S608
+        self._insert = f"INSERT INTO {_kinds(number)} (kind, {names}) VALUES (?{', ?' * len(KIND)})"  # noqa: S608 - ours
+        self._newest = max(self.values(), default=0)
+        self._added: list[tuple[Any, ...]] = []
 
     def __missing__(self, kind: tuple[Any, ...]) -> int:
         if kind[_MESSAGE] == "":
             number = self[*kind[:_MESSAGE], None, *kind[_MESSAGE + 1 :]]
         else:
-            number = first_row(self.connection, self._insert, kind)[0]
+            number = self._newest = self._newest + 1
+            self._added.append((number, *kind))
         self[kind] = number
         return number
+
+    def store(self) -> None:
+        """Put those that were missing into the table: together, for one by one each takes three times as long."""
+        if self._added:
+            self.connection.executemany(self._insert, self._added)
+            self._added.clear()
 
 
 def _open(connection: Connection) -> Segment:

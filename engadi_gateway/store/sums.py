@@ -53,15 +53,28 @@ def template_of(path: str) -> str:
 class _Templates(dict[str, str]):
     """Templates of the paths seen lately: most are seen again. Strangers choose paths, so there is a bound."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._above: dict[str, str] = {}  # of what stands before a number: it stays, where numbers come and go
+
     def __missing__(self, path: str) -> str:
         if len(path) > _LONGEST_PATH:
             return template_of(path)
         above, _, last = path.rpartition("/")
         # most that are new are of a known kind, which takes half the time of the expression
-        template = f"{self[above]}/{{id}}" if above and last.isdigit() and last.isascii() else template_of(path)
+        if above and last.isdigit() and last.isascii():
+            template = f"{self._above.get(above) or self._add_above(above)}/{{id}}"
+        else:
+            template = template_of(path)
         if len(self) >= _MOST_PATHS:
             self.clear()
         self[path] = template
+        return template
+
+    def _add_above(self, path: str) -> str:
+        if len(self._above) >= _MOST_PATHS:
+            self._above.clear()
+        template = self._above[path] = template_of(path)
         return template
 
 
@@ -105,6 +118,12 @@ class Span:
         self.counts: dict[tuple[str, int, str], tuple[int, int, int]] = {}
         self.latencies: dict[str, Latencies] = {}
         self.endpoints: dict[str, Endpoint] = {}
+
+    def copied(self) -> Span:
+        """One that can be added to; what stands in it is never changed."""
+        span = Span()
+        span.counts, span.latencies, span.endpoints = dict(self.counts), dict(self.latencies), dict(self.endpoints)
+        return span
 
     def add(self, other: Span) -> None:
         for key, (requests, bytes_in, bytes_out) in other.counts.items():
@@ -178,11 +197,15 @@ class Sums:
 
     def spans(self) -> Iterator[tuple[int, int, Span]]:
         """(length, start, sums) of each minute and each hour, in ms."""
-        hours: dict[int, Span] = defaultdict(Span)
+        hours: dict[int, Span] = {}
         for start, minute in self._minutes.items():
             summed = minute.summed()
             yield MINUTE_MS, start, summed
-            hours[start - start % HOUR_MS].add(summed)
+            begin = start - start % HOUR_MS
+            if begin in hours:
+                hours[begin].add(summed)
+            else:
+                hours[begin] = summed.copied()
         for start, hour in hours.items():
             yield HOUR_MS, start, hour
 
