@@ -59,6 +59,9 @@ def client_tls(settings: Settings) -> ssl.SSLContext:
         ConfigurationError: the file of authorities cannot be read.
     """
     path = settings.upstream_tls_ca_file
+    faults = _unreadable("upstream.tls_ca_file", path) if path else []
+    if faults:
+        raise ConfigurationError(faults)
     try:
         return ssl.create_default_context(cafile=path or None)
     except (OSError, ssl.SSLError) as error:
