@@ -214,12 +214,12 @@ class Gateway:
         for door in self._doors:
             make = partial(ClientConnection, self._context, self._batch, door.listener, self._connections)
             self._acceptors.append(Acceptor(self._context, door.socket, self._tls, make))
-        self._say_what_is_short()
+        self._say_what_is_amiss()
         for acceptor in self._acceptors:
             acceptor.start()
 
-    def _say_what_is_short(self) -> None:
-        """Files for all connections, and the certificate's time: nobody is refused for it now."""
+    def _say_what_is_amiss(self) -> None:
+        """Too few files, a certificate that ends, routes that lead nowhere: nothing that keeps it from serving."""
         most, wanted = self._context.seats.most, self.settings.server_max_connections
         if most < wanted:
             self._log.warning("%d client connections at most, not %d: too few files may be open", most, wanted)
@@ -423,6 +423,7 @@ class Gateway:
                 compiled = compiler.compile(kept, time.monotonic())
             self._take(settings, compiler)
             self._swap(kept, compiled)
+            self._say_what_is_amiss()
         if fixed:
             self._log.warning("these take a restart: %s", ", ".join(fixed))
         self._reloads["success"] += 1
@@ -445,7 +446,6 @@ class Gateway:
         for _ in range(seats.taken - seats.most):  # as many as are idle; the others go when they are
             if not self._acceptors[0].make_room():
                 break
-        self._say_what_is_short()
         self.authority.replace_settings(settings, compiler.judge)
         self.checker.replace_settings(settings)
         self.journal.retention_days = settings.log_retention_days

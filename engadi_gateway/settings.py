@@ -413,8 +413,8 @@ def _check_together(values: Mapping[str, Any], faults: list[Fault]) -> None:
 
 def _is_servers(address: str, values: Mapping[str, Any]) -> bool:
     host, _, port = address.rpartition(":")
-    hosts = values["server_host"]
-    is_there = host.strip("[]") in hosts or "0.0.0.0" in hosts
+    everywhere = "::" if ":" in host else "0.0.0.0"  # each is for addresses of its own kind alone
+    is_there = not {host.strip("[]"), everywhere}.isdisjoint(values["server_host"])
     return bool(address) and int(port) == values["server_port"] != 0 and is_there
 
 

@@ -38,16 +38,13 @@ def renew_tls(context: ssl.SSLContext, settings: Settings) -> None:
             tried with `server_tls`.
     """
     certificate, key = settings.server_tls_certificate, settings.server_tls_key
-    faults = [
-        *_unreadable("server.tls_certificate", certificate),
-        *_unreadable("server.tls_key", key),
-    ]
+    faults = _unreadable("server.tls_certificate", certificate) + _unreadable("server.tls_key", key)
     if faults:
         raise ConfigurationError(faults)
     try:
         context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        detail = f"{certificate} with {key} cannot be used: {_said(error)}"
+    except OSError as error:  # an SSLError is one
+        detail = f"{certificate} with {key} cannot be used: {error}"
         raise ConfigurationError([Fault("server.tls_certificate", detail)]) from None
     context.minimum_version = _VERSIONS[settings.server_tls_min_version]
 
@@ -64,8 +61,8 @@ def client_tls(settings: Settings) -> ssl.SSLContext:
         raise ConfigurationError(faults)
     try:
         return ssl.create_default_context(cafile=path or None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError([Fault("upstream.tls_ca_file", f"{path} cannot be used: {_said(error)}")]) from None
+    except OSError as error:
+        raise ConfigurationError([Fault("upstream.tls_ca_file", f"{path} cannot be used: {error}")]) from None
 
 
 def _unreadable(option: str, path: str) -> list[Fault]:
@@ -74,11 +71,6 @@ def _unreadable(option: str, path: str) -> list[Fault]:
             return []
     except OSError as error:
         return [Fault(option, f"{path} cannot be read: {error.strerror}")]
-
-
-def _said(error: OSError) -> str:
-    """An SSLError's reason is in its text; of others the text would name no file either."""
-    return str(error) if isinstance(error, ssl.SSLError) else error.strerror or str(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +108,7 @@ def validity_of(context: ssl.SSLContext, settings: Settings) -> Validity | None:
         trust.load_verify_locations(settings.server_tls_certificate)
         dates = _certificate_in_memory(context, trust)
         begins_at, ends_at = (float(ssl.cert_time_to_seconds(str(dates[name]))) for name in ("notBefore", "notAfter"))
-    except (OSError, ssl.SSLError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError):
         return None
     return Validity(begins_at, ends_at)
 

@@ -923,14 +923,21 @@ def test_who_waits_behind_others_for_all_his_time_is_not_held_against_the_upstre
     asyncio.run(run())
 
 
-def test_the_route_of_a_service_that_was_taken_away_says_so(tmp_path: Path) -> None:
+def test_the_route_of_a_service_that_was_taken_away_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
+        def said() -> int:
+            return caplog.text.count("/api/v1/content/*: no URL for content")
+
         async with upstream() as auth, upstream() as content:
             async with running(tmp_path, auth, content) as gateway:
                 assert (await ask(gateway.port, "GET", "/api/v1/content/x", bearer=token())).status == 200
             async with running(tmp_path, auth) as gateway:
                 reply = await ask(gateway.port, "GET", "/api/v1/content/x", bearer=token())
-                assert (reply.status, json_of(reply)["code"]) == (503, "no_target")
+                assert (reply.status, json_of(reply)["code"], said()) == (503, "no_target", 1)
+                await gateway.reload(settings_for(tmp_path, {"auth": auth.url, "content": content.url}))
+                assert said() == 1, "all is well again"
+                await gateway.reload(settings_for(tmp_path, {"auth": auth.url}))
+                assert said() == 2
 
     asyncio.run(run())
 

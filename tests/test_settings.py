@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -279,6 +280,14 @@ def test_faults_of_services_show_what_was_said_but_no_password() -> None:
     assert list(_faults(lambda: Settings.load("[health]\npath = x\n"))) == ["health.path"], "and not each service's"
     above = _faults(lambda: Settings.load("[log]\nretention_days = 40000\n"))["log.retention_days"]
     assert above == "40000 is above 36500; gateway.ini says '40000'"
+
+
+def test_the_admin_api_may_have_the_servers_port_on_an_address_of_the_other_kind() -> None:
+    for host, admin in (("0.0.0.0", "[::1]:8000"), ("::", "127.0.0.1:8000"), ("127.0.0.1", "127.0.0.2:8000")):
+        assert Settings.load("", {}, {"server.host": host, "admin.listen": admin}).admin_listen == admin
+    for host, admin in (("0.0.0.0", "127.0.0.1:8000"), ("::", "[::1]:8000")):
+        given = {"server.host": host, "admin.listen": admin}
+        assert "admin.listen" in _faults(partial(Settings.load, "", {}, given))
 
 
 def test_names_of_hosts_and_addresses_of_both_kinds_can_be_listened_on() -> None:
