@@ -2,7 +2,7 @@
 
 Four floors; a file imports only from lower floors or its own room (`tests/test_floors.py` proves it):
 
-    words      model  errors  options  settings
+    words      model  errors  parsing  options  coherence  settings
     decisions  pipeline/  wire/
     effects    net/  store/
     flow       health  admin/  gateway  cli

@@ -21,10 +21,13 @@ from engadi_gateway.net.pool import PoolLimits, Pools
 from engadi_gateway.net.seats import Seats
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.breaker import BreakerRegistry, BreakerStage, Thresholds, Transition
+from engadi_gateway.pipeline.buckets import BucketStore
+from engadi_gateway.pipeline.claims import IdentityPolicy
 from engadi_gateway.pipeline.cors import Cors, cors_faults
-from engadi_gateway.pipeline.identity import IdentityPolicy, IdentityStage, Keyring, TokenCache, TokenJudge, keyring_of
-from engadi_gateway.pipeline.limits import BucketStore, Limits
-from engadi_gateway.pipeline.routing import Routing, RoutingTable, TargetPicker
+from engadi_gateway.pipeline.identity import IdentityStage, Keyring, TokenCache, TokenJudge, keyring_of
+from engadi_gateway.pipeline.limits import Limits
+from engadi_gateway.pipeline.routing import Routing, RoutingTable
+from engadi_gateway.pipeline.targets import TargetPicker
 from engadi_gateway.settings import Settings
 from engadi_gateway.tls import client_tls, server_tls
 from engadi_gateway.wire.headers import RESERVED, HeaderPolicy

@@ -22,16 +22,9 @@ from engadi_gateway.errors import ConfigurationError, HeaderLine, Reason, Refusa
 from engadi_gateway.model import Framing, RequestHead, Route
 from engadi_gateway.net.fetch import Fetcher, FetchError, FetchReply
 from engadi_gateway.pipeline import Pipeline
+from engadi_gateway.pipeline.claims import IdentityPolicy
 from engadi_gateway.pipeline.exchange import Exchange, Identity
-from engadi_gateway.pipeline.identity import (
-    IdentityPolicy,
-    IdentityStage,
-    Keyring,
-    TokenCache,
-    TokenJudge,
-    invalid,
-    keyring_of,
-)
+from engadi_gateway.pipeline.identity import IdentityStage, Keyring, TokenCache, TokenJudge, invalid, keyring_of
 from engadi_gateway.settings import Settings
 from tests.fakes import Seen, Upstream, Wire, upstream
 from tests.world import until

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: Lower floors first. A room is a folder or a file of its own.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset(("model", "errors", "parsing", "options", "settings")),
+    frozenset(("model", "errors", "parsing", "options", "coherence", "settings")),
     frozenset(("pipeline", "wire")),
     frozenset(("net", "store")),
     frozenset(

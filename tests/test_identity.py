@@ -21,14 +21,13 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from engadi_gateway.errors import ConfigurationError, Reason, Refusal
 from engadi_gateway.model import Framing, RequestHead, Route
 from engadi_gateway.pipeline import Pipeline
+from engadi_gateway.pipeline.claims import IdentityPolicy
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
 from engadi_gateway.pipeline.identity import (
-    IdentityPolicy,
     IdentityStage,
     Keyring,
     TokenCache,
     TokenJudge,
-    header_value,
     invalid,
     keyring_of,
     make_token,
@@ -404,66 +403,6 @@ def test_before_a_jwks_has_come_there_is_no_key() -> None:
 
 def test_a_keyring_says_nothing_of_its_keys() -> None:
     assert SECRET not in repr(keyring_of(("HS256",), SECRET, ""))
-
-
-# claims as headers
-
-
-@pytest.mark.parametrize(
-    ("value", "want"),
-    [
-        pytest.param("plain text", b"plain text", id="plain"),
-        pytest.param(" edges  ", b"%20edges%20%20", id="white space at the edges"),
-        pytest.param("a, b", b"a, b", id="comma"),
-        pytest.param("Zoë 100%", b"Zo%C3%AB 100%25", id="not ASCII, and the escape itself"),
-        pytest.param(7, b"7", id="number"),
-        pytest.param(["a", "b", 3], b"a,b,3", id="list"),
-        pytest.param(["a,admin"], b"a%2Cadmin", id="one part cannot be read as two"),
-        pytest.param(["a", "b\r\nX-User-Role: admin", {}, True, ["c"]], b"a", id="parts that cannot be said"),
-        pytest.param("a\r\nX-User-Role: admin", None, id="line end"),
-        pytest.param("a\n", None, id="line end last"),
-        pytest.param("a\x00", None, id="NUL"),
-        pytest.param("a\x7f", None, id="DEL"),
-        pytest.param("\ud800", None, id="half a surrogate pair"),
-        pytest.param("", None, id="empty"),
-        pytest.param("  ", b"%20%20", id="blank"),
-        pytest.param(["a", "admin "], b"a,admin%20", id="white space at the edges of a part"),
-        pytest.param([], None, id="empty list"),
-        pytest.param(True, None, id="boolean"),
-        pytest.param(1.5, None, id="fraction"),
-        pytest.param({"a": 1}, None, id="object"),
-        pytest.param(None, None, id="null"),
-    ],
-)
-def test_header_value(value: object, want: bytes | None) -> None:
-    assert header_value(value) == want
-
-
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
-def test_no_claim_makes_a_bad_field_value(value: object) -> None:
-    line = header_value(value)
-    assert line is None or (line.strip() == line != b"" and all(0x20 <= byte < 0x7F for byte in line))
-
-
-def test_a_claim_that_cannot_be_said_costs_only_its_header() -> None:
-    verdict = judge_of().judge(token({**CLAIMS, "email": "x\r\ny"}), WALL)
-    assert isinstance(verdict, Identity)
-    assert verdict.headers == ((b"X-User-ID", b"u1"), (b"X-User-Role", b"editor"))
-
-
-def test_the_role_claim_may_have_another_name_and_be_a_list() -> None:
-    policy = IdentityPolicy(role_claim="groups", claim_headers=(("role", "X-Role"), ("tenant", "X-Tenant")))
-    claims = {**CLAIMS, "groups": ["a", "b", 7], "tenant": "t1"}
-    verdict = judge_of(policy).judge(token(claims), WALL)
-    assert isinstance(verdict, Identity)
-    assert (verdict.roles, verdict.headers) == (("a", "b"), ((b"X-Role", b"a,b,7"), (b"X-Tenant", b"t1")))
-
-
-def test_a_role_with_a_comma_is_one_role_upstream_too() -> None:
-    verdict = judge_of().judge(token({**CLAIMS, "role": "admin,editor"}), WALL)
-    assert isinstance(verdict, Identity)
-    assert verdict.roles == ("admin,editor",)
-    assert (b"X-User-Role", b"admin%2Ceditor") in verdict.headers
 
 
 # the stage

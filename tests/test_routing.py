@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from engadi_gateway.errors import ConfigurationError, Reason, Refusal, RefusedError
-from engadi_gateway.model import Route, Service, SplitTarget
-from engadi_gateway.pipeline.exchange import Exchange, Identity, Target
+from engadi_gateway.model import Route, Service
+from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.patterns import parameter_names, parse_pattern, pattern_matches
 from engadi_gateway.pipeline.routing import (
     LOCAL_SERVICE,
@@ -22,7 +21,6 @@ from engadi_gateway.pipeline.routing import (
     Miss,
     Routing,
     RoutingTable,
-    TargetPicker,
     route_faults,
 )
 from tests.exchanges import exchange_of, head_of
@@ -483,86 +481,3 @@ def test_nobody_can_shadow_the_gateways_own_endpoints() -> None:
     other = exchange_of(head_of(path="/health/x"))
     assert decided(stage, other) is None
     assert not other.is_local
-
-
-# targets
-
-
-def pick(routes: Route, ip: str = "192.0.2.1", user: str | None = None) -> Target | None:
-    exchange = exchange_of(ip=ip, route=routes)
-    exchange.identity = Identity(user) if user is not None else None
-    return next(iter(TargetPicker(table(routes))(exchange)), None)
-
-
-@pytest.mark.parametrize(
-    ("fields", "want"),
-    [
-        ({}, Target("content", "http://content.test:8003")),
-        ({"target_url": "http://x.test"}, Target("content", "http://x.test")),
-        ({"target_service": "unknown"}, None),
-        ({"target_service": "unknown", "target_url": "http://x.test"}, Target("unknown", "http://x.test")),
-        ({"split": (SplitTarget("ai", "", 1),)}, Target("ai", "http://ai.test:8010")),
-        ({"split": (SplitTarget("ai", "", 0), SplitTarget("b", "http://b.test", 3))}, Target("b", "http://b.test")),
-        ({"split": (SplitTarget("unknown", "", 5), SplitTarget("ai", "", 1))}, Target("ai", "http://ai.test:8010")),
-        ({"split": (SplitTarget("ai", "", 0),)}, None),
-    ],
-)
-def test_the_target(fields: dict[str, Any], want: Target | None) -> None:
-    assert pick(replace(route("/a"), **fields)) == want
-
-
-def test_no_route_no_target() -> None:
-    assert list(TargetPicker(table())(exchange_of())) == []
-    assert list(TargetPicker(table())(exchange_of(route=route("/of-before")))) == []
-
-
-SPLIT = route("/a", split=(SplitTarget("blue", "http://blue.test", 9), SplitTarget("green", "http://green.test", 1)))
-
-
-def share(routes: Route, user: str | None = None, ip: str = "192.0.2.1") -> str:
-    target = pick(routes, ip, user)
-    assert target is not None
-    return target.service
-
-
-@pytest.mark.parametrize("kind", ["user", "address"])
-def test_a_split_keeps_its_weights_and_everybody_stays_where_they_are(kind: str) -> None:
-    picker = TargetPicker(table(SPLIT))
-    again = TargetPicker(table(SPLIT, route("/b", "r2")))
-    counts: Counter[str] = Counter()
-    for number in range(20_000):
-        exchange = exchange_of(ip=f"10.0.{number >> 8}.{number & 255}", route=SPLIT)
-        if kind == "user":
-            exchange.client_ip, exchange.identity = "192.0.2.1", Identity(f"user-{number}")
-        target = next(iter(picker(exchange)))
-        assert list(picker(exchange)) == list(again(exchange))
-        counts[target.service] += 1
-    assert counts["green"] == pytest.approx(2000, abs=6 * (20_000 * 0.1 * 0.9) ** 0.5)
-
-
-def test_those_of_one_share_go_to_the_others_by_their_weights() -> None:
-    split = tuple(SplitTarget(name, f"http://{name}.test", weight) for name, weight in (("a", 5), ("b", 3), ("c", 1)))
-    picker = TargetPicker(table(route("/a", split=split)))
-    second: Counter[str] = Counter()
-    for number in range(20_000):
-        exchange = exchange_of(ip=f"10.0.{number >> 8}.{number & 255}", route=route("/a", split=split))
-        order = [target.service for target in picker(exchange)]
-        assert sorted(order) == ["a", "b", "c"]
-        second[order[1]] += order[0] == "a"
-    everybody = second.total()
-    assert everybody == pytest.approx(20_000 * 5 / 9, rel=0.05)
-    assert second["b"] == pytest.approx(everybody * 3 / 4, rel=0.05)
-
-
-def test_a_user_keeps_the_share_from_every_address() -> None:
-    assert len({share(SPLIT, "u1", f"10.0.0.{number}") for number in range(100)}) == 1
-
-
-def test_a_growing_share_takes_nobody_away_that_it_had() -> None:
-    grown = replace(
-        SPLIT, split=(SplitTarget("green", "http://green.test", 5), SplitTarget("blue", "http://blue.test", 5))
-    )
-    before = replace(grown, split=(replace(grown.split[0], weight=1), replace(grown.split[1], weight=9)))
-    for number in range(500):
-        if share(before, f"user-{number}") == "green":
-            assert share(grown, f"user-{number}") == "green"

@@ -6,15 +6,14 @@ longer first, then id. A match walks a tree of segments, so it costs the same wi
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal, RefusedError
 from engadi_gateway.model import Route, Service
-from engadi_gateway.pipeline.exchange import Exchange, Target
+from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.patterns import is_plain, parse_pattern, pattern_matches, pattern_readings, readings
 
 LOCAL_SERVICE = "gateway"
@@ -206,10 +205,6 @@ class RoutingTable:
         """How every path begins that an active route could match: the patterns up to their first variable segment."""
         patterns = (one.route.path_pattern for one in self._compiled if one.route.is_active)
         return tuple({re.split(r"/\*|\{", pattern, maxsplit=1)[0] for pattern in patterns})
-
-    def without_target(self) -> list[Route]:
-        """Active routes that have nowhere to go."""
-        return [route for route in self.ordered() if route.is_active and not _shares(route, self)]
 
     def url_of(self, service: str, url: str) -> str:
         """A target's URL, "" where neither the route nor the settings have one."""
@@ -412,62 +407,3 @@ def _missed(miss: Miss, *, is_options: bool) -> Refusal:
         return Refusal(Reason.NO_ROUTE)
     allow = ((b"Allow", ", ".join(miss.allow).encode("ascii")),)
     return Refusal(Reason.OPTIONS if is_options else Reason.METHOD_NOT_ALLOWED, headers=allow)
-
-
-class TargetPicker:
-    """Which targets may serve an exchange, the first before the others: the route's own, or the shares of its split.
-
-    A share is sticky by user, else by address: the same hash of the same words gives the same point of the line on
-    which the shares lie side by side. Who is in a share stays there when another route changes. The next ones are for
-    when its circuit is open; they are drawn in the same way among those that are left, so that the load of a share goes
-    to the others by their weights, and back when it is well.
-    """
-
-    def __init__(self, table: RoutingTable) -> None:
-        shares = {route.id: _shares(route, table) for route in table.ordered()}
-        self._only = {route: (one[0].target,) for route, one in shares.items() if len(one) == 1}
-        self._shares = {route: several for route, several in shares.items() if len(several) > 1}
-
-    def __call__(self, exchange: Exchange) -> Iterable[Target]:
-        """The targets; none where no share has a URL and a weight."""
-        route = exchange.route
-        if route is None:
-            return ()
-        only = self._only.get(route.id)
-        if only is not None:
-            return only
-        who = f"u{exchange.identity.user_id}" if exchange.identity is not None else f"a{exchange.client_ip}"
-        return _drawn(f"{route.id}\0{who}", self._shares.get(route.id, ()))
-
-
-class Share(NamedTuple):
-    target: Target
-    weight: int
-
-
-def _drawn(words: str, shares: tuple[Share, ...]) -> Iterator[Target]:
-    left = list(shares)
-    while left:
-        point = _point(words, sum(share.weight for share in left))
-        for share in left:
-            point -= share.weight
-            if point < 0:
-                break
-        yield share.target
-        left.remove(share)
-        words += "\0"
-
-
-def _point(words: str, length: int) -> int:
-    digest = hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % length
-
-
-def _shares(route: Route, table: RoutingTable) -> tuple[Share, ...]:
-    """A share without a URL has no place to go and is left out."""
-    rows = [(share.target_service, share.target_url, share.weight) for share in route.split]
-    found = [
-        Share(Target(service, table.url_of(service, configured)), weight)
-        for service, configured, weight in rows or [(route.target_service, route.target_url, 1)]
-    ]
-    return tuple(share for share in found if share.target.url and share.weight > 0)

@@ -1,0 +1,75 @@
+"""Which upstream serves a request: the route's own, or a share of its split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from engadi_gateway.model import Route
+from engadi_gateway.pipeline.exchange import Exchange, Target
+from engadi_gateway.pipeline.routing import RoutingTable
+
+
+class TargetPicker:
+    """Which targets may serve an exchange, the first before the others: the route's own, or the shares of its split.
+
+    A share is sticky by user, else by address: the same hash of the same words gives the same point of the line on
+    which the shares lie side by side. Who is in a share stays there when another route changes. The next ones are for
+    when its circuit is open; they are drawn in the same way among those that are left, so that the load of a share goes
+    to the others by their weights, and back when it is well.
+    """
+
+    def __init__(self, table: RoutingTable) -> None:
+        shares = {route.id: _shares(route, table) for route in table.ordered()}
+        self._only = {route: (one[0].target,) for route, one in shares.items() if len(one) == 1}
+        self._shares = {route: several for route, several in shares.items() if len(several) > 1}
+
+    def __call__(self, exchange: Exchange) -> Iterable[Target]:
+        """The targets; none where no share has a URL and a weight."""
+        route = exchange.route
+        if route is None:
+            return ()
+        only = self._only.get(route.id)
+        if only is not None:
+            return only
+        who = f"u{exchange.identity.user_id}" if exchange.identity is not None else f"a{exchange.client_ip}"
+        return _drawn(f"{route.id}\0{who}", self._shares.get(route.id, ()))
+
+
+class Share(NamedTuple):
+    target: Target
+    weight: int
+
+
+def without_target(table: RoutingTable) -> list[Route]:
+    """Active routes that have nowhere to go."""
+    return [route for route in table.ordered() if route.is_active and not _shares(route, table)]
+
+
+def _drawn(words: str, shares: tuple[Share, ...]) -> Iterator[Target]:
+    left = list(shares)
+    while left:
+        point = _point(words, sum(share.weight for share in left))
+        for share in left:
+            point -= share.weight
+            if point < 0:
+                break
+        yield share.target
+        left.remove(share)
+        words += "\0"
+
+
+def _point(words: str, length: int) -> int:
+    digest = hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % length
+
+
+def _shares(route: Route, table: RoutingTable) -> tuple[Share, ...]:
+    """A share without a URL has no place to go and is left out."""
+    rows = [(share.target_service, share.target_url, share.weight) for share in route.split]
+    found = [
+        Share(Target(service, table.url_of(service, configured)), weight)
+        for service, configured, weight in rows or [(route.target_service, route.target_url, 1)]
+    ]
+    return tuple(share for share in found if share.target.url and share.weight > 0)
