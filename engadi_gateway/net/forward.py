@@ -14,21 +14,19 @@ from enum import Enum, auto
 from engadi_gateway.errors import FAILURE_STATUSES, Reason, Refusal
 from engadi_gateway.model import Framing
 from engadi_gateway.net.context import Context, Downstream
-from engadi_gateway.net.pool import Origin, Pool
+from engadi_gateway.net.outgoing import upstream_request
+from engadi_gateway.net.pool import Pool
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.pipeline.breaker import BreakerStage
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.wire.chunked import LAST_CHUNK, chunk
-from engadi_gateway.wire.forwarded import Client, upstream_head
+from engadi_gateway.wire.forwarded import Client
 from engadi_gateway.wire.response import ReplyHead, client_head, informational_head, is_among, switching_head
 
 #: Methods that may be sent twice (RFC 9110 section 9.2.2).
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 #: A stranger behind us must not keep a client busy with 1xx for ever.
 _MAX_INTERIM = 32
-#: "The recipient's maximum supported value" (RFC 9110 section 7.6.2).
-_MAX_FORWARDS = b"999"
-_MAX_FORWARDS_DIGITS = 4
 #: Failures after which another attempt can go better. A time-out of the whole is none: no time is left.
 _RETRYABLE = frozenset(
     (
@@ -479,48 +477,3 @@ class Forward:
         self._phase = _DONE
         self._context.flights.discard(self)
         self.exchange.reason = reason
-
-
-def upstream_request(exchange: Exchange, origin: Origin, who: Client, framing: Framing, instance: bytes) -> bytes:
-    """A decided exchange's head as the upstream gets it; explain shows the same."""
-    assert exchange.route is not None
-    head = exchange.head
-    host = head.authority if exchange.route.preserve_host and head.authority else origin.authority
-    target = head.target
-    if exchange.strip_prefix_length:
-        rest = target[exchange.strip_prefix_length :]
-        target = rest if rest[:1] == b"/" else b"/" + rest
-    if origin.base_path or target[:1] != b"/":
-        target = origin.base_path + (target if target[:1] == b"/" else b"/" + target)
-    return upstream_head(head, target, host, own_lines(exchange, who, instance), framing)
-
-
-def own_lines(exchange: Exchange, who: Client, instance: bytes) -> bytes:
-    """What the gateway says of a request: whom it is from, by which way it came, who asks; lines with their ends."""
-    head, identity = exchange.head, exchange.identity
-    notes = head.notes
-    lines = b"%b%b\r\nVia: %b1.%d %b\r\n" % (
-        who.lines, exchange.id_line, _before(notes), not head.is_http10, instance,
-    )  # fmt: skip
-    if exchange.strip_prefix_length:
-        lines += b"X-Forwarded-Prefix: %b\r\n" % head.target[: exchange.strip_prefix_length]
-    if identity is not None:
-        lines += identity.block
-    if head.upgrade:
-        lines += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade
-    if b"max-forwards" in notes and head.method == "OPTIONS":
-        lines += b"Max-Forwards: %b\r\n" % _one_less(notes[b"max-forwards"])
-    return lines
-
-
-def _before(notes: dict[bytes, bytes]) -> bytes:
-    """Those who passed it on before us, for Via (RFC 9110 section 7.6.3)."""
-    return notes[b"via"] + b", " if b"via" in notes else b""
-
-
-def _one_less(value: bytes) -> bytes:
-    """RFC 9110 section 7.6.2; what is no number counts as the last hop but one."""
-    digits = value.lstrip(b"0")
-    if not digits.isdigit():
-        return b"0"
-    return b"%d" % (int(digits) - 1) if len(digits) < _MAX_FORWARDS_DIGITS else _MAX_FORWARDS

@@ -14,18 +14,12 @@ from engadi_gateway.model import RateLimitRule
 
 #: Buckets are filed by the sixteenth of a window in which they will be full.
 _FILES_PER_WINDOW = 16
-
-
 #: Full buckets let go for each new one, and per sweep: a million at once would hold everybody up.
 _EVICTED_PER_NEW = 16
-
-
 _REAPED_PER_NEW = 4
 
 
 _REAPED_PER_SWEEP = 10_000
-
-
 _EVICTION_LOOK = 16
 
 

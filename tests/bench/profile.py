@@ -48,6 +48,7 @@ STAGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("request: target", "engadi_gateway/wire/target.py", ()),
     ("request: chunks", "engadi_gateway/wire/chunked.py", ()),
     ("forwarding fields, upstream's head", "engadi_gateway/wire/forwarded.py", ()),
+    ("forwarding fields, upstream's head", "engadi_gateway/net/outgoing.py", ()),
     ("stages: the walk", "engadi_gateway/pipeline/__init__.py", ()),
     ("stages: the walk", "engadi_gateway/pipeline/exchange.py", ()),
     ("stages: routing", "engadi_gateway/pipeline/routing.py", ()),
