@@ -17,12 +17,8 @@ _FILES_PER_WINDOW = 16
 #: Full buckets let go for each new one, and per sweep: a million at once would hold everybody up.
 _EVICTED_PER_NEW = 16
 _REAPED_PER_NEW = 4
-
-
 _REAPED_PER_SWEEP = 10_000
 _EVICTION_LOOK = 16
-
-
 _STATUS_LOOK = 100_000
 
 
