@@ -53,7 +53,7 @@ from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
 from engadi_gateway.pipeline.routing import RoutingTable
-from engadi_gateway.pipeline.targets import without_target
+from engadi_gateway.pipeline.targets import without_route, without_target
 from engadi_gateway.recorder import Recorder
 from engadi_gateway.secret import with_secret
 from engadi_gateway.seed import seed_of, timestamp
@@ -232,6 +232,8 @@ class Gateway:
                 self._log.warning("server.tls_certificate: %s %s", self.settings.server_tls_certificate, warning)
         for route in without_target(self._compiled.table):
             self._log.warning("%s: no URL for %s, requests get 503", route.path_pattern, route.target_service)
+        for name in without_route(self._snapshot.services, self._compiled.table):
+            self._log.info("service %s: no route leads there; a database that is there already gets none", name)
 
     @property
     def addresses(self) -> list[str]:

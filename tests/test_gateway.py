@@ -942,6 +942,25 @@ def test_the_route_of_a_service_that_was_taken_away_says_so(tmp_path: Path, capl
     asyncio.run(run())
 
 
+def test_a_service_that_came_after_its_database_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "engadi")
+
+    async def run() -> None:
+        async with upstream() as auth, upstream() as events:
+            async with running(tmp_path, auth):
+                assert "no route leads there" not in caplog.text
+            later = settings_for(tmp_path, {"auth": auth.url, "events": events.url})
+            async with Gateway(later) as gateway:
+                assert caplog.text.count("service events: no route leads there") == 1
+                assert (await ask(gateway.port, "GET", "/api/v1/events/x", bearer=token())).status == 404
+                route = {"path_pattern": "/api/v1/events/*", "target_service": "events"}
+                assert (await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=route)).status == 201
+                await gateway.reload(later)
+                assert caplog.text.count("no route leads there") == 1
+
+    asyncio.run(run())
+
+
 def test_one_address_can_be_held_to_a_number_of_connections(tmp_path: Path) -> None:
     async def run() -> None:
         async with (

@@ -11,7 +11,7 @@ import pytest
 from engadi_gateway.model import Route, Service, SplitTarget
 from engadi_gateway.pipeline.exchange import Identity, Target
 from engadi_gateway.pipeline.routing import RoutingTable
-from engadi_gateway.pipeline.targets import TargetPicker, without_target
+from engadi_gateway.pipeline.targets import TargetPicker, without_route, without_target
 from tests.exchanges import exchange_of
 
 SERVICES = {"content": Service("content", "http://content.test:8003"), "ai": Service("ai", "http://ai.test:8010")}
@@ -109,3 +109,9 @@ def test_routes_without_a_target_are_named_unless_they_are_asleep() -> None:
     lost = Route("r2", "/lost", "unknown")
     asleep = Route("r3", "/asleep", "unknown", is_active=False)
     assert without_target(table(route("/a"), lost, asleep)) == [lost]
+
+
+def test_services_without_a_route_are_named() -> None:
+    split = Route("r4", "/split", "blue", split=(SplitTarget("green", "", 1),))
+    asleep = Route("r3", "/asleep", "new", is_active=False)
+    assert without_route(["content", "blue", "green", "new"], table(route("/a"), split, asleep)) == ["new"]

@@ -47,6 +47,14 @@ def without_target(table: RoutingTable) -> list[Route]:
     return [route for route in table.ordered() if route.is_active and not _shares(route, table)]
 
 
+def without_route(services: Iterable[str], table: RoutingTable) -> list[str]:
+    """Of these services, those that no active route names."""
+    routes = [route for route in table.ordered() if route.is_active]
+    named = {route.target_service for route in routes}
+    named |= {share.target_service for route in routes for share in route.split}
+    return [name for name in services if name not in named]
+
+
 def _drawn(words: str, shares: tuple[Share, ...]) -> Iterator[Target]:
     left = list(shares)
     while left:
