@@ -86,7 +86,7 @@ Handler = Callable[[Call], Awaitable[LocalReply]]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A row: `query` maps names to schemas whose values are text or whole numbers."""
+    """A row: `query` maps names to schemas whose values are text or whole numbers; `says` names one of `replies`."""
 
     method: str
     path: str
@@ -98,6 +98,7 @@ class Endpoint:
     params: Mapping[str, Schema] = field(default_factory=dict)
     success: int = 200
     media: str = "application/json"
+    says: str = ""  # "" with 204, or where it is text
     is_guarded: bool = False  # takes If-Match
     is_dry: bool = False  # changes no configuration, though it is no GET
 

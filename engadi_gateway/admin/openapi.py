@@ -7,6 +7,7 @@ from typing import Any
 
 from engadi_gateway import __version__
 from engadi_gateway.admin.api import Endpoint
+from engadi_gateway.admin.replies import REPLIES
 from engadi_gateway.admin.schemas import Json
 from engadi_gateway.pipeline.patterns import parameter_names
 
@@ -50,7 +51,7 @@ def document_of(endpoints: Iterable[Endpoint]) -> Json:
         "servers": [{"url": "/"}],
         "paths": paths,
         "components": {
-            "schemas": {"Problem": _PROBLEM},
+            "schemas": {"Problem": _PROBLEM, **REPLIES},
             "responses": {"Problem": _PROBLEM_RESPONSE},
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
@@ -99,16 +100,22 @@ def _responses(endpoint: Endpoint) -> Json:
         success["content"] = _content(endpoint)
     if endpoint.success == 201:
         success["headers"] = {name: {"schema": {"type": "string"}} for name in ("Location", "ETag")}
-    if "dry_run" in endpoint.query:
-        what = {"description": "With dry_run: what would change", "content": _content(endpoint)}
-        responses.setdefault("200", what)
+    if "dry_run" in endpoint.query and endpoint.success != 200:
+        responses["200"] = {"description": "With dry_run: what would change", "content": _json("DryRun")}
     return {**responses, str(endpoint.success): success}
 
 
 def _content(endpoint: Endpoint) -> Json:
-    content: Json = {endpoint.media: {"schema": {"type": "object" if endpoint.media.endswith("json") else "string"}}}
+    names = [endpoint.says, "DryRun"] if "dry_run" in endpoint.query and endpoint.success == 200 else [endpoint.says]
+    content = _json(*names) if endpoint.says else {endpoint.media: {"schema": {"type": "string"}}}
     if endpoint.path.endswith("/metrics"):
         content["text/plain"] = {"schema": {"type": "string"}}
     if "metrics" in endpoint.path:
         content["application/openmetrics-text"] = {"schema": {"type": "string"}}
     return content
+
+
+def _json(*names: str) -> Json:
+    """One of these replies."""
+    one, *others = ({"$ref": f"#/components/schemas/{name}"} for name in names)
+    return {"application/json": {"schema": {"anyOf": [one, *others]} if others else one}}
