@@ -197,6 +197,12 @@ FILTERS: dict[str, tuple[LogFilter, Test]] = {
     ),
     "reason": (LogFilter(reason="rate_limited"), lambda row: row.reason == "rate_limited"),
     "reason with a word": (LogFilter(reason="auth_invalid"), lambda row: row.reason.startswith("auth_invalid.")),
+    "path and below": (LogFilter(path="/api/v1/*"), lambda row: row.path.startswith("/api/v1/")),
+    "path below of a user": (
+        LogFilter(path="/api/v1/search/*", user_id="bob"),
+        lambda row: (row.path, row.user_id) == ("/api/v1/search", "bob"),
+    ),
+    "route": (LogFilter(route_id=ROWS[7].route_id), lambda row: row.route_id == ROWS[7].route_id),
     "reason ok": (LogFilter(reason="ok"), lambda row: row.reason == "ok"),
     "from": (LogFilter(start_ms=MIDDLE), lambda row: row.created_at >= MIDDLE),
     "to": (LogFilter(end_ms=MIDDLE), lambda row: row.created_at <= MIDDLE),

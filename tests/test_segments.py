@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -197,7 +198,7 @@ def plan_of(connection: Connection, query: Query) -> list[str]:
     connection.set_trace_callback(asked.append)
     found(connection, query)
     connection.set_trace_callback(None)
-    statement = next(text for text in asked if " FROM log_row_1 " in text)
+    statement = next(text for text in asked if " FROM log_row_1 " in text and "ORDER BY" in text)
     return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
 
 
@@ -253,12 +254,85 @@ def test_rows_of_a_kind_are_found_by_its_index_where_it_is_rare(
         assert ("USE TEMP B-TREE FOR ORDER BY" in plan) == (first != "SCAN log_row_1"), "few are sorted"
 
 
-def test_what_is_a_rows_own_selects_more_than_its_kind() -> None:
+@pytest.mark.parametrize(
+    ("paths", "kinds", "index"), [(1, 1, "path"), (1, 50, "path"), (2, 1, "kind"), (50, 2, "kind"), (50, 50, "path")]
+)
+def test_a_rows_own_and_its_kind_are_found_by_what_fewer_have(paths: int, kinds: int, index: str) -> None:
     query = Query(("path = ?",), ("/x",), ("status_code = ?",), (503,))
+    rows = [
+        a_row(created_at=NOW + n, path="/x" if n < paths else "/y", status_code=503 if n < kinds else 200)
+        for n in range(100)
+    ]
     with tables() as connection:
-        closed(connection, [*a_hundred()[1:], a_row(status_code=503)])
+        closed(connection, rows)
+        assert plan_of(indexed(connection), query)[0] == f"SEARCH log_row_1 USING INDEX log_row_1_{index} ({index}=?)"
+        assert len(found(connection, query)) == min(paths, kinds)
+
+
+PATHS = ["/a", "/a/", "/a/b", "/a/b/c", "/a-b", "/a.b", "/ab", "/a0", "/A", "/a/\U0001f600", "/", "*", "/b"]
+
+
+@pytest.mark.parametrize(
+    ("below", "fits"),
+    [
+        ("/a", {"/a", "/a/", "/a/b", "/a/b/c", "/a/\U0001f600"}),
+        ("/a/b", {"/a/b", "/a/b/c"}),
+        ("", set(PATHS) - {"*"}),
+        ("/nobody", set()),
+    ],
+)
+@pytest.mark.parametrize("rest", [1, 50])
+@pytest.mark.parametrize("is_closed", [True, False])
+@pytest.mark.parametrize(
+    "beside", [Query(), Query(("user_id = ?",), ("u",)), Query((), (), ("status_code = ?",), (503,))]
+)
+def test_a_path_and_what_is_below_it(below: str, fits: set[str], rest: int, is_closed: bool, beside: Query) -> None:
+    rows = [a_row(path=path, user_id="u", status_code=503, created_at=NOW) for path in PATHS * rest]
+    rows += [a_row(path="/a/b", user_id="other", status_code=200, created_at=NOW)] * 200
+    with tables() as connection:
+        if is_closed:
+            closed(connection, rows)
+            indexed(connection)
+        else:
+            segments.add_rows(connection, rows)
+        brute = [
+            (number, *row)
+            for number, row in enumerate(rows, 1)
+            if row.path in fits
+            and (row.user_id == "u" or not beside.conditions)
+            and (row.status_code == 503 or not beside.of_kind)
+        ]
+        assert found(connection, replace(beside, below_path=below)) == brute[::-1]
+
+
+BELOW = {
+    "few": (Query(below_path="/x"), 2, "SEARCH log_row_1 USING INDEX log_row_1_path (path>? AND path<?)", True),
+    "many": (Query(below_path="/x"), 3, "SCAN log_row_1", False),
+    "few of a kind": (
+        Query(of_kind=("status_code = ?",), kind_values=(503,), below_path="/x"),
+        3,
+        "SEARCH log_row_1 USING INDEX log_row_1_kind (kind=?)",
+        True,
+    ),
+    "one user's": (
+        Query(("user_id = ?",), ("u",), below_path="/x"),
+        3,
+        "SEARCH log_row_1 USING INDEX log_row_1_user_id (user_id=?)",
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize(("query", "count", "first", "is_sorted"), BELOW.values(), ids=BELOW.keys())
+def test_what_is_below_a_path_is_found_by_its_index_where_it_is_little(
+    query: Query, count: int, first: str, is_sorted: bool
+) -> None:
+    rows = [a_row(created_at=NOW + n, path=f"/x/{n}" if n < count else "/y") for n in range(98)]
+    with tables() as connection:
+        closed(connection, [*rows, *[a_row(created_at=NOW + 98, status_code=503)] * 2])
         plan = plan_of(indexed(connection), query)
-        assert plan[0] == "SEARCH log_row_1 USING INDEX log_row_1_path (path=?)"
+        assert plan[0] == first
+        assert ("USE TEMP B-TREE FOR ORDER BY" in plan) == is_sorted
 
 
 @pytest.mark.parametrize("is_closed", [True, False])

@@ -35,6 +35,7 @@ _LOGS: dict[str, Schema] = {
     "request_id": Text(longest=128),
     "status_code": Text(pattern="[1-9][0-9]{2}|[1-5]xx", longest=3),
     "reason": Text(longest=64, shortest=1, is_good=_known_reason),
+    "route_id": UUID,
     "start_date": _MOMENT,
     "end_date": _MOMENT,
     "limit": Number(1, 500),

@@ -146,6 +146,8 @@ async def logs(call: Call) -> LocalReply:
     for name, key in (("start_date", "start_ms"), ("end_date", "end_ms")):
         if name in query:
             query[key] = moment_ms(query.pop(name))
+    if "route_id" in query:
+        query["route_id"] = query["route_id"].lower()
     status: str | None = query.pop("status_code", None)
     if status is not None:
         query |= {"status_class": int(status[0])} if status.endswith("xx") else {"status_code": int(status)}

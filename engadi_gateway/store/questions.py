@@ -22,8 +22,8 @@ ERRORS = segments.Query(of_kind=(IS_ERROR_SQL,))
 
 @dataclass(frozen=True, slots=True)
 class LogFilter:
-    """What GET /logs asks for; None: not asked. `status_class` 5: 500 to 599. Times in epoch ms, `cursor` as a page
-    gave it."""
+    """What GET /logs asks for; None: not asked. A `path` with a last `/*` is one of a route: that and all below it.
+    `status_class` 5: 500 to 599. Times in epoch ms, `cursor` as a page gave it."""
 
     method: str | None = None
     path: str | None = None
@@ -34,6 +34,7 @@ class LogFilter:
     status_code: int | None = None
     status_class: int | None = None
     reason: str | None = None
+    route_id: str | None = None
     start_ms: int | None = None
     end_ms: int | None = None
     limit: int = 100
@@ -56,14 +57,17 @@ def take(connection: Connection, query: segments.Query, skip: int, count: int) -
 
 
 #: Filters that compare a column for equality.
-_EQUAL = ("method", "path", "target_service", "user_id", "client_ip", "request_id", "status_code")
+_EQUAL = ("method", "path", "target_service", "user_id", "client_ip", "request_id", "status_code", "route_id")
+_EQUAL_BUT_PATH = tuple(name for name in _EQUAL if name != "path")
 
 
 def query_of(wanted: LogFilter) -> segments.Query:
     """The query for the filter; ValueError: its cursor is none of ours."""
     own: dict[str, tuple[Any, ...]] = {}
     of_kind: dict[str, tuple[Any, ...]] = {}
-    for name in _EQUAL:
+    path = wanted.path or ""
+    below_path = path[:-2] if path.endswith("/*") else None
+    for name in _EQUAL if below_path is None else _EQUAL_BUT_PATH:
         value = getattr(wanted, name)
         if value is not None:
             (of_kind if name in segments.KIND else own)[f"{name} = ?"] = (value,)
@@ -79,6 +83,7 @@ def query_of(wanted: LogFilter) -> segments.Query:
         0 if wanted.start_ms is None else wanted.start_ms,
         1 << 62 if wanted.end_ms is None else wanted.end_ms,
         1 << 62 if wanted.cursor is None else id_of(wanted.cursor),
+        below_path,
     )
 
 

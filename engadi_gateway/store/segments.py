@@ -75,9 +75,9 @@ def _kinds(number: int) -> str:
     return f"log_kind_{number}"
 
 
-def _both(number: int) -> str:
+def _both(number: int, hint: str = "") -> str:
     """Rows with their kinds; in this order, or sqlite may begin with the kinds and sort."""
-    return f"{_rows(number)} CROSS JOIN {_kinds(number)} USING (kind)"
+    return f"{_rows(number)}{hint} CROSS JOIN {_kinds(number)} USING (kind)"
 
 
 def create(connection: Connection, number: int) -> None:
@@ -122,7 +122,8 @@ class Segment:
 class Query:
     """Which rows: SQL conditions with their values, bounds of time (epoch ms, both inclusive) and of the id.
 
-    conditions: of what is a row's own, and indexed. of_kind: of what is its kind's.
+    conditions: of what is a row's own, and indexed. of_kind: of what is its kind's. below_path: that path, and those
+    below it.
     """
 
     conditions: tuple[str, ...] = ()
@@ -132,6 +133,7 @@ class Query:
     start_ms: int = 0
     end_ms: int = 1 << 62
     below_id: int = 1 << 62
+    below_path: str | None = None
 
 
 # writing
@@ -339,7 +341,7 @@ def find(connection: Connection, query: Query) -> Generator[tuple[Any, ...], Non
         bounds = _bounds(segment, query)
         at_most = 0 if bounds is None else _count_of_kinds(connection, segment, query)
         if bounds is not None and at_most:
-            with contextlib.closing(connection.execute(*_select(segment, query, bounds, at_most))) as rows:
+            with contextlib.closing(connection.execute(*_select(connection, segment, query, bounds, at_most))) as rows:
                 yield from rows
 
 
@@ -373,14 +375,48 @@ def _wanted_kinds(segment: Segment, query: Query) -> str:
     return f"{_kinds(segment.number)} WHERE {' AND '.join(query.of_kind)}"
 
 
-def _select(segment: Segment, query: Query, bounds: dict[str, int], at_most: int) -> tuple[str, list[Any]]:
+def _select(
+    connection: Connection, segment: Segment, query: Query, bounds: dict[str, int], at_most: int
+) -> tuple[str, list[Any]]:
     """The statement for one table, of whose rows so many are of the kinds asked for."""
-    conditions, values = list(query.conditions), list(query.values)
+    hint = _hint(connection, segment, query, at_most)
+    conditions, values = _own(query)
     if query.of_kind:
-        is_found_by_kind = not query.conditions and at_most <= segment.rows * _FEW
-        kind = "kind" if is_found_by_kind else "+kind"  # the sign keeps sqlite from the index
+        kind = "kind" if hint else "+kind"
         conditions.append(f"{kind} IN (SELECT kind FROM {_wanted_kinds(segment, query)})")  # noqa: S608 - ours
         values += query.kind_values
     where = f" WHERE {' AND '.join([*conditions, *bounds])}" if conditions or bounds else ""
-    statement = f"SELECT {_SHOWN} FROM {_both(segment.number)}{where} ORDER BY id DESC"  # noqa: S608 - ours
+    statement = f"SELECT {_SHOWN} FROM {_both(segment.number, hint)}{where} ORDER BY id DESC"  # noqa: S608 - ours
     return statement, [*values, *bounds.values()]
+
+
+def _hint(connection: Connection, segment: Segment, query: Query, at_most: int) -> str:
+    """Which index is told to sqlite, by numbers that it does not have; "": its choice among those of a row's own."""
+    if not segment.is_indexed:
+        return ""
+    few = int(segment.rows * _FEW)
+    own, values = _own(query)
+    is_rare = query.of_kind and at_most <= few
+    if is_rare and (not own or (len(own) == 1 and _has_more(connection, segment, own[0], values, at_most))):
+        return f" INDEXED BY {_rows(segment.number)}_kind"
+    if query.below_path is None or query.conditions:
+        return ""
+    if _has_more(connection, segment, own[0], values, few):
+        return " NOT INDEXED"
+    return f" INDEXED BY {_rows(segment.number)}_path"
+
+
+def _own(query: Query) -> tuple[list[str], list[Any]]:
+    """Conditions, with their values, of what is a row's own."""
+    path = query.below_path
+    if path is None:
+        return list(query.conditions), list(query.values)
+    name = "+path" if query.conditions else "path"  # the sign keeps sqlite from the index
+    below = f"({name} >= ? AND {name} < ? AND ({name} = ? OR {name} >= ?))"  # "0" is what comes after "/"
+    return [*query.conditions, below], [*query.values, path, f"{path}0", path, f"{path}/"]
+
+
+def _has_more(connection: Connection, segment: Segment, condition: str, values: list[Any], count: int) -> bool:
+    """Whether more than so many rows fit; the index alone says it."""
+    rows = f"SELECT 1 FROM {_rows(segment.number)} WHERE {condition} LIMIT ?"  # noqa: S608 - ours
+    return int(first_row(connection, f"SELECT count(*) FROM ({rows})", (*values, count + 1))[0]) > count  # noqa: S608

@@ -170,6 +170,10 @@ def filters(log: Log) -> Iterator[tuple[str, LogFilter]]:
     yield "request_id, none", LogFilter(request_id="none")
     middle_ms = log.now_ms - DAYS * DAY_MS // 2
     yield "a minute in the middle", LogFilter(start_ms=middle_ms, end_ms=middle_ms + 60_000)
+    for how, path in (("many", "/api/v1/content"), ("few", "/api/v1/rare"), ("none", "/api/v1/none")):
+        yield f"below a path, {how}", LogFilter(path=f"{path}/*")
+    yield "below a path, of a rare status", LogFilter(path="/api/v1/*", status_code=206)
+    yield "below a path, of a status", LogFilter(path="/api/v1/content/*", status_code=429)
     yield "status 4xx", LogFilter(status_class=4)
     yield "status 5xx", LogFilter(status_class=5)
     yield "many by user and 404", LogFilter(user_id="user-7", status_code=404)
