@@ -132,6 +132,7 @@ def context_of(
         seats=seats(settings),
         heads=FixedWait(waits.head_s),
         idle=FixedWait(waits.keep_alive_s),
+        lingers=FixedWait(waits.linger_s),
     )
 
 

@@ -78,6 +78,8 @@ def explain(  # noqa: PLR0913 - a request has so many parts
     exchange, who = _rehearsal(console, side, raw, plain_address(client_ip))
     head, wait = exchange.head, _decide(exchange, console)
     refusal, seen = exchange.refusal, exchange.trace or {}
+    if refusal is not None:
+        exchange.error_message = refusal.message or exchange.error_message
     table = RoutingTable((), {}) if is_admin else console.routing_table()
     answer: dict[str, Any] = {
         "target": head.target.decode("latin-1"),
@@ -92,7 +94,7 @@ def explain(  # noqa: PLR0913 - a request has so many parts
         "verdict": "wait" if wait is not None else "refuse" if refusal is not None else "serve",
         "reason": refusal.code if refusal is not None else Reason.OK.code,
         "status": refusal.reason.status if refusal is not None else None,
-        "error_message": None if refusal is None else refusal.message or exchange.error_message,
+        "error_message": exchange.message,
         "reply_headers": _lines(exchange.reply_lines + rendered(refusal_lines(refusal) if refusal is not None else ())),
         "upstream": None,
     }

@@ -186,6 +186,8 @@ class Gateway:
                 context.closing.sweep,
                 context.heads.sweep,
                 context.idle.sweep,
+                context.lingers.sweep,
+                context.unread.sweep,
                 self._pools.sweep,
                 self._state.buckets.sweep,
             ],

@@ -24,7 +24,7 @@ def rows_of(ended: list[Exchange], *, truncates_ip: bool) -> list[LogRow]:
             truncated(exchange.client_ip) if truncates_ip else exchange.client_ip,
             exchange.status,
             int((exchange.ended - exchange.now) * 1e6 + 0.5) / 1000,  # `round` takes three times as long
-            exchange.error_message or exchange.observed or "",
+            exchange.error_message or "" if exchange.observed is None else exchange.message or "",
             int(exchange.wall * 1000),
             refusal.code if refusal is not None and refusal.reason is reason else reason.code,
             route.id if route is not None else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -83,6 +84,13 @@ def test_a_trusted_peers_word() -> None:
 def test_a_trusted_peer_that_says_nothing() -> None:
     who = resolve_client("10.0.0.1", HTTPS, head_of(), TRUSTED)
     assert who == ("10.0.0.1", _lines("10.0.0.1", "https", "api.example", "10.0.0.1", 8443))
+
+
+def test_an_empty_host_is_none() -> None:
+    who = resolve_client("10.0.0.1", HTTPS, head_of(notes={b"x-forwarded-host": b""}), TRUSTED)
+    assert who == ("10.0.0.1", _lines("10.0.0.1", "https", "api.example", "10.0.0.1", 8443))
+    nobody = replace(head_of(), authority=b"")
+    assert b"Host" not in resolve_client("10.0.0.1", HTTPS, nobody, ()).lines
 
 
 def test_a_door_without_a_port() -> None:

@@ -303,6 +303,15 @@ def test_observing_counts_and_notes_but_never_refuses_nor_shows() -> None:
     assert limits.status(30.0)[0]["observed"] == 2, "an observed bucket is not in debt"
 
 
+def test_all_observed_rules_that_would_refuse_are_noted() -> None:
+    rules = [a_rule(IP, 1, id=name, name=name, mode=LimitMode.OBSERVE) for name in ("one", "two")]
+    limits = limits_of(*rules)
+    assert granted(limits, 1) == 1
+    exchange = exchange_of(route=ROUTE)
+    assert limits.decide(exchange) is None
+    assert exchange.message == "observed: one, two would refuse"
+
+
 def test_an_observed_rule_beside_an_enforced_one() -> None:
     limits = limits_of(a_rule(IP, capacity=1, mode=LimitMode.OBSERVE), a_rule(GLOBAL, capacity=3))
     assert granted(limits, 5) == 3

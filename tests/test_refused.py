@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engadi_gateway.errors import Fault, Reason, Refusal
-from tests.fakes import raw_client, upstream
+from tests.fakes import Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, running
 
 BASE = "/api/v1/gateway"
@@ -90,5 +90,46 @@ def test_its_row_says_why_and_how_much(
                     has_body,
                 )
             await gone.start()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", ["/../x", "/a%00", "/a<b"])
+def test_who_sent_a_refused_head_is_whom_a_trusted_peer_names(tmp_path: Path, path: str) -> None:
+    """Its id and its bucket are the client's; or one client's nonsense would cost everybody behind that peer."""
+    fields = {"X-Forwarded-For": "203.0.113.7", "X-Request-ID": "lb-123"}
+
+    async def run() -> None:
+        values = {"server_trusted_proxies": "127.0.0.1", "limits_per_ip": 5}
+        async with upstream() as auth, running(tmp_path, auth, **values) as gateway:
+            reply = await ask(gateway.port, "GET", path, headers=fields)
+            assert (reply.status, reply.one("x-request-id"), reply.one("x-ratelimit-remaining")) == (400, "lb-123", "4")
+            other = await ask(gateway.port, "GET", "/a", headers={"X-Forwarded-For": "203.0.113.8"})
+            assert other.one("x-ratelimit-remaining") == "4"
+            (row,) = json_of(await ask(gateway.port, "GET", f"{BASE}/logs?request_id=lb-123", bearer=ADMIN))["items"]
+            assert row["client_ip"] == "203.0.113.7"
+
+    asyncio.run(run())
+
+
+def test_what_an_observed_rule_notes_stands_beside_what_went_wrong(tmp_path: Path) -> None:
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        wire.close()
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth) as gateway:
+            rule = {**WATCH, "path_pattern": "/api/v1/auth/*"}
+            assert (
+                await ask(gateway.port, "POST", f"{BASE}/config/rate-limits", bearer=ADMIN, body=rule)
+            ).status == 201
+            for _ in range(2):
+                await ask(gateway.port, "GET", "/api/v1/auth/x")
+            row = json_of(await ask(gateway.port, "GET", f"{BASE}/logs?limit=1", bearer=ADMIN))["items"][0]
+            noted = "observed: watch would refuse"
+            assert row["error_message"] == f"closed within the reply's body; {noted}"
+            asked = {"method": "GET", "path": "/api/v1/auth/x"}
+            explained = json_of(await ask(gateway.port, "POST", f"{BASE}/explain", bearer=ADMIN, body=asked))
+            assert explained["error_message"] == noted
 
     asyncio.run(run())

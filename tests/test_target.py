@@ -59,8 +59,15 @@ def test_absolute_form(raw: bytes, authority: bytes, target: bytes) -> None:
     assert (found.authority, found.target) == (authority, target)
 
 
-def test_star_is_for_options() -> None:
-    assert normalise(b"*", b"OPTIONS").path == "*"
+@pytest.mark.parametrize("raw", [b"*", b"http://h", b"HTTPS://h:8"])
+def test_star_is_for_options(raw: bytes) -> None:
+    """RFC 9112 section 3.2.4: a proxy is asked so for what a server is asked as *."""
+    assert normalise(raw, b"OPTIONS")[:2] == (b"*", "*")
+
+
+@pytest.mark.parametrize("raw", [b"http://h/", b"http://h?q"])
+def test_a_path_or_a_query_is_no_star(raw: bytes) -> None:
+    assert normalise(raw, b"OPTIONS").path == "/"
 
 
 def test_encoded_slashes_are_told() -> None:

@@ -3,8 +3,8 @@
 The rule. Every connection takes a seat when it is accepted, before any TLS, and gives it back when it is gone.
 1. An address may have `max_connections_per_ip` seats (IPv6: a network of `limits.ipv6_prefix`); trusted proxies and
    unix sockets are not counted. One more is refused.
-2. Beyond `max_connections` somebody goes: who was idle longest, or else whose head is unfinished longest. Where there
-   is neither, the new one is refused.
+2. Beyond `max_connections` somebody goes: who has read the last answer, or was idle longest, or else whose head is
+   unfinished longest. Where there is none of them, the new one is refused.
 3. Refused is a 503 over plain HTTP, at once. Over TLS, and where a tenth more than `max_connections` are there, still
    reading theirs, it is closed without a word: a handshake or a wait would cost more than the rule saves.
 
@@ -24,6 +24,7 @@ from collections.abc import Callable
 from engadi_gateway.errors import Reason
 from engadi_gateway.net.client import ClientConnection
 from engadi_gateway.net.context import Context
+from engadi_gateway.net.deadlines import Idle
 from engadi_gateway.net.sockets import bound_tls
 from engadi_gateway.pipeline.limits import network_of
 from engadi_gateway.wire.forwarded import is_trusted, plain_address
@@ -162,9 +163,11 @@ class Acceptor:
 
     def make_room(self) -> bool:
         """Whether somebody goes: who has waited longest, or the next who loses nothing by it."""
-        for queue in (self._context.idle, self._context.heads):
-            for oldest in queue.oldest(_ASKED_TO_GO):
-                if isinstance(oldest, ClientConnection) and oldest.give_way():
+        context = self._context
+        for queue in (context.lingers, context.idle, context.heads):
+            asked: list[Idle] = []
+            while asked != (asked := queue.oldest(_ASKED_TO_GO)):  # other ones, as long as some leave the queue
+                if any(isinstance(oldest, ClientConnection) and oldest.give_way() for oldest in asked):
                     return True
         return False
 

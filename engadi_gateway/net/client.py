@@ -45,6 +45,8 @@ from engadi_gateway.wire.request import (
 #: Pipelined requests beyond this stay in the socket until those before them are answered.
 _MAX_PIPELINED_BYTES = 65536
 _LINGER_BYTES = 65536
+#: What the kernel counts as not read once our side is closed, though nothing is left of what was written.
+_FIN_BYTES = 1
 _MAX_WAITS = 3
 
 
@@ -144,8 +146,8 @@ class ClientConnection(asyncio.Protocol):
             self._handler.body(data)
         elif state is _LINGER:
             self._lingered += len(data)
-            if self._lingered > _LINGER_BYTES:
-                self.abort()
+            if self._lingered > _LINGER_BYTES:  # enough; to close on it would take the answer back
+                self._set_reading(False)
         else:
             self._buffer += data
             if len(self._buffer) > _MAX_PIPELINED_BYTES:
@@ -162,12 +164,14 @@ class ClientConnection(asyncio.Protocol):
         context.idle.discard(self)
         context.heads.discard(self)
         context.closing.discard(self)
+        context.lingers.discard(self)
+        context.unread.discard(self)
         self.leave_seat()
         handler, self._handler = self._handler, None
         if self._deciding is not None:
             self._deciding.cancel()
         if handler is not None and state is _SPLICED:
-            handler.splice_ended_by_client()
+            handler.splice_ended_by_client("reset by the client" if exc is not None else "closed by the client")
         elif handler is not None:
             handler.client_gone()
         if self._exchange is not None:
@@ -261,11 +265,7 @@ class ClientConnection(asyncio.Protocol):
         """The head's time runs from its first byte to its end, and not per read."""
         context = self._context
         if not self._buffer:
-            self._is_head_awaited = False
-            context.heads.discard(self)  # it was but half of an empty line
-            if self not in context.idle:
-                context.idle.add(self, now)
-            return
+            return  # empty lines are nothing, and no time begins anew by them
         self._set_reading(True)  # a head may be longer than what pipelined requests may fill
         if not self._is_head_awaited:
             self._is_head_awaited = True
@@ -317,22 +317,23 @@ class ClientConnection(asyncio.Protocol):
                 return
         self.state = _REPLY if is_complete else _BODY
         if not is_complete:
-            self._await_body(head, has_begun=bool(body))
+            self._await_body()
         handler = self._handler = (LocalCall if exchange.is_local else Forward)(self._context, self, exchange)
         if self._is_write_paused:
             handler.client_paused()
         assert self._who is not None
         handler.start(self._who, body, is_complete=is_complete)
+        is_awaited = self.state is _BODY and self._handler is handler and not body
+        if is_awaited and b"expect" in head.notes and not head.is_http10:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     # the body
 
-    def _await_body(self, head: RequestHead, *, has_begun: bool) -> None:
+    def _await_body(self) -> None:
         if self._later:
             self._feed_later_on()
         else:
             self._set_reading(True)  # what came before the decision may have filled the buffer
-        if not has_begun and b"expect" in head.notes and not head.is_http10:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _first_body(self, reader: ChunkedBody | CountedBody) -> tuple[bytes, bool]:
         """What of the body is there already, and whether that is all."""
@@ -394,9 +395,15 @@ class ClientConnection(asyncio.Protocol):
         if is_reading != self._is_reading and self.state is not _CLOSED:
             self._is_reading = is_reading
             if is_reading:
+                self._context.unread.discard(self)
                 self._transport.resume_reading()
             else:
                 self._transport.pause_reading()
+                self._context.unread.add(self, self._transport)
+
+    def peer_left(self) -> None:
+        """It is not read, and so would not be told: whoever has left gets no answer, and costs nobody more."""
+        self._transport.abort()
 
     # the answer
 
@@ -423,8 +430,7 @@ class ClientConnection(asyncio.Protocol):
         is_clean = self._swallow_body(exchange)
         reason = exchange.reason = refusal.reason
         exchange.status = reason.status
-        said = refusal.message or exchange.error_message
-        exchange.error_message = "; ".join(filter(None, (said, exchange.observed)))
+        exchange.error_message = refusal.message or exchange.error_message
         is_closing = self.closes_after(exchange, is_last=reason.closes or not is_clean)
         date = self._context.date_now()
         is_head = exchange.head.method == "HEAD"
@@ -437,8 +443,8 @@ class ClientConnection(asyncio.Protocol):
 
     def answer(self, exchange: Exchange, reply: LocalReply) -> None:
         """Answer with what a local target said."""
-        if self._exchange is not exchange:
-            return
+        if self._exchange is not exchange or self._transport.is_closing():
+            return  # the client has left, of which we are told next
         exchange.status = reply.status
         is_closing = self.closes_after(exchange, is_last=False)
         is_head = exchange.head.method == "HEAD"
@@ -515,10 +521,8 @@ class ClientConnection(asyncio.Protocol):
         self._context.heads.discard(self)
         if self.state is _CLOSED:
             return
-        if is_clean and not self._buffer:
-            self.state = _LINGER
-            self._transport.close()
-            self._expire_in(self._context.timeouts.write_s)
+        if is_clean and not self._buffer and not self._transport.can_write_eof():
+            self._close()  # TLS says itself that it is the end, and reads on
             return
         self.state = _LINGER
         self._buffer = b""
@@ -530,16 +534,35 @@ class ClientConnection(asyncio.Protocol):
                 self._transport.write_eof()
         except OSError:  # the client has reset it, which the loop has not told us yet
             self._transport.abort()
-        timeouts = self._context.timeouts
-        self._expire_in(timeouts.write_s if self._transport.get_write_buffer_size() else timeouts.linger_s)
+        if self.refused:  # it has no seat to give
+            self._expire_in(self._context.timeouts.linger_s)
+        else:
+            self._context.lingers.add(self, time.monotonic())
+
+    def _close(self) -> None:
+        """Flush what there is, then close."""
+        self.state = _LINGER
+        self._transport.close()
+        self._expire_in(self._context.timeouts.write_s)
 
     def expired(self, now: float) -> None:
-        """Lingered long enough, or did not read what was written."""
-        if self.unread_bytes() < self._unread_bytes:  # slowly, but it reads
+        """Did not read what was written."""
+        if self.state is not _LINGER and not self._transport.get_write_buffer_size():
+            self._context.closing.discard(self)  # it did
+            if self.state is _HEAD and not self._buffer:
+                self._context.idle.add(self, now)
+        elif _FIN_BYTES < self.unread_bytes() < self._unread_bytes:  # slowly, but it reads
             self._expire_in(self._context.timeouts.write_s)
-            return
-        self._context.closing.discard(self)
-        self._break_off(is_partial=self._transport.get_write_buffer_size() > 0)
+        else:
+            self._context.closing.discard(self)
+            self._break_off(is_partial=self._transport.get_write_buffer_size() > 0)
+
+    def _lingered_out(self) -> None:
+        """Whoever still reads has the time for it."""
+        if self.unread_bytes() > _FIN_BYTES:
+            self._expire_in(self._context.timeouts.write_s)
+        else:
+            self._break_off(is_partial=False)
 
     def abort(self) -> None:
         """Cut: the client must see that it is not whole."""
@@ -593,6 +616,8 @@ class ClientConnection(asyncio.Protocol):
 
     def timed_out(self, now: float) -> None:
         """The queue of heads, or of the idle, found this one late: 408 where a head had begun, else just close."""
+        if self.state is _LINGER:
+            self._lingered_out()
         if self.state is not _HEAD:
             return
         if self._is_whole_head_queued():
@@ -607,7 +632,9 @@ class ClientConnection(asyncio.Protocol):
         """Whether nothing is under way here, so that it was closed. A request in the socket would be lost by that."""
         if self.state is not _HEAD or self._buffer or has_unread(self._transport):
             return False
-        self._finish(is_clean=True)
+        self._context.idle.discard(self)
+        self._context.heads.discard(self)
+        self._close()
         return True
 
     def _is_whole_head_queued(self) -> bool:
@@ -615,8 +642,20 @@ class ClientConnection(asyncio.Protocol):
         return self._is_queued and HEAD_END in self._buffer
 
     def give_way(self) -> bool:
-        """Whether this one goes for somebody else: the idle lose nothing, and an unfinished head is no request yet."""
-        if self.state is not _HEAD or self._transport.get_write_buffer_size() or self._is_whole_head_queued():
+        """Whether this one goes for somebody else: the idle lose nothing, and an unfinished head is no request yet.
+
+        Who has not read all leaves the queue, and has its time for that: it must not stand before those who would go.
+        """
+        context = self._context
+        if self.state is _LINGER and self.unread_bytes() <= _FIN_BYTES:
+            self._transport.abort()
+            return True
+        if self.state is _LINGER or (self.state is _HEAD and self._transport.get_write_buffer_size()):
+            for queue in (context.lingers, context.idle, context.heads):
+                queue.discard(self)
+            self._expire_in(context.timeouts.write_s)
+            return False
+        if self.state is not _HEAD or self._is_whole_head_queued():
             return False
         if not self._buffer and has_unread(self._transport):
             return False

@@ -18,6 +18,7 @@ from engadi_gateway.errors import HeaderLine, Reason, Refusal
 from engadi_gateway.net.deadlines import FixedWait, Sweep
 from engadi_gateway.net.pool import Pools
 from engadi_gateway.net.seats import Seats
+from engadi_gateway.net.sockets import Unread
 from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
@@ -90,6 +91,10 @@ class Upcalls(Protocol):
 
     def settled(self, exchange: Exchange) -> None:
         """One exchange ended: log and count it."""
+        ...
+
+    def local_refusal(self, exchange: Exchange) -> Refusal | None:
+        """Why a local target would refuse it whatever its body is."""
         ...
 
     def serve_local(self, exchange: Exchange, body: bytes) -> Coroutine[Any, Any, LocalReply]: ...
@@ -198,6 +203,8 @@ class Context:
     closing: Sweep = field(default_factory=Sweep)  # connections that end soon, or whose client does not read
     heads: FixedWait = field(default_factory=lambda: FixedWait(10.0))
     idle: FixedWait = field(default_factory=lambda: FixedWait(75.0))
+    lingers: FixedWait = field(default_factory=lambda: FixedWait(2.0))  # whose last answer was sent
+    unread: Unread = field(default_factory=Unread)
     ids: RequestIds = field(default_factory=RequestIds)
     date: DateLine = field(default_factory=DateLine)
     seats: Seats = field(default_factory=Seats)

@@ -66,6 +66,7 @@ class Forward:
     _unread_bytes = 0
     _is_upload_paused = False
     _is_retrying = False
+    _failure: tuple[Reason, str] | None = None  # of the last attempt
     _is_upstream_paused = False
     _attempt_reused = False
     _is_held = False  # a slow upload takes none of the last connections before it is complete, or too long to keep
@@ -134,6 +135,8 @@ class Forward:
 
     def client_gone(self) -> None:
         """Cancel upstream at once; nobody's failure."""
+        if self._failure is not None and self._phase is _WAITING:
+            self.exchange.error_message = self._failure[1]
         self._end(Reason.CLIENT_CLOSED)
 
     def abandon(self, refusal: Refusal) -> None:
@@ -188,14 +191,14 @@ class Forward:
 
     # attempts
 
-    def _attempt(self) -> None:
+    def _attempt(self, *, is_new: bool = False) -> None:
         """Take a connection; `connected` goes on, now or later."""
         assert self._pool is not None
-        taken = self._pool.take(self)
+        taken = self._pool.take(self, is_new=is_new)
         if type(taken) is UpstreamConnection:
             self.connected(taken)
         elif type(taken) is Reason:
-            self._failed(taken, "too many wait for a connection", was_sent=False)
+            self._not_tried(taken, "too many wait for a connection")
 
     def connected(self, connection: UpstreamConnection) -> None:
         """Head and body so far in one write: two writes cost 8 %."""
@@ -204,11 +207,12 @@ class Forward:
         self.exchange.attempts += 1
         self._started = time.monotonic()
         data = self._head_bytes if self._framing is _NO_BODY else self._with_body()
+        was_paused = self._is_upload_paused or self._is_upstream_paused  # the latter by a connection that is gone
+        self._is_upload_paused = self._is_upstream_paused = False
         connection.begin(self, self._parser, self.exchange.head.method, data, is_complete=self._is_body_complete)
         if self._is_client_paused:
             connection.transport.pause_reading()
-        if self._is_upload_paused:
-            self._is_upload_paused = False
+        if was_paused and not self._is_upstream_paused:
             self._client.resume_upload()
 
     def _with_body(self) -> bytes:
@@ -227,29 +231,43 @@ class Forward:
 
     def not_connected(self) -> None:
         """All connections were in use for too long; nothing was tried."""
-        self._failed(Reason.OVERLOADED, "no free connection in time", was_sent=False)
+        self._not_tried(Reason.OVERLOADED, "no free connection in time")
+
+    def _not_tried(self, reason: Reason, detail: str) -> None:
+        """How an attempt before it failed says more."""
+        if self._failure is not None:
+            reason, failed = self._failure
+            detail = f"{failed}; no other attempt: {detail}"
+        self._give_up(reason, detail)
 
     def reply_failed(self, reason: Reason, detail: str) -> None:
         """The connection told: it is gone, or what came was no reply."""
         connection, self._connection = self._connection, None
         if self._phase is _SPLICED:
+            self.exchange.error_message = f"{detail} by the upstream"
             self._end(Reason.OK)
             self._client.finish_splice()
         elif self._phase is _RELAYING:
             self._cut(reason, detail)
         else:
             self._attempt_reused = self._attempt_reused and connection is not None and not connection.has_spoken
+            if self._attempt_reused and connection is not None and self._pool is not None:
+                self._pool.distrust(connection, self._started)
             self._failed(reason, detail, was_sent=True)
 
     def _failed(self, reason: Reason, detail: str, *, was_sent: bool) -> None:
-        exchange = self.exchange
+        self._failure = reason, detail
         self._stop_retrying()
-        exchange.error_message = detail
         if self._can_retry(reason, was_sent):
             self._retry(is_free=was_sent and self._is_stale())
-            return
+        else:
+            self._give_up(reason, detail)
+
+    def _give_up(self, reason: Reason, detail: str) -> None:
+        self._stop_retrying()
+        self.exchange.error_message = detail
         self._end(reason)
-        self._client.refuse(exchange, Refusal(reason))
+        self._client.refuse(self.exchange, Refusal(reason))
 
     def _can_retry(self, reason: Reason, was_sent: bool) -> bool:
         exchange = self.exchange
@@ -272,7 +290,7 @@ class Forward:
 
     def _retry(self, *, is_free: bool) -> None:
         if is_free:
-            self._attempt()
+            self._attempt(is_new=True)
             return
         policy = self._context.retry
         tried = self.exchange.attempts
@@ -315,7 +333,6 @@ class Forward:
         self.deadline = now + self._timeout_s
         exchange.upstream_s = now - self._started
         exchange.upstream_status = exchange.status = head.status
-        exchange.error_message = None  # an earlier attempt's
         if head.status in FAILURE_STATUSES:
             exchange.reason = Reason.UPSTREAM_5XX
             exchange.reply_lines.append(b"Proxy-Status: engadi; received-status=%d" % head.status)
@@ -405,8 +422,9 @@ class Forward:
         self._note_splice()
         self._client.write(data)
 
-    def splice_ended_by_client(self) -> None:
+    def splice_ended_by_client(self, detail: str) -> None:
         """Flush what is on its way to the upstream, then close it."""
+        self.exchange.error_message = detail
         if self._connection is not None:
             self._connection.close_gracefully(self._context.timeouts.write_s)
             self._connection = None
@@ -419,9 +437,9 @@ class Forward:
         if self._reads_on():
             self._await_client()
         elif self._phase is _SPLICED:
-            if self._is_upstream_paused or self._is_client_paused:
-                side = "client" if self._is_client_paused else "upstream"
-                self.exchange.error_message = f"the {side} does not read"
+            idle = f"nothing for {self._context.timeouts.upgrade_idle_s:g} s"
+            side = "client" if self._is_client_paused else "upstream" if self._is_upstream_paused else ""
+            self.exchange.error_message = f"the {side} does not read" if side else idle
             self._end(Reason.CLIENT_STALLED if self._is_client_paused else Reason.OK)
             self._client.abort()
         elif self._is_client_paused:
@@ -432,22 +450,14 @@ class Forward:
             self._end(Reason.CLIENT_TIMEOUT)
             self._client.refuse(self.exchange, Refusal(Reason.CLIENT_TIMEOUT))
         else:
-            self._time_out()
-
-    def _time_out(self) -> None:
-        self._stop_retrying()
-        reason, detail = self._what_took_long()
-        self.exchange.error_message = detail
-        self._end(reason)
-        self._client.refuse(self.exchange, Refusal(reason))
+            self._give_up(*self._what_took_long())
 
     def _what_took_long(self) -> tuple[Reason, str]:
-        exchange = self.exchange
         within = f"within {self._timeout_s:g} s" if self._is_body_complete else "in time"
         if self._connection is not None:
             return Reason.UPSTREAM_TIMEOUT, f"no reply {within}" if self._is_body_complete else "it does not read"
-        if exchange.attempts:
-            return Reason.UPSTREAM_TIMEOUT, f"{exchange.error_message}; no other attempt {within}"
+        if self._failure is not None:
+            return Reason.UPSTREAM_TIMEOUT, f"{self._failure[1]}; no other attempt {within}"
         assert self._pool is not None
         if self._pool.only_waits(self):
             return Reason.OVERLOADED, f"no free connection {within}"

@@ -32,9 +32,11 @@ class LocalCall:
     def start(self, who: Client, body: bytes, *, is_complete: bool) -> None:
         self.deadline = time.monotonic() + self._context.timeouts.body_s
         self._context.flights.add(self)
-        announced = too_long(self.exchange.head.content_length, self._context.max_local_body_bytes)
-        if announced is not None:
-            self.abandon(announced)
+        refusal = too_long(self.exchange.head.content_length, self._context.max_local_body_bytes)
+        if refusal is None and not is_complete:
+            refusal = self._context.upcalls.local_refusal(self.exchange)  # rather than wait for a body in vain
+        if refusal is not None:
+            self.abandon(refusal)
         elif self._gather(body) and is_complete:
             self.body_end()
 
@@ -92,7 +94,7 @@ class LocalCall:
     def client_resumed(self) -> None:
         """See `client_paused`."""
 
-    def splice_ended_by_client(self) -> None:
+    def splice_ended_by_client(self, detail: str) -> None:
         """A local target never switches protocols."""
 
     def expired(self, now: float) -> None:

@@ -50,8 +50,8 @@ def _before(notes: dict[bytes, bytes]) -> bytes:
 
 
 def _one_less(value: bytes) -> bytes:
-    """RFC 9110 section 7.6.2; what is no number counts as the last hop but one."""
-    digits = value.lstrip(b"0")
-    if not digits.isdigit():
-        return b"0"
+    """RFC 9110 section 7.6.2; what is no number is none of ours, and goes on as it came."""
+    if not value.isdigit():
+        return value
+    digits = value.lstrip(b"0") or b"1"  # of 0 there would be less
     return b"%d" % (int(digits) - 1) if len(digits) < _MAX_FORWARDS_DIGITS else _MAX_FORWARDS

@@ -38,6 +38,8 @@ class Origin:
     key: tuple[str, str, int]
 
 
+#: A connection that was idle for less is as good as one in use.
+_LONG_IDLE_S = 5.0
 #: URLs that were configured at one time or another.
 _MEMO_SIZE = 4096
 
@@ -153,9 +155,14 @@ class Pool:
             "waiting": len(self._waiters),
         }
 
-    def take(self, waiter: Waiter) -> UpstreamConnection | Reason | None:
-        """1. the idle connection used last; 2. a new one is dialled, or 3. the waiter queues (None); 4. a refusal."""
-        while self._idle:
+    def take(self, waiter: Waiter, *, is_new: bool = False) -> UpstreamConnection | Reason | None:
+        """1. the idle connection used last; 2. a new one is dialled, or 3. the waiter queues (None); 4. a refusal.
+
+        is_new: not one that was idle; the oldest of these makes room if need be.
+        """
+        if is_new and self._idle and len(self._all) >= self._limits.max_connections:
+            self._idle.pop(0).drop()
+        while self._idle and not is_new:
             connection = self._idle.pop()
             if connection.is_fresh():
                 return connection
@@ -182,6 +189,15 @@ class Pool:
         """The waiter waits no more (its client left, its time is up)."""
         self._waiters = deque(entry for entry in self._waiters if entry[1] is not waiter)
 
+    def distrust(self, dead: UpstreamConnection, used_at: float) -> None:
+        """One that had been idle for long was dead when it was used: so are those that were idle even longer.
+
+        Their host has restarted, say. One that was in use a moment ago died of what it was asked.
+        """
+        if used_at - dead.idle_since > _LONG_IDLE_S:
+            while self._idle and self._idle[0].idle_since <= dead.idle_since:
+                self._idle.pop(0).drop()
+
     def give_back(self, connection: UpstreamConnection) -> None:
         """To who waits, or to the idle; what an upstream sent behind its reply must be nobody's answer."""
         if connection.tls is not self._tls:
@@ -189,6 +205,7 @@ class Pool:
         elif not self._waiters:
             self._keep(connection)
         elif connection.served == 0 or connection.is_fresh():
+            connection.idle_since = time.monotonic()
             self._waiters.popleft()[1].connected(connection)
         else:
             connection.drop()  # once it is gone, another is dialled for who waits

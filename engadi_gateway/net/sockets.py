@@ -10,7 +10,7 @@ import struct
 import sys
 import termios
 from asyncio import sslproto
-from typing import cast
+from typing import Protocol, cast
 
 #: asyncio's 256 KiB reads make the allocator trim and fault: large replies cost 2.5 times as much.
 READ_BYTES = 65536
@@ -19,6 +19,14 @@ _WAITING_BYTES = 65536
 #: A record of TLS is 16 KiB and some; asyncio allots 256 KiB to each connection, however idle.
 _TLS_READ_BYTES = 18 << 10
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+#: The peer has closed its side. Where the kernel does not tell, whoever left is noticed by the time-outs.
+_LEFT = getattr(select, "POLLRDHUP", 0)
+
+
+class Left(Protocol):
+    """Whose peer may leave."""
+
+    def peer_left(self) -> None: ...
 
 
 def bound_tls() -> None:
@@ -33,6 +41,37 @@ def bound(transport: asyncio.BaseTransport) -> None:
     if hasattr(transport, "set_read_buffer_limits"):  # TLS, whose own limits are 256 and 512 KiB
         transport.set_read_buffer_limits(_WAITING_BYTES)
         cast(asyncio.WriteTransport, transport).set_write_buffer_limits(_WAITING_BYTES)
+
+
+class Unread:
+    """Connections that are not read just now, and so would not tell that their peer has left: asked at every tick."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._descriptors: dict[Left, int] = {}
+        self._connections: dict[int, Left] = {}
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def add(self, connection: Left, transport: asyncio.Transport) -> None:
+        descriptor = transport.get_extra_info("socket").fileno()
+        if descriptor >= 0 and _LEFT:
+            self._descriptors[connection] = descriptor
+            self._connections[descriptor] = connection
+            self._poll.register(descriptor, _LEFT)
+
+    def discard(self, connection: Left) -> None:
+        descriptor = self._descriptors.pop(connection, None)
+        if descriptor is not None:
+            del self._connections[descriptor]
+            self._poll.unregister(descriptor)
+
+    def sweep(self, now: float) -> None:
+        for descriptor, _ in self._poll.poll(0) if self._connections else ():
+            connection = self._connections[descriptor]
+            self.discard(connection)
+            connection.peer_left()
 
 
 def has_unread(transport: asyncio.Transport) -> bool:

@@ -7,6 +7,7 @@ upstream sends while IDLE is a fault of its own: the connection is closed and ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import ssl
@@ -155,7 +156,7 @@ class UpstreamConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if exc is not None and self.state is _HEAD:
+        if exc is not None and self.user is not None and self.state is not _SPLICED:
             self._hear_last_words()
         state, self.state = self.state, _CLOSED
         user, self.user = self.user, None
@@ -169,18 +170,17 @@ class UpstreamConnection(asyncio.Protocol):
         elif state is _BODY:
             user.reply_failed(Reason.UPSTREAM_TRUNCATED, f"{_how(exc)} within the reply's body")
         elif state is _SPLICED:
-            user.reply_failed(Reason.UPSTREAM_CLOSED, "closed")
+            user.reply_failed(Reason.UPSTREAM_CLOSED, _how(exc))
 
     def _hear_last_words(self) -> None:
-        """Who refuses an upload answers and closes, and our next write fails before that answer was read."""
+        """Who refuses an upload answers and closes, and our next write fails before all of that answer was read."""
         if self.transport.get_extra_info("ssl_object") is not None:
             return  # a record may be cut in two
-        try:
-            data = os.read(self.transport.get_extra_info("socket").fileno(), READ_BYTES)
-        except OSError:
-            return
-        if data:
-            self._head_bytes(data)
+        self._is_request_complete = False  # whatever else it was, this one is not used again
+        socket = self.transport.get_extra_info("socket").fileno()
+        with contextlib.suppress(OSError):
+            while self.user is not None and (data := os.read(socket, READ_BYTES)):
+                self.data_received(data)
 
     def _is_end_of_body(self, exc: Exception | None) -> bool:
         """Whether the connection's end is the body's; over TLS only where it was said (RFC 9112 section 9.8)."""

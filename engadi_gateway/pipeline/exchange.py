@@ -91,6 +91,12 @@ class Exchange:
         self.pipeline = pipeline
         self.reply_lines: list[bytes] = []  # whole header lines, several in one with CRLF between, without the last
 
+    @property
+    def message(self) -> str | None:
+        """What the row says beside its reason: what was not right, and what an observed rule would have refused."""
+        message, observed = self.error_message, self.observed
+        return f"{message}; {observed}" if message and observed else message or observed
+
 
 class Stage(Protocol):
     """Every stage, and nothing more.

@@ -215,10 +215,11 @@ class Limits:
         if exchange.trace is not None:
             exchange.trace["limits"] = [_as_json(check) for check in checks]
         violated = [check for check in checks if not check.is_allowed]
+        observed = [check.rule.rule.name for check in violated if not check.rule.is_enforced]
+        if observed:
+            exchange.observed = f"observed: {', '.join(observed)} would refuse"
         for check in violated:
             rule = check.rule
-            if not rule.is_enforced:
-                exchange.observed = f"observed: {rule.rule.name} would refuse"
             if not exchange.is_rehearsal:
                 rule.buckets.refused += rule.is_enforced
                 rule.buckets.observed += not rule.is_enforced

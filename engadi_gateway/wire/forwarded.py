@@ -76,13 +76,14 @@ def resolve_client(peer: str, listener: Listener, head: RequestHead, trusted: tu
     proto = notes.get(b"x-forwarded-proto", b"").lower()
     if proto not in {b"http", b"https"}:
         proto = listener.scheme.encode("ascii")
-    return _client(address, forwarded_for, proto, notes.get(b"x-forwarded-host", head.authority), listener.port)
+    return _client(address, forwarded_for, proto, notes.get(b"x-forwarded-host") or head.authority, listener.port)
 
 
 def _client(address: str, forwarded_for: bytes, proto: bytes, host: bytes, port: int) -> Client:
     """`port` is of the door it came through; 0: none."""
-    lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nX-Real-IP: %b\r\n" % (
-        forwarded_for, proto, host, address.encode("ascii"),
+    host_line = b"X-Forwarded-Host: %b\r\n" % host if host else b""
+    lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n%bX-Real-IP: %b\r\n" % (
+        forwarded_for, proto, host_line, address.encode("ascii"),
     )  # fmt: skip
     return Client(address, lines + b"X-Forwarded-Port: %d\r\n" % port if port else lines)
 

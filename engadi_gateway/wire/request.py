@@ -39,6 +39,9 @@ _MEMO_SIZE = 256
 _NO_BODY = Framing.NONE
 #: Of a target that is refused, so much stands in the log.
 _SHOWN_PATH_BYTES = 1024
+#: Of its fields, these say who sent it, if the peer may say so, and these are shown in a line of the access log.
+_BELIEVED = frozenset((b"origin", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-request-id"))
+_SHOWN = frozenset((b"user-agent", b"referer"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,15 +203,18 @@ def _method(method: bytes) -> str:
 def _incoherent(request: h11.Request) -> RequestHead:
     """What can be said of a head that is refused: enough for the log, for CORS, and for the buckets of an address."""
     path = request.target.partition(b"?")[0][:_SHOWN_PATH_BYTES].decode("latin-1")
-    origins = [value for name, value in request.headers if name == b"origin"]
+    notes: dict[bytes, bytes] = {}
+    for name, value in request.headers:
+        if name in _BELIEVED:
+            notes[name] = notes[name] + b", " + value if name in notes else value
     return RequestHead(
         method=request.method.decode("ascii"),
         target=request.target,
         path=path,
         host="",
         authority=b"",
-        fields=b"",
-        notes={b"origin": origins[0]} if len(origins) == 1 else {},
+        fields=b"".join(b"%b: %b\r\n" % line for line in request.headers if line[0] in _SHOWN),
+        notes=notes,
         framing=Framing.CLOSE,
         content_length=0,
         has_encoded_slash=False,

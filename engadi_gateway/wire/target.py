@@ -63,6 +63,10 @@ def normalise(target: bytes, method: bytes) -> NormalTarget:
                 _refuse("* is a target for OPTIONS only")
             return NormalTarget(target, "*", False, None)
         authority, target = _absolute_form(target)
+        if not target and method == b"OPTIONS":
+            return NormalTarget(b"*", "*", False, authority)  # RFC 9112 section 3.2.4
+        if target[:1] != b"/":
+            target = b"/" + target
     raw_path, mark, query = target.partition(b"?")
     path, has_encoded_slash = _normalise_path(raw_path)
     return NormalTarget(path + mark + query, path.decode("ascii"), has_encoded_slash, authority)
@@ -72,8 +76,7 @@ def _absolute_form(target: bytes) -> tuple[bytes, bytes]:
     match = _ABSOLUTE.fullmatch(target)
     if match is None or not match[1]:
         _refuse("the request target must begin with /, http:// or https://")
-    rest = match[2]
-    return match[1], rest if rest[:1] == b"/" else b"/" + rest
+    return match[1], match[2]
 
 
 def _normalise_path(raw: bytes) -> tuple[bytes, bool]:

@@ -158,7 +158,7 @@ HOSTS = [
     good("Host last", R.HOST_OK, head("X: 1", "hOsT:h", host="")),
     good("Host with a last dot", R.HOST_OK, head(host="Host: h.")),
     good("the upstream's own name goes on", R.HOST_OK, head(host="Host: evil.test"), Saw(f"{P}/x", lines=("X-Forwarded-Host: evil.test",))),
-    good("HTTP/1.0 without Host", R.HOST_10, head(host="", version="1.0"), is_open=False),
+    good("HTTP/1.0 without Host", R.HOST_10, head(host="", version="1.0"), Saw(f"{P}/x", lacks=("x-forwarded-host",)), is_open=False),
     bad("HTTP/1.0 with two Hosts", R.HOST, head("Host: h", version="1.0")),
     bad("HTTP/1.0 with a malformed Host", R.HOST, head(host="Host: a/b", version="1.0")),
 ]  # fmt: skip

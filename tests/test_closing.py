@@ -1,0 +1,407 @@
+"""How connections end: last answers arrive, whoever has left is noticed, whoever lingers holds no seat for long."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engadi_gateway.gateway import Gateway
+from engadi_gateway.net.client import ClientConnection
+from tests.fakes import OK, RawClient, Seen, Wire, raw_client, underneath, upstream
+from tests.harness import ADMIN, ask, json_of, running, settings_for
+from tests.world import until
+
+BASE = "/api/v1/gateway"
+GET = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n"
+LARGE = 600_000
+
+
+@contextlib.asynccontextmanager
+async def slow_reader(port: int) -> AsyncIterator[RawClient]:
+    """A client whose kernel takes little at a time."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    reader, writer = await asyncio.open_connection(sock=sock, limit=4096)
+    client = RawClient(reader, writer)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def reset(client: RawClient) -> None:
+    """Leave so that the other side is told at once: an orderly end stands behind what was sent and not yet read."""
+    with underneath(client.writer.transport) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.writer.transport.abort()
+
+
+async def rows(gateway: Gateway, count: int) -> list[dict[str, Any]]:
+    """The newest so many rows but for those of this question itself, once they are there."""
+    path = f"{BASE}/logs?target_service=auth"
+    async with asyncio.timeout(20):
+        while len(items := json_of(await ask(gateway.port, "GET", path, bearer=ADMIN))["items"]) < count:
+            await asyncio.sleep(0.01)
+    return list(items[:count])
+
+
+async def large(seen: Seen, wire: Wire) -> None:
+    await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LARGE + bytes(LARGE))
+
+
+LAST = {
+    "the client's last request": (GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), {}, b"\r\n"),
+    "HTTP/1.0": (GET.replace(b"HTTP/1.1", b"HTTP/1.0"), {}, b"\r\n"),
+    "the last one that a connection has": (GET, {"server_keep_alive_requests": 1}, GET),
+}
+
+
+@pytest.mark.parametrize(("request_bytes", "values", "late"), LAST.values(), ids=LAST.keys())
+def test_what_comes_late_does_not_take_the_last_answer_back(
+    tmp_path: Path, request_bytes: bytes, values: dict[str, Any], late: bytes
+) -> None:
+    async def run() -> None:
+        async with upstream(large) as auth, running(tmp_path, auth, **values) as gateway:
+            async with slow_reader(gateway.port) as client:
+                await client.send(request_bytes)
+                await client.reader.readuntil(b"\r\n\r\n")
+                await until(lambda: {one.state.name for one in gateway._connections} <= {"LINGER"})
+                await client.send(late)
+                body = await client.rest()
+            assert len(body) == LARGE
+
+    asyncio.run(run())
+
+
+def test_who_keeps_a_socket_after_the_last_answer_keeps_it_for_two_seconds(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            await client.send(b"GET / HTTP/1.1\r\n\r\n")
+            assert (await client.reply()).status == 400
+            context = gateway._context
+            await until(lambda: len(context.lingers) == 1)
+            context.lingers.sweep(time.monotonic() + 2.0)
+            await until(lambda: not gateway._connections)
+            assert len(context.closing) == 0
+
+    asyncio.run(run())
+
+
+def test_who_has_the_last_answer_gives_up_the_seat(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            auth = await stack.enter_async_context(upstream())
+            gateway = await stack.enter_async_context(running(tmp_path, auth, server_max_connections=3))
+            for _ in range(3):
+                client = await stack.enter_async_context(raw_client(gateway.port))
+                await client.send(b"GET / HTTP/1.1\r\n\r\n")
+                assert (await client.reply()).status == 400
+            await until(lambda: len(gateway._context.lingers) == 3)
+            for _ in range(3):
+                assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+
+    asyncio.run(run())
+
+
+def test_those_who_do_not_read_do_not_stand_before_those_who_would_go(tmp_path: Path) -> None:
+    """Whatever is written to them is held by the gateway, for their sockets take nothing."""
+    count = 10
+
+    async def run() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            auth = await stack.enter_async_context(upstream())
+            gateway = await stack.enter_async_context(running(tmp_path, auth, server_max_connections=2 * count))
+            for _ in range(2 * count):
+                await stack.enter_async_context(raw_client(gateway.port))
+            await until(lambda: len(gateway._connections) == 2 * count)
+            hostile = [one for one in gateway._context.idle.oldest(count) if isinstance(one, ClientConnection)]
+            assert len(hostile) == count
+            for connection in hostile:
+                with underneath(connection._transport) as sock, contextlib.suppress(BlockingIOError):
+                    while True:
+                        sock.send(bytes(65536))
+                connection.write(b"x" * 1000)
+            statuses = [(await ask(gateway.port, "GET", "/api/v1/auth/x")).status for _ in range(4)]
+            assert statuses == [200] * 4
+            assert not any(connection in gateway._context.idle for connection in hostile)
+
+    asyncio.run(run())
+
+
+def test_empty_lines_begin_no_time_anew(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            context = gateway._context
+            await until(lambda: len(context.idle) == 1)
+            began = time.monotonic()
+            await client.send(b"\r")
+            await until(lambda: len(context.heads) == 1)
+            (connection,) = gateway._connections
+            await client.send(b"\n\r\n\r\n")
+            await until(lambda: not connection._buffer and not connection._is_queued)
+            context.heads.sweep(began + 10.1)
+            await until(lambda: not gateway._connections)
+
+    asyncio.run(run())
+
+
+# whoever has left
+
+
+def test_who_leaves_while_an_upload_is_paused_is_noticed(tmp_path: Path) -> None:
+    async def on_head(seen: Seen, wire: Wire) -> None:
+        await asyncio.sleep(60)  # reads nothing
+
+    async def run() -> None:
+        values = {"server_max_body_bytes": 0, "server_body_timeout": 3600.0}
+        async with upstream(on_head=on_head) as auth, running(tmp_path, auth, **values) as gateway:
+            async with raw_client(gateway.port) as client:
+                client.writer.write(b"PUT /api/v1/auth/x HTTP/1.1\r\nHost: h\r\nContent-Length: 99000000\r\n\r\n")
+                client.writer.write(bytes(50_000_000))
+                await until(lambda: len(gateway._context.unread) == 1)
+                reset(client)
+            (row,) = await rows(gateway, 1)
+            assert (row["status_code"], row["reason"]) == (499, "client_closed")
+            assert gateway.breakers.status("auth", 0.0)["failure_count"] == 0
+            assert len(gateway._context.unread) == 0
+
+    asyncio.run(run())
+
+
+def test_who_leaves_with_much_pipelined_is_noticed(tmp_path: Path) -> None:
+    async def script(seen: Seen, wire: Wire) -> None:
+        await asyncio.sleep(60)
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth) as gateway:
+            async with raw_client(gateway.port) as client:
+                await client.send(GET * 2000)
+                await until(lambda: len(gateway._context.unread) == 1 and auth.seen)
+            (row,) = await rows(gateway, 1)
+            assert (row["status_code"], row["reason"]) == (499, "client_closed")
+            assert len(auth.seen) == 1, "what was behind it is not begun"
+
+    asyncio.run(run())
+
+
+def test_an_answer_of_ours_that_nobody_waits_for_is_not_said_to_be_ok(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            await client.send(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+            client.writer.write_eof()
+            assert await client.rest() == b""
+            path = f"{BASE}/logs?path=/health"
+            (row,) = json_of(await ask(gateway.port, "GET", path, bearer=ADMIN))["items"]
+            assert (row["status_code"], row["reason"]) == (499, "client_closed")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        (b"Content-Length: 2000000\r\nContent-Type: application/json\r\n", 413),
+        (b"Content-Length: 2\r\nContent-Type: text/plain\r\n", 415),
+    ],
+)
+def test_nobody_is_asked_for_a_body_that_the_admin_api_would_not_take(
+    tmp_path: Path, fields: bytes, status: int
+) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            head = f"POST {BASE}/routes HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {ADMIN}\r\n".encode()
+            await client.send(head + fields + b"Expect: 100-continue\r\n\r\n")
+            reply = await client.reply("POST")
+            assert (reply.status, reply.interim) == (status, [])
+
+    asyncio.run(run())
+
+
+# upgrades
+
+WEBSOCKET = GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+SWITCHED = b"HTTP/1.1 101 x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "end", ["closed by the upstream", "reset by the upstream", "closed by the client", "nothing for 0.2 s"]
+)
+def test_how_a_splice_ended_is_in_its_row(tmp_path: Path, end: str) -> None:
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(SWITCHED)
+        await wire.reader.read(1)
+        if end == "closed by the upstream":
+            wire.close()
+        elif end == "reset by the upstream":
+            wire.writer.transport.abort()
+        await wire.reader.read()
+
+    async def run() -> None:
+        values = {"upstream_upgrade_idle_timeout": 0.2 if end.startswith("nothing") else 3600.0}
+        async with upstream(on_head=script) as auth, running(tmp_path, auth, **values) as gateway:
+            async with raw_client(gateway.port) as client:
+                await client.send(WEBSOCKET)
+                await client.reader.readuntil(b"\r\n\r\n")
+                if end.endswith("upstream"):
+                    if end.startswith("reset"):  # what is not read makes it one
+                        await client.send(b"x" * 100_000)
+                    else:
+                        await client.send(b"x")
+                if end != "closed by the client":
+                    await client.rest()
+            (row,) = await rows(gateway, 1)
+            assert (row["status_code"], row["reason"], row["error_message"]) == (101, "ok", end)
+
+    asyncio.run(run())
+
+
+def test_an_answer_over_several_reads_survives_the_writes_that_fail(tmp_path: Path) -> None:
+    """Who refuses an upload closes with it unread, which is a reset; all of the answer is in the kernel by then."""
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 413 x\r\nContent-Length: 100000\r\nConnection: close\r\n\r\n")
+        await asyncio.sleep(0.003)
+        await wire.send(bytes(100_000))
+        wire.close()
+
+    async def run() -> None:
+        head = b"POST /api/v1/auth/x HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\n"
+        async with upstream(on_head=script) as auth, running(tmp_path, auth) as gateway:
+            for _ in range(10):
+                async with raw_client(gateway.port) as client:
+                    client.writer.write(head + bytes(9_000_000))
+                    reply = await client.reply("POST")
+                    assert (reply.status, len(reply.body), reply.is_whole) == (413, 100_000, True)
+            assert gateway.breakers.status("auth", 0.0)["failure_count"] == 0
+
+    asyncio.run(run())
+
+
+# connections that died while idle
+
+
+def test_a_get_never_suffers_from_connections_that_died_idle(tmp_path: Path) -> None:
+    count = 8
+    all_there = asyncio.Barrier(count)
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        if seen.connection >= count:
+            await wire.send(OK)
+        elif seen.target.endswith("warm"):
+            await all_there.wait()
+            await wire.send(OK)
+        else:
+            wire.writer.transport.abort()
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth, upstream_retry_count=0) as gateway:
+            await asyncio.gather(*(ask(gateway.port, "GET", "/api/v1/auth/warm") for _ in range(count)))
+            replies = [await ask(gateway.port, "GET", "/api/v1/auth/x") for _ in range(count + 1)]
+            assert [reply.status for reply in replies] == [200] * (count + 1)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("idle_s", "statuses"), [(60.0, [502, 200, 200]), (1.0, [502, 502, 502])])
+def test_what_was_idle_longer_than_one_that_died_is_not_used(
+    tmp_path: Path, idle_s: float, statuses: list[int]
+) -> None:
+    """A POST is not sent again, so each dead connection would cost one; a short while ago it was in use, and well."""
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        if seen.method == "GET" or seen.connection >= 4:
+            await asyncio.sleep(0.02)  # so that each has a connection of its own
+            await wire.send(OK)
+        else:
+            wire.writer.transport.abort()
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth, breaker_enabled=False) as gateway:
+            await asyncio.gather(*(ask(gateway.port, "GET", "/api/v1/auth/x") for _ in range(4)))
+            (pool,) = gateway._pools._pools.values()
+            assert len(pool._idle) == 4
+            for connection in pool._idle:
+                connection.idle_since -= idle_s
+            found = [(await ask(gateway.port, "POST", "/api/v1/auth/x", body=b"x")).status for _ in range(3)]
+            assert found == statuses
+
+    asyncio.run(run())
+
+
+def test_an_upload_that_a_dead_upstream_held_up_goes_on_to_the_next(tmp_path: Path) -> None:
+    """The first one takes little and dies; the second one takes all at once, so that no pause of its own ends."""
+    size = 4_000_000
+
+    async def serve(listening: socket.socket, is_paused: Callable[[], bool]) -> None:
+        loop = asyncio.get_running_loop()
+        first, _ = await loop.sock_accept(listening)
+        await until(is_paused)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        first.close()
+        second, _ = await loop.sock_accept(listening)
+        with second:
+            left = size
+            while left > 0:
+                left -= len((await loop.sock_recv(second, 1 << 20)).rpartition(b"\r\n\r\n")[2])
+            await loop.sock_sendall(second, OK)
+
+    async def run() -> None:
+        with socket.socket() as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            listening.bind(("127.0.0.1", 0))
+            listening.listen()
+            listening.setblocking(False)
+            services = {"auth": f"http://127.0.0.1:{listening.getsockname()[1]}"}
+            values = {"upstream_retry_buffer_bytes": 8 << 20, "server_body_timeout": 10.0}
+            async with (
+                Gateway(settings_for(tmp_path, services, **values)) as gateway,
+                raw_client(gateway.port) as client,
+            ):
+                serving = asyncio.create_task(serve(listening, lambda: len(gateway._context.unread) == 1))
+                client.writer.write(b"PUT /api/v1/auth/x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size)
+                client.writer.write(bytes(size))
+                assert (await client.reply("PUT")).status == 200
+                await serving
+
+    asyncio.run(run())
+
+
+def test_an_attempt_that_failed_is_told_though_no_other_could_be_made(tmp_path: Path) -> None:
+    released = asyncio.Event()
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        if seen.target.endswith("die"):
+            await until(lambda: len(pools[0]._waiters) == 1)
+            wire.close()
+        else:
+            await released.wait()
+            await wire.send(OK)
+
+    pools: list[Any] = []
+
+    async def run() -> None:
+        values = {"upstream_max_connections": 1, "upstream_queue_timeout": 0.1}
+        async with upstream(script) as auth, running(tmp_path, auth, **values) as gateway:
+            pools.append(gateway._pools.at(auth.url)[1])
+            dying = asyncio.create_task(ask(gateway.port, "GET", "/api/v1/auth/die"))
+            await until(lambda: len(pools[0]._all) == 1)
+            holding = asyncio.create_task(ask(gateway.port, "GET", "/api/v1/auth/hold"))
+            assert (await dying).status == 502
+            released.set()
+            assert (await holding).status == 200
+            row = (await rows(gateway, 2))[1]
+            said = "closed before the reply's head; no other attempt: no free connection in time"
+            assert (row["reason"], row["attempts"], row["error_message"]) == ("upstream_closed", 1, said)
+
+    asyncio.run(run())
