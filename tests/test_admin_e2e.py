@@ -330,6 +330,48 @@ def test_if_match_guards_each_write(tmp_path: Path) -> None:
     with_gateway(tmp_path, session)
 
 
+_WRITES: dict[str, tuple[dict[str, Any] | None, list[dict[str, Any]]]] = {  # what makes one, and what then changes it
+    "/routes": (
+        {"path_pattern": "/new/*", "target_service": "content", "timeout": 30, "split": [{"target_service": "auth"}]},
+        [{"timeout": 31}, {"timeout": None}, {"timeout": 0.5, "methods": ["GET"]}, {"timeout": 1}],
+    ),
+    "/config/rate-limits": (
+        {"limit_type": "per_ip", "max_requests": 1000, "window_seconds": 60},
+        [{"max_requests": 77}, {"mode": "observe", "path_pattern": "/a/*"}],
+    ),
+    "/config/cors": (None, [{"max_age": 5}, {"enabled": True, "allow_origins": ["https://app.example"]}]),
+}
+
+
+@pytest.mark.parametrize("path", _WRITES)
+def test_a_write_answers_with_what_is_kept_and_its_tag_is_good_for_the_next(tmp_path: Path, path: str) -> None:
+    body, changes = _WRITES[path]
+    last: list[tuple[str, bytes, str]] = []
+
+    async def session(gateway: Gateway) -> None:
+        where = path
+        if body is not None:
+            reply = await admin(gateway, "POST", path, body=body)
+            where = reply.one("location").removeprefix(BASE)
+        else:
+            reply = await admin(gateway, "GET", path)
+        for change in changes:
+            reply = await admin(gateway, "PUT", where, body=change, headers={"If-Match": reply.one("etag")})
+            assert reply.status == 200, change
+            got = await admin(gateway, "GET", where)
+            assert (reply.body, reply.one("etag")) == (got.body, got.one("etag")), change
+            (revision,) = json_of(await admin(gateway, "GET", "/config/revisions?limit=1"))["items"]
+            assert json.dumps(revision["after"]).encode() == got.body, "to the letter"
+        last.append((where, reply.body, reply.one("etag")))
+
+    async def again(gateway: Gateway) -> None:
+        got = await admin(gateway, "GET", last[0][0])
+        assert (got.body, got.one("etag")) == last[0][1:]
+
+    with_gateway(tmp_path, session)
+    with_gateway(tmp_path, again)
+
+
 def test_of_many_writers_with_one_etag_one_wins(tmp_path: Path) -> None:
     async def session(gateway: Gateway) -> None:
         route = await create_route(gateway)

@@ -119,6 +119,12 @@ def test_what_a_client_leaves_out_is_the_default() -> None:
     assert cors_from_json({}) == CorsPolicy(origin=Origin.API)
 
 
+def test_a_route_has_one_document_however_its_timeout_was_written() -> None:
+    route = {"id": "1", "path_pattern": "/a", "target_service": "s"}
+    texts = {json.dumps(to_json(route_from_json({**route, "timeout": timeout}))) for timeout in (30, 30.0)}
+    assert len(texts) == 1
+
+
 def test_a_document_is_not_changed_by_reading_it() -> None:
     document = to_json(Route("1", "/a", "s", methods=("GET",), split=(SplitTarget("s", "", 1),)))
     before = json.dumps(document)

@@ -22,8 +22,13 @@ def _plain(value: Any) -> Any:
 
 
 def route_from_json(document: Mapping[str, Any]) -> Route:
-    """The inverse of `to_json`; the document was validated or came from our own table."""
+    """The inverse of `to_json`; the document was validated or came from our own table.
+
+    One value has one document, and so one ETag: a whole number of seconds is the number that its column gives back.
+    """
     row = dict(document)
+    timeout = row.get("timeout")
+    row["timeout"] = None if timeout is None else float(timeout)
     row["methods"] = tuple(row.get("methods", ()))
     row["required_roles"] = tuple(row.get("required_roles", ()))
     row["split"] = tuple(SplitTarget(**share) for share in row.get("split", ()))
