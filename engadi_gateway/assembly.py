@@ -7,14 +7,14 @@ import errno
 import logging
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engadi_gateway.admin.api import local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.errors import ConfigurationError, Fault
-from engadi_gateway.model import BreakerState, Snapshot
+from engadi_gateway.model import BreakerState, Service, Snapshot
 from engadi_gateway.net.context import Context, RetryBudget, RetryPolicy, Timeouts, Upcalls
 from engadi_gateway.net.deadlines import FixedWait
 from engadi_gateway.net.pool import PoolLimits, Pools
@@ -27,7 +27,7 @@ from engadi_gateway.pipeline.cors import Cors, cors_faults
 from engadi_gateway.pipeline.identity import IdentityStage, Keyring, TokenCache, TokenJudge, keyring_of
 from engadi_gateway.pipeline.limits import Limits
 from engadi_gateway.pipeline.routing import Routing, RoutingTable
-from engadi_gateway.pipeline.targets import TargetPicker
+from engadi_gateway.pipeline.targets import TargetPicker, services_of
 from engadi_gateway.settings import Settings
 from engadi_gateway.tls import client_tls, server_tls
 from engadi_gateway.wire.headers import RESERVED, HeaderPolicy
@@ -277,6 +277,7 @@ class Compiled:
     reply_parser: ReplyParser
     table: RoutingTable
     limits: Limits
+    services: Mapping[str, Service]
 
 
 def say_circuit(service: str, move: Transition) -> None:
@@ -355,4 +356,5 @@ class Compiler:
             ReplyParser(drops_cors=cors.is_enabled, drops_rate=limits.is_active),
             table,
             limits,
+            services_of(snapshot, settings.health_path),
         )

@@ -331,16 +331,7 @@ class Gateway:
         return self._compiled.limits.status(time.monotonic())
 
     def services(self) -> Mapping[str, Service]:
-        """The settings' services, and those that only routes name."""
-        found = dict(self._snapshot.services)
-        for route in self._snapshot.routes:
-            for name, url in (
-                (route.target_service, route.target_url),
-                *((s.target_service, s.target_url) for s in route.split),
-            ):
-                if name not in found and url:
-                    found[name] = Service(name, url, self.settings.health_path)
-        return found
+        return self._compiled.services
 
     def state(self) -> dict[str, Any]:
         """What the process is doing, for the health page and the metrics."""

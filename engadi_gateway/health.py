@@ -37,6 +37,16 @@ def judged(health: ServiceHealth, seen: HealthStatus, fall: int, rise: int) -> S
     return replace(health, status=status, consecutive_failures=0, consecutive_successes=successes)
 
 
+def _say(health: ServiceHealth, before: HealthStatus) -> None:
+    """A first check that is good is no news."""
+    if before is HealthStatus.UNKNOWN and not health.consecutive_failures:
+        return
+    level = logging.WARNING if health.status is not HealthStatus.HEALTHY else logging.INFO
+    error = health.last_error and f": {health.last_error}"
+    text = "health of %s: %s, was %s%s"
+    logging.getLogger("engadi").log(level, text, health.service_name, health.status, before, error)
+
+
 class HealthChecker:
     """Checks all services and keeps what it saw.
 
@@ -94,6 +104,9 @@ class HealthChecker:
                 self._health[row.service_name] = row
         self._tell()
 
+    def of(self, name: str) -> ServiceHealth | None:
+        return self._health.get(name)
+
     def status(self) -> dict[str, ServiceHealth]:
         return dict(self._health)
 
@@ -123,11 +136,9 @@ class HealthChecker:
             last_error=error,
         )
         self._health[name] = health
-        self._tell()
-        if health.status is not known.status and not (known.status is HealthStatus.UNKNOWN and is_good):
-            level = logging.WARNING if health.status is not HealthStatus.HEALTHY else logging.INFO
-            text = "health of %s: %s, was %s%s"
-            logging.getLogger("engadi").log(level, text, name, health.status, known.status, error and f": {error}")
+        if health.status is not known.status:
+            self._tell()
+            _say(health, known.status)
         if seen is HealthStatus.HEALTHY:
             self._note_healthy(name, time.monotonic())
         return health

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engadi_gateway import __version__
-from engadi_gateway.admin.api import local_routes
+from engadi_gateway.admin.api import Call, local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
+from engadi_gateway.admin.handlers_observe import list_services
 from engadi_gateway.errors import Reason, RefusedError
 from engadi_gateway.gateway import Gateway
+from engadi_gateway.model import Route
 from tests.exchanges import exchange_of, head_of
 from tests.fakes import Reply, raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, running, token
@@ -623,6 +627,39 @@ def test_services_with_health_and_circuit(tmp_path: Path) -> None:
             assert_problem(await admin(gateway, method, path), 404, "not_found")
 
     with_gateway(tmp_path, session, breaker_failure_threshold=2, upstream_retry_count=0)
+
+
+def _steps(call: Call) -> int:
+    """Lines of Python that listing the services takes."""
+    steps = 0
+
+    def count(*_: object) -> Any:
+        nonlocal steps
+        steps += 1
+        return count
+
+    listing = list_services(call)
+    sys.settrace(count)
+    try:
+        with pytest.raises(StopIteration):
+            listing.send(None)
+    finally:
+        sys.settrace(None)
+    return steps
+
+
+def test_a_list_of_twice_the_services_takes_twice_the_steps(tmp_path: Path) -> None:
+    async def session(gateway: Gateway) -> None:
+        steps = []
+        for count in (100, 200):
+            own = [Route(f"r{n}", f"/own{n}/*", f"own-{n}", f"http://127.0.0.1:{n + 1}") for n in range(count)]
+            snapshot = replace(gateway.snapshot, routes=tuple(own))
+            gateway._swap(snapshot, gateway._compile(snapshot))
+            assert len(gateway.services()) == count + 2
+            steps.append(_steps(Call(gateway, exchange_of(), {}, {}, None)))
+        assert steps[1] < steps[0] * 2.2
+
+    with_gateway(tmp_path, session)
 
 
 def test_statistics_count_what_was_asked(tmp_path: Path) -> None:

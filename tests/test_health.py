@@ -243,6 +243,30 @@ def test_a_change_is_said_once_and_a_good_start_is_no_news(caplog: pytest.LogCap
     ]
 
 
+def test_who_is_down_is_told_when_that_changes_and_not_after_every_check() -> None:
+    told: list[frozenset[str]] = []
+    status = 200
+
+    async def fetch(url: str, lines: list[HeaderLine], timeout_s: float, max_bytes: int) -> FetchReply:
+        return FetchReply(status, b"")
+
+    settings = Settings.of({}, health_fall=1, health_rise=1)
+    services = {name: Service(name, f"http://{name}") for name in "abc"}
+    checker = HealthChecker(services, settings, fetch, Healthy(), tell_unhealthy=told.append)
+
+    async def check(times: int) -> None:
+        for _ in range(times):
+            await checker.check_all()
+
+    asyncio.run(check(5))
+    assert set(told) == {frozenset()}
+    assert len(told) == 1 + 3, "at first, and when each was known"
+    status = 500
+    asyncio.run(check(5))
+    assert told[-1] == frozenset("abc")
+    assert len(told) == 1 + 3 + 3
+
+
 def test_the_public_page_has_names_and_states_only() -> None:
     async def answer(url: str) -> FetchReply:
         if url.startswith("http://b"):

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from engadi_gateway.model import Route, Service, SplitTarget
+from engadi_gateway.model import CorsPolicy, Route, Service, Snapshot, SplitTarget
 from engadi_gateway.pipeline.exchange import Identity, Target
 from engadi_gateway.pipeline.routing import RoutingTable
-from engadi_gateway.pipeline.targets import TargetPicker, without_route, without_target
+from engadi_gateway.pipeline.targets import TargetPicker, services_of, without_route, without_target
 from tests.exchanges import exchange_of
 
 SERVICES = {"content": Service("content", "http://content.test:8003"), "ai": Service("ai", "http://ai.test:8010")}
@@ -115,3 +115,17 @@ def test_services_without_a_route_are_named() -> None:
     split = Route("r4", "/split", "blue", split=(SplitTarget("green", "", 1),))
     asleep = Route("r3", "/asleep", "new", is_active=False)
     assert without_route(["content", "blue", "green", "new"], table(route("/a"), split, asleep)) == ["new"]
+
+
+def test_services_are_those_of_the_settings_and_those_that_a_route_or_a_share_gives_a_url() -> None:
+    split = (SplitTarget("blue", "http://blue.test"), SplitTarget("lost"), SplitTarget("own", "http://second.test"))
+    routes = (
+        Route("r1", "/a", "content", "http://not-this.test"),
+        Route("r2", "/b", "own", "http://first.test"),
+        Route("r3", "/c", "unknown", split=split),
+    )
+    assert services_of(Snapshot(1, routes, (), CorsPolicy(), SERVICES), "/up") == {
+        **SERVICES,
+        "own": Service("own", "http://first.test", "/up"),
+        "blue": Service("blue", "http://blue.test", "/up"),
+    }

@@ -38,13 +38,12 @@ def _health_page(call: Call) -> dict[str, Any]:
     if log_status != "ok":
         page["status"] = "degraded"
     breakers = call.console.breakers
-    now = time.monotonic()
     return {
         "service": call.console.settings.gateway_name,
         "version": state["version"],
         "lifecycle": state["lifecycle"],
         **page,
-        "circuits": {name: breakers.status(name, now)["state"] for name in breakers.names()},
+        "circuits": {name: str(breakers.peek(name).state) for name in breakers.names()},
         "request_log": {
             "status": log_status,
             "rows_written": log["rows_written"],
@@ -87,8 +86,7 @@ async def readyz(call: Call) -> LocalReply:
 
 
 def _service_json(call: Call, name: str) -> dict[str, Any]:
-    service = call.console.services()[name]
-    known = call.console.checker.status().get(name) or ServiceHealth(name, service.url)
+    known = call.console.checker.of(name) or ServiceHealth(name, call.console.services()[name].url)
     document = {**asdict(known), "status": str(known.status)}
     if known.last_check is not None:
         document["last_check"] = timestamp(known.last_check / 1000)

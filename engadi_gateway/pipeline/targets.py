@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from engadi_gateway.model import Route
+from engadi_gateway.model import Route, Service, Snapshot, SplitTarget
 from engadi_gateway.pipeline.exchange import Exchange, Target
 from engadi_gateway.pipeline.routing import RoutingTable
 
@@ -40,6 +40,17 @@ class TargetPicker:
 class Share(NamedTuple):
     target: Target
     weight: int
+
+
+def services_of(snapshot: Snapshot, health_path: str) -> Mapping[str, Service]:
+    """By name: the settings' services, and those that only routes name, with the URL of the first that has one."""
+    found = dict(snapshot.services)
+    for route in snapshot.routes:
+        named: tuple[Route | SplitTarget, ...] = (route, *route.split)
+        for one in named:
+            if one.target_url and one.target_service not in found:
+                found[one.target_service] = Service(one.target_service, one.target_url, health_path)
+    return found
 
 
 def without_target(table: RoutingTable) -> list[Route]:
