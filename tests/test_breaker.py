@@ -110,12 +110,77 @@ def test_other_answers_are_successes(status: int) -> None:
 
 
 @pytest.mark.parametrize("reason", NOT_FAILURES, ids=lambda reason: reason.code)
-def test_what_the_client_or_the_gateway_did_counts_neither_way(reason: Reason) -> None:
+def test_what_the_client_or_the_gateway_did_before_a_reply_counts_neither_way(reason: Reason) -> None:
     service = Service()
-    for status in (0, 200):
+    for _ in range(2):
         service.fail(1)
-        service.ask(reason, status)
+        service.ask(reason, 0)
     assert service.state is CLOSED
+    service.fail(1)
+    assert service.state is OPEN
+
+
+@pytest.mark.parametrize("reason", NOT_FAILURES, ids=lambda reason: reason.code)
+def test_what_they_did_with_a_good_reply_is_no_fault_of_it(reason: Reason) -> None:
+    service = Service()
+    for _ in range(5):
+        service.fail(2)
+        service.ask(reason, 200)
+    assert service.state is CLOSED
+
+
+def test_a_good_reply_that_goes_on_ends_the_row_when_it_begins() -> None:
+    service = Service()
+    for _ in range(5):
+        service.fail(2)
+        stream = service.begin()
+        stream.upstream_status = 200
+        service.stage.goes_on(stream)
+    assert service.state is CLOSED
+    service.fail(3)
+    assert service.state is OPEN
+
+
+def test_a_failure_that_goes_on_ends_no_row() -> None:
+    service = Service()
+    for _ in range(3):
+        exchange = service.begin()
+        exchange.upstream_status = 503
+        service.stage.goes_on(exchange)
+        service.end(exchange, Reason.UPSTREAM_5XX, 503)
+    assert service.state is OPEN
+
+
+@pytest.mark.parametrize("reason", [Reason.UPSTREAM_TRUNCATED, Reason.UPSTREAM_STALLED])
+def test_replies_that_begin_well_and_are_all_cut_short_are_failures_in_a_row(reason: Reason) -> None:
+    service = Service()
+    for number in range(3):
+        assert service.state is CLOSED, number
+        stream = service.begin()
+        stream.upstream_status = 200
+        service.stage.goes_on(stream)
+        service.end(stream, reason, 200)
+    assert service.state is OPEN
+
+
+@pytest.mark.parametrize("reason", [Reason.OK, Reason.CLIENT_CLOSED])
+def test_one_that_was_not_cut_short_ends_their_row(reason: Reason) -> None:
+    service = Service()
+    for _ in range(5):
+        for _ in range(2):
+            service.ask(Reason.UPSTREAM_TRUNCATED, 200)
+        service.ask(reason, 200)
+    assert service.state is CLOSED
+
+
+def test_a_stream_from_before_it_opened_ends_no_row_of_now() -> None:
+    service = Service()
+    stream = service.begin()
+    service.fail(3)
+    service.registry.reset("content", 1.0)
+    service.fail(2)
+    stream.upstream_status = 200
+    service.stage.goes_on(stream)
     service.fail(1)
     assert service.state is OPEN
 
@@ -214,6 +279,15 @@ def test_a_probe_whose_client_left_frees_its_place_and_says_nothing() -> None:
     assert service.state is HALF_OPEN
     assert service.ask()
     assert service.registry.status("content", 60.0)["success_count"] == 1
+
+
+def test_probes_whose_clients_leave_good_replies_close_it() -> None:
+    """A service of event streams has no others: each of them is left by its client."""
+    service = probing()
+    assert service.ask(Reason.CLIENT_CLOSED, 200)
+    assert service.state is HALF_OPEN
+    assert service.ask(Reason.CLIENT_CLOSED, 200)
+    assert service.state is CLOSED
 
 
 def test_a_probe_that_hangs_does_not_block_for_ever() -> None:
@@ -504,7 +578,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     def become(self, state: BreakerState, era: int) -> None:
         self.state, self.era, self.since = state, era, self.now
-        self.bad = self.good = 0
+        self.bad = self.cut = self.good = 0
         self.probe: Permit | None = None  # who holds the place
         self.probe_since = 0.0
 
@@ -534,25 +608,37 @@ class BreakerMachine(RuleBasedStateMachine):
         self.under_way.append((permit, self.era))
 
     @precondition(lambda self: self.under_way)
-    @rule(which=st.integers(0, 100), how=st.sampled_from(["good", "bad", "left"]))
+    @rule(which=st.integers(0, 100))
+    def head(self, which: int) -> None:
+        """A good one came, of which much is still to come."""
+        permit, era = self.under_way[which % len(self.under_way)]
+        if permit.probe:
+            self.breaker.gave_up(permit)
+            self.probe = None if permit is self.probe else self.probe
+        else:
+            self.breaker.began_well(permit)
+            self.bad = self.cut if era == self.era else self.bad
+
+    @precondition(lambda self: self.under_way)
+    @rule(which=st.integers(0, 100), how=st.sampled_from(["good", "bad", "cut", "left"]))
     def end(self, which: int, how: str) -> None:
         permit, era = self.under_way.pop(which % len(self.under_way))
         if how == "good":
             self.breaker.succeeded(permit, self.now, self.limits)
-        elif how == "bad":
-            self.breaker.failed(permit, self.now, self.limits, "test")
+        elif how in {"bad", "cut"}:
+            self.breaker.failed(permit, self.now, self.limits, "test", is_cut=how == "cut")
         else:
             self.breaker.gave_up(permit)
         if era != self.era:
             return
         if permit is self.probe:
             self.probe = None
-        if how == "bad":
-            self.bad += 1
+        if how in {"bad", "cut"}:
+            self.bad, self.cut = self.bad + 1, self.cut + (how == "cut")
             if self.state is HALF_OPEN or self.bad == self.limits.failure_threshold:
                 self.become(OPEN, self.era + 1)
         elif how == "good":
-            self.bad, self.good = 0, self.good + 1
+            self.bad, self.cut, self.good = 0, 0, self.good + 1
             if self.state is HALF_OPEN and self.good == self.limits.success_threshold:
                 self.become(CLOSED, self.era + 1)
 
@@ -565,7 +651,7 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule()
     def reset(self) -> None:
         self.breaker.reset(self.now)
-        self.bad = 0
+        self.bad = self.cut = 0
         if self.state is not CLOSED:
             self.become(CLOSED, self.era + 1)
 
@@ -573,6 +659,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def agrees_with_the_model(self) -> None:
         if hasattr(self, "breaker"):
             assert self.breaker.state is self.state
+            assert self.state is not CLOSED or self.breaker.failures == self.bad
             assert (self.breaker.wait_s(self.now, self.limits) == 0.0) is self.may_pass()
             assert len(self.breaker.history) == min(self.era, 20)
             assert all(one.after is two.before for one, two in pairwise(self.breaker.history))

@@ -199,6 +199,29 @@ def test_half_open_permits_come_back_when_the_client_leaves(tmp_path: Path) -> N
     asyncio.run(run())
 
 
+def test_failures_among_event_streams_are_not_in_a_row(tmp_path: Path) -> None:
+    async def script(seen: Seen, wire: Wire) -> None:
+        if seen.target.endswith("fail"):
+            await wire.send(b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n")
+        else:
+            await wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\ndata:\n\r\n")
+            await wire.reader.read(1)
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth, breaker_failure_threshold=2) as gateway:
+            breaker = gateway.breakers.of("auth")
+            for _ in range(3):
+                async with raw_client(gateway.port) as client:
+                    assert (await ask(gateway.port, "GET", "/api/v1/auth/fail")).status == 503
+                    assert breaker.failures == 1
+                    await client.send(GET)
+                    await client.reader.readuntil(b"data:")
+                    assert breaker.failures == 0, "while it goes on"
+            assert breaker.trips == 0
+
+    asyncio.run(run())
+
+
 def test_access_lines_on_stdout_without_secrets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def run() -> None:
         async with upstream() as auth, running(tmp_path, auth, log_access="json") as gateway:

@@ -2,7 +2,8 @@
 
 CLOSED passes. OPEN refuses, after `failure_threshold` failures in a row. HALF_OPEN, `timeout` later, lets one probe at
 a time through: `success_threshold` good ones close it, one bad one opens it again. A failure is a transport error, a
-time-out, or a 502 503 504 of the upstream; never a 4xx, never a client that left. State survives configuration changes.
+time-out, or a 502 503 504 of the upstream; never a 4xx, never a client that left. Any other reply's head ends the row,
+for its body may take hours; one that is then cut short is a failure. State survives configuration changes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from engadi_gateway.pipeline.exchange import Exchange, Target
 
 _HISTORY = 20
 _CLOSED, _OPEN, _HALF_OPEN = BreakerState  # looking them up in their class costs 45 ns each time
-_OK = Reason.OK
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class Breaker:
         "_pass",
         "_probe",
         "_tell",
+        "cuts",
         "failures",
         "history",
         "opened_at",
@@ -74,7 +75,8 @@ class Breaker:
     def __init__(self, tell: Callable[[Transition], None] = lambda move: None) -> None:
         self._tell = tell
         self.state = _CLOSED
-        self.failures = 0
+        self.failures = 0  # in a row
+        self.cuts = 0  # as many of these had begun well: another beginning does not end their row
         self.successes = 0
         self.trips = 0
         self.opened_at = 0.0
@@ -104,21 +106,26 @@ class Breaker:
         self._probe += 1
         return Permit(self, self._era, self._probe)
 
+    def began_well(self, permit: Permit) -> None:
+        if permit.era == self._era:
+            self.failures = self.cuts
+
     def succeeded(self, permit: Permit, now: float, limits: Thresholds) -> None:
         self.gave_up(permit)
         if permit.era != self._era:
             return
         if not permit.probe:
-            self.failures = 0
+            self.failures = self.cuts = 0
             return
         self.successes += 1
         if self.successes >= limits.success_threshold:
             self._move(now, _CLOSED, f"{self.successes} successful probes")
 
-    def failed(self, permit: Permit, now: float, limits: Thresholds, cause: str) -> None:
+    def failed(self, permit: Permit, now: float, limits: Thresholds, cause: str, *, is_cut: bool = False) -> None:
         if permit.era != self._era:
             return
         self.failures += 1
+        self.cuts += is_cut
         if permit.probe:
             self._open(now, f"probe failed: {cause}")
         elif self.failures >= limits.failure_threshold:
@@ -135,7 +142,7 @@ class Breaker:
             self._move(now, _HALF_OPEN, "health check passed")
 
     def reset(self, now: float) -> None:
-        self.failures = 0
+        self.failures = self.cuts = 0
         if self.state is not _CLOSED:
             self._move(now, _CLOSED, "reset")
 
@@ -152,7 +159,7 @@ class Breaker:
         self.probe_since = None
         self._era += 1
         if state is _CLOSED:
-            self.failures = 0
+            self.failures = self.cuts = 0
             self._pass = Permit(self, self._era, 0)
         self._tell(move)
 
@@ -298,22 +305,27 @@ class BreakerStage:
 
     @staticmethod
     def goes_on(exchange: Exchange) -> None:
-        """The reply has begun and may last for hours: if it is a probe, the next one need not wait for its end."""
+        """The reply has begun and may last for hours: neither the next probe nor a row of failures waits for it."""
         permit = exchange.permit
-        if isinstance(permit, Permit) and permit.probe:
+        if not isinstance(permit, Permit):
+            return
+        if permit.probe:
             permit.breaker.gave_up(permit)
+        elif permit.breaker.failures and exchange.upstream_status not in FAILURE_STATUSES:
+            permit.breaker.began_well(permit)
 
     def settle(self, exchange: Exchange) -> None:
-        """Give the permit back with what the upstream showed. A client that left, or our own fault, shows nothing."""
+        """Give the permit back with what the upstream showed; where the client left before a head came, nothing."""
         permit = exchange.permit
         if not isinstance(permit, Permit):
             return
         exchange.permit = None
         reason, status = exchange.reason, exchange.upstream_status
-        if reason.is_failure or status in FAILURE_STATUSES:
-            cause = f"status {status}" if status in FAILURE_STATUSES else reason.code
-            permit.breaker.failed(permit, exchange.ended, self._registry.limits, cause)
-        elif status and reason is _OK:
+        if status in FAILURE_STATUSES:
+            permit.breaker.failed(permit, exchange.ended, self._registry.limits, f"status {status}")
+        elif reason.is_failure:
+            permit.breaker.failed(permit, exchange.ended, self._registry.limits, reason.code, is_cut=status > 0)
+        elif status:
             permit.breaker.succeeded(permit, exchange.ended, self._registry.limits)
         else:
             permit.breaker.gave_up(permit)
