@@ -164,6 +164,7 @@ class Gateway:
     def _build(self) -> None:
         settings = self.settings
         self._pools = Pools(pool_limits(settings), lambda: client_tls(self.settings))
+        self._fetch = Fetcher(lambda: client_tls(self.settings), settings.upstream_dns_cache)
         self._state = State.of(settings)
         self.breakers = self._state.breakers
         self._compiler = Compiler(settings, self._state)
@@ -172,10 +173,9 @@ class Gateway:
         self._batch = Batch(self._context)
         call_later = self._context.loop.call_later
         self._recorder = Recorder(settings, self.metrics, self.journal, self.access_log, call_later)
-        fetch = self._fetch = Fetcher(lambda: client_tls(self.settings))
-        self.authority = Authority(settings, self._compiler.judge, self._state.tokens, fetch)
+        self.authority = Authority(settings, self._compiler.judge, self._state.tokens, self._fetch)
         self.checker = HealthChecker(
-            self.services(), settings, fetch, self.breakers.note_healthy, tell_unhealthy=self._note_unhealthy
+            self.services(), settings, self._fetch, self.breakers.note_healthy, tell_unhealthy=self._note_unhealthy
         )
         self.api = Api(self, GATE)
         context = self._context
@@ -436,7 +436,7 @@ class Gateway:
                 self.fault("renewing the certificate")
         self._state.take(settings)
         self._recorder.take(settings)
-        self._fetch.renew()
+        self._fetch.renew(settings.upstream_dns_cache)
         refresh(self._context, settings)
         seats = self._context.seats
         for _ in range(seats.taken - seats.most):  # as many as are idle; the others go when they are
@@ -515,6 +515,7 @@ class Gateway:
         await asyncio.gather(*tasks, return_exceptions=True)
         if hasattr(self, "_pools"):
             await self._pools.close()
+            self._fetch.close()
         await asyncio.sleep(0)  # connections cut just now settle their exchanges
         if hasattr(self, "_recorder"):
             self._recorder.flush()

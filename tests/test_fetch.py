@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
+from unittest import mock
 
 import pytest
 from cryptography import x509
@@ -208,6 +210,34 @@ def test_urls_that_lead_nowhere_are_no_other_error(url: str, want: str) -> None:
     with pytest.raises(FetchError) as caught:
         asyncio.run(Fetcher(no_tls)(url, [], 5.0, 10))
     assert str(caught.value) == want
+
+
+def test_the_next_address_is_tried_where_one_refuses() -> None:
+    rows = [(0, 0, 0, "", (address, 80)) for address in ("127.0.0.2", "127.0.0.1")]
+
+    async def run() -> FetchReply:
+        async with origin(sends(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as port:
+            with mock.patch.object(socket, "getaddrinfo", return_value=rows):
+                return await Fetcher(no_tls)(f"http://two.test:{port}/", [], 5.0, 10)
+
+    assert asyncio.run(run()).status == 200
+
+
+def test_names_are_remembered_for_as_long_as_was_said_last() -> None:
+    async def run() -> None:
+        fetch = Fetcher(no_tls, 30.0)
+        async with origin(sends(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as port:
+            rows = [(0, 0, 0, "", ("127.0.0.1", port))]
+            with mock.patch.object(socket, "getaddrinfo", return_value=rows) as look_up:
+                for _ in range(2):
+                    await fetch(f"http://one.test:{port}/", [], 5.0, 10)
+                assert look_up.call_count == 1
+                fetch.renew(0.0)
+                for _ in range(2):
+                    await fetch(f"http://two.test:{port}/", [], 5.0, 10)
+                assert look_up.call_count == 3
+
+    asyncio.run(run())
 
 
 def test_a_path_that_cannot_be_sent_is_no_other_error() -> None:

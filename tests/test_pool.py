@@ -8,6 +8,8 @@ import os
 import select
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -209,6 +211,47 @@ def test_a_name_is_looked_up_once_for_all_who_ask_and_a_dead_one_holds_up_no_oth
         resolver.close()
 
     asyncio.run(run())
+
+
+def test_a_thousand_names_that_hang_take_a_bounded_number_of_threads_and_then_all_are_asked() -> None:
+    resolver_is_back, asked = threading.Event(), Counter[str]()
+
+    def look_up(host: str, port: int, **_: Any) -> list[Any]:
+        asked[host] += 1
+        resolver_is_back.wait(20)
+        return [(0, 0, 0, "", ("192.0.2.1", 80))]
+
+    async def run() -> None:
+        resolver = Resolver(30.0)
+        with mock.patch.object(socket, "getaddrinfo", look_up):
+            waiting = [asyncio.create_task(resolver.resolve(f"n{number}.test", 80)) for number in range(1000)]
+            await until(lambda: len(asked) == 32)
+            assert sum(thread.name == "engadi-dns" for thread in threading.enumerate()) == 32
+            resolver_is_back.set()
+            assert await asyncio.gather(*waiting) == [["192.0.2.1"]] * 1000
+        assert set(asked.values()) == {1}
+        resolver.close()
+
+    asyncio.run(run())
+
+
+_HANGS = """
+import asyncio, socket, time
+from engadi_gateway.net.pool import Resolver
+socket.getaddrinfo = lambda *asked, **_: print("asked", flush=True) or time.sleep(1000)
+async def run():
+    resolver = Resolver(30.0)
+    try:
+        await asyncio.wait_for(resolver.resolve("dead.test", 80), 0.2)
+    except TimeoutError:
+        resolver.close()
+asyncio.run(run())
+"""
+
+
+def test_a_look_up_that_hangs_does_not_hold_up_the_end_of_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", _HANGS], capture_output=True, timeout=30, check=True)
+    assert (done.stdout, done.stderr) == (b"asked\n", b"")
 
 
 # dials

@@ -6,11 +6,14 @@ import asyncio
 import enum
 import ipaddress
 import logging
+import socket
 import sqlite3
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -21,6 +24,7 @@ from engadi_gateway.store.database import StoreError
 from tests.fakes import raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, settings_for
 from tests.test_settings import other_text
+from tests.world import until
 
 BASE = "/api/v1/gateway"
 
@@ -196,3 +200,30 @@ def test_pools_that_are_there_take_other_limits(tmp_path: Path) -> None:
                 assert [seen.connection for seen in auth.seen] == [0, 1]
 
     asyncio.run(run())
+
+
+def test_names_that_nobody_answers_for_hold_up_neither_a_reload_nor_the_stop(tmp_path: Path) -> None:
+    resolver_is_back, asked = threading.Event(), set[str]()
+
+    def look_up(host: str, port: int, **_: Any) -> list[Any]:
+        asked.add(host)
+        resolver_is_back.wait(60)
+        raise socket.gaierror(-3, "x")
+
+    async def run() -> None:
+        services = {f"s{number}": f"http://s{number}.test" for number in range(40)}
+        settings = settings_for(tmp_path, services, health_interval=60.0, health_timeout=0.2)
+        gateway = Gateway(settings)
+        await gateway.start()
+        try:
+            await until(lambda: all(one.status == "unhealthy" for one in gateway.checker.status().values()))
+            assert asked
+            async with asyncio.timeout(20):
+                await gateway.reload(settings)
+                await gateway.stop(grace_s=0.0)
+        finally:
+            resolver_is_back.set()
+            await gateway.stop(grace_s=0.0)
+
+    with mock.patch.object(socket, "getaddrinfo", look_up):
+        asyncio.run(run())

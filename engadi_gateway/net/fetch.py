@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from engadi_gateway.errors import HeaderLine
 from engadi_gateway.model import Framing
-from engadi_gateway.net.pool import dial_failure, origin_of
+from engadi_gateway.net.pool import Origin, Resolver, dial_failure, origin_of
 from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
 from engadi_gateway.wire.response import MalformedReplyError, ReplyHead, ReplyParser
 
@@ -38,11 +38,15 @@ Fetch = Callable[[str, list[HeaderLine], float, int], Awaitable[FetchReply]]
 
 
 class Fetcher:
-    """Fetches with one TLS configuration."""
+    """Fetches with one TLS configuration.
 
-    def __init__(self, make_tls: Callable[[], ssl.SSLContext]) -> None:
+    Names are looked up apart from those of traffic, which must not wait for a thousand dead ones that are checked.
+    """
+
+    def __init__(self, make_tls: Callable[[], ssl.SSLContext], dns_cache_s: float = 30.0) -> None:
         self._make_tls = make_tls
         self._tls: ssl.SSLContext | None = None
+        self._resolver = Resolver(dns_cache_s)
 
     async def __call__(self, url: str, lines: list[HeaderLine], timeout_s: float, max_bytes: int) -> FetchReply:
         """GET `url`, reading at most `max_bytes` of the body.
@@ -64,9 +68,13 @@ class Fetcher:
         except UnicodeError:
             raise FetchError("no usable URL") from None
 
-    def renew(self) -> None:
-        """Read the authorities again when they are next needed."""
+    def renew(self, dns_cache_s: float) -> None:
+        """Remember names for as long from now on; read the authorities again when they are next needed."""
         self._tls = None
+        self._resolver.cache_s = dns_cache_s
+
+    def close(self) -> None:
+        self._resolver.close()
 
     def _context(self, scheme: str) -> ssl.SSLContext | None:
         if scheme == "https" and self._tls is None:
@@ -76,8 +84,7 @@ class Fetcher:
     async def _get(self, url: str, lines: list[HeaderLine], max_bytes: int) -> FetchReply:
         base, _, path = url.partition("://")[2].partition("/")
         origin = origin_of(f"{url.partition('://')[0]}://{base}")
-        tls = self._context(origin.scheme)
-        reader, writer = await asyncio.open_connection(origin.host, origin.port, ssl=tls, limit=_HEAD_BYTES)
+        reader, writer = await self._open(origin)
         try:
             head = [b"GET /%b HTTP/1.1" % path.encode("ascii"), b"Host: " + origin.authority]
             head += [b"%b: %b" % line for line in (*lines, (b"Connection", b"close"), (b"User-Agent", b"engadi"))]
@@ -89,6 +96,20 @@ class Fetcher:
             writer.transport.abort()  # all that was wanted is here: waiting for the peer's farewell could take for ever
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+    async def _open(self, origin: Origin) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The first of its addresses that takes a connection."""
+        tls = self._context(origin.scheme)
+        name = origin.host if tls else None
+        failure = OSError("no address")
+        for address in await self._resolver.resolve(origin.host, origin.port):
+            try:
+                return await asyncio.open_connection(
+                    address, origin.port, ssl=tls, server_hostname=name, limit=_HEAD_BYTES
+                )
+            except OSError as error:
+                failure = error
+        raise failure
 
     @staticmethod
     async def _head(reader: asyncio.StreamReader) -> ReplyHead:

@@ -15,9 +15,10 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
+from threading import Thread
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -42,6 +43,8 @@ class Origin:
 _LONG_IDLE_S = 5.0
 #: URLs that were configured at one time or another.
 _MEMO_SIZE = 4096
+#: At once; a name that nobody answers for takes a place for as long as the system's resolver goes on asking.
+_MAX_LOOK_UPS = 32
 
 
 def origin_of(url: str) -> Origin:
@@ -81,13 +84,16 @@ class Waiter(Protocol):
 
 
 class Resolver:
-    """Name look-ups in a small executor of their own, so that a slow resolver starves nobody; remembered a while."""
+    """Name look-ups in threads of their own, so that a slow resolver starves nobody; remembered a while.
+
+    No executor: its threads would be waited for at the process's end, and nobody can end a look-up that hangs.
+    """
 
     def __init__(self, cache_s: float) -> None:
         self.cache_s = cache_s
         self._known: dict[tuple[str, int], tuple[float, list[str]]] = {}
-        self._asked: dict[tuple[str, int], asyncio.Future[list[Any]]] = {}
-        self._executor: ThreadPoolExecutor | None = None
+        self._asked: dict[tuple[str, int], asyncio.Task[list[Any]]] = {}
+        self._places = asyncio.Semaphore(_MAX_LOOK_UPS)
 
     async def resolve(self, host: str, port: int) -> list[str]:
         """Addresses to try in order. Raises socket.gaierror."""
@@ -100,26 +106,37 @@ class Resolver:
         self._known[host, port] = (time.monotonic() + self.cache_s, addresses)
         return addresses
 
-    def _look_up(self, host: str, port: int) -> asyncio.Future[list[Any]]:
+    def _look_up(self, host: str, port: int) -> asyncio.Task[list[Any]]:
         """One at a time for each name, whoever asks: a dead one has one thread, and not all."""
         asked = self._asked.get((host, port))
         if asked is None:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(4, "engadi-dns")
-            asked = self._asked[host, port] = asyncio.get_running_loop().run_in_executor(
-                self._executor, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            )
+            asked = self._asked[host, port] = asyncio.get_running_loop().create_task(self._ask(host, port))
             asked.add_done_callback(lambda done: self._answered((host, port), done))
         return asked
 
-    def _answered(self, name: tuple[str, int], done: asyncio.Future[list[Any]]) -> None:
+    async def _ask(self, host: str, port: int) -> list[Any]:
+        async with self._places:
+            answer: Future[list[Any]] = Future()
+            answer.set_running_or_notify_cancel()  # it takes an answer even when nobody waits any more
+            Thread(target=_look_up, args=(host, port, answer), name="engadi-dns", daemon=True).start()
+            return await asyncio.wrap_future(answer)
+
+    def _answered(self, name: tuple[str, int], done: asyncio.Task[list[Any]]) -> None:
         del self._asked[name]
         if not done.cancelled():
             done.exception()  # whoever still waits is told; where nobody does, that is no news
 
     def close(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+        """Wait for none of them any more."""
+        for asked in self._asked.values():
+            asked.cancel()
+
+
+def _look_up(host: str, port: int, answer: Future[list[Any]]) -> None:
+    try:
+        answer.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    except Exception as error:
+        answer.set_exception(error)
 
 
 def _is_address(host: str) -> bool:
