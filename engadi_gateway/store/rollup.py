@@ -124,16 +124,19 @@ def _add_endpoints(connection: Connection, span: int, start: int, summed: Span) 
 
 
 def _spans(hours: int, now_ms: int) -> tuple[str, list[int]]:
-    """Condition and parameters: whole hours where they fit, minutes at both edges."""
+    """Condition and parameters: whole hours where they fit, minutes at both edges.
+
+    Nothing of later than now: what a clock wrote that was ahead would stand in every answer until then.
+    """
     begin = now_ms - hours * HOUR_MS
     begin -= begin % MINUTE_MS
     first_hour = -(-begin // HOUR_MS) * HOUR_MS
     last_hour = now_ms - now_ms % HOUR_MS
     condition = (
         f"((span = {HOUR_MS} AND start >= ? AND start < ?)"
-        f" OR (span = {MINUTE_MS} AND start >= ? AND start < ?) OR (span = {MINUTE_MS} AND start >= ?))"
+        f" OR (span = {MINUTE_MS} AND start >= ? AND start < ?) OR (span = {MINUTE_MS} AND start >= ? AND start <= ?))"
     )
-    return condition, [first_hour, last_hour, begin, first_hour, last_hour]
+    return condition, [first_hour, last_hour, begin, first_hour, last_hour, now_ms]
 
 
 def stats(connection: Connection, hours: int, now_ms: int) -> dict[str, Any]:
