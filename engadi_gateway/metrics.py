@@ -17,7 +17,7 @@ from operator import itemgetter
 from typing import Any
 
 from engadi_gateway.errors import Reason
-from engadi_gateway.model import LogRow
+from engadi_gateway.model import HealthStatus, LogRow
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BUCKETS_MS = tuple(limit * 1000 for limit in BUCKETS_S)
@@ -224,8 +224,9 @@ def _policies(facts: Mapping[str, Any]) -> list[Family]:
     ]
     trips = [("", {"service": name}, float(row["trips"])) for name, row in facts["breakers"].items()]
     up = [
-        ("", {"service": name, "target": row.service_url}, float(row.status in {"healthy", "degraded"}))
+        ("", {"service": name, "target": row.service_url}, float(row.status is not HealthStatus.UNHEALTHY))
         for name, row in facts["health"].items()
+        if row.status is not HealthStatus.UNKNOWN
     ]
     pools = [
         ("", {"target": target, "state": state}, float(count))
@@ -241,7 +242,7 @@ def _policies(facts: Mapping[str, Any]) -> list[Family]:
         Family("engadi_ratelimit_decisions_total", "counter", "What the rate-limit rules said.", decisions),
         Family("engadi_circuit_state", "gauge", "1 for the state that a circuit is in.", circuits),
         Family("engadi_circuit_trips_total", "counter", "How often a circuit opened.", trips),
-        Family("engadi_target_up", "gauge", "Whether the last health check was good.", up),
+        Family("engadi_target_up", "gauge", "0 for what health checks have found down.", up),
         Family("engadi_upstream_connections", "gauge", "Connections by target and state.", pools),
     ]
 

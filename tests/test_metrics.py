@@ -13,7 +13,7 @@ import pytest
 
 from engadi_gateway.errors import Reason
 from engadi_gateway.metrics import BUCKETS_S, Family, Metrics, histogram_samples, render
-from engadi_gateway.model import LogRow
+from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
 from tests.fakes import upstream
 from tests.harness import ADMIN, ask, running
 
@@ -211,5 +211,26 @@ def test_the_page_of_a_running_gateway(tmp_path: Path) -> None:
             assert set(samples) <= set(later)
             changes = {name for name in samples if samples[name] != later[name]}
             assert "process_start_time_seconds" not in changes  # or every scrape would look like a restart
+
+    asyncio.run(run())
+
+
+def test_a_target_is_up_as_the_health_page_has_it_and_one_never_checked_is_neither(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as up, running(tmp_path, up, up, up, up) as gateway:
+            gateway.checker.restore(
+                [
+                    ServiceHealth("auth", up.url, HealthStatus.HEALTHY, last_check=1),
+                    ServiceHealth("content", up.url, HealthStatus.DEGRADED, last_check=1, consecutive_failures=1),
+                    ServiceHealth("projects", up.url, HealthStatus.UNHEALTHY, last_check=1, consecutive_successes=1),
+                ]
+            )
+            reply = await ask(gateway.port, "GET", "/api/v1/gateway/metrics/prometheus", bearer=ADMIN)
+            samples = parsed(reply.body.decode())
+            found = {name: value for name, value in samples.items() if name.startswith("engadi_target_up")}
+            assert found == {
+                f'engadi_target_up{{service="{name}",target="{up.url}"}}': value
+                for name, value in (("auth", 1), ("content", 1), ("projects", 0))
+            }
 
     asyncio.run(run())
