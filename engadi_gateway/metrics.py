@@ -17,13 +17,15 @@ from operator import itemgetter
 from typing import Any
 
 from engadi_gateway.errors import Reason
-from engadi_gateway.model import HealthStatus, LogRow
+from engadi_gateway.model import BreakerState, HealthStatus, LogRow
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BUCKETS_MS = tuple(limit * 1000 for limit in BUCKETS_S)
 _LABELS_OF = itemgetter(*map(LogRow._fields.index, ("route_id", "method", "status_code", "reason")))
 _TRIED_OF = itemgetter(*map(LogRow._fields.index, ("attempts", "upstream_time", "reason")))
 _FAILURES = frozenset(reason.code for reason in Reason if reason.is_failure)
+#: How a request's last attempt ended, by its reason; else its client left, or something of ours ended it.
+_OUTCOMES = {**dict.fromkeys(_FAILURES, "failed"), Reason.OK.code: "answered"}
 _OTHER = "_OTHER"
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", _OTHER))
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -90,10 +92,12 @@ class Metrics:
 
     def _tried(self, service: str, tries: list[tuple[int, float | None, str]]) -> None:
         counts, times_ms, reasons = zip(*tries, strict=True)
-        for reason in _FAILURES.intersection(reasons):
-            self.failures[service, reason] += reasons.count(reason)
-        self.attempts[service, "first"] += len(counts)
-        self.attempts[service, "retry"] += sum(counts) - len(counts)
+        for reason in set(reasons):
+            count = reasons.count(reason)
+            self.attempts[service, _OUTCOMES.get(reason, "abandoned")] += count
+            if reason in _FAILURES:
+                self.failures[service, reason] += count
+        self.attempts[service, "retried"] += sum(counts) - len(counts)
         known_ms = [time_ms for time_ms in times_ms if time_ms is not None]
         if known_ms:
             self.upstream[service].add(known_ms)
@@ -174,7 +178,7 @@ def families_of(metrics: Metrics, facts: Mapping[str, Any]) -> list[Family]:
     """All families.
 
     Args:
-        facts: state, routes, limits, breakers and health, as the admin API's handler gathers them.
+        facts: state, routes, targets, limits, breakers and health, as the admin API's handler gathers them.
     """
     return [*_traffic(metrics), *_policies(facts), *_self(facts, metrics.started_at)]
 
@@ -202,13 +206,18 @@ def _traffic(metrics: Metrics) -> list[Family]:
             "From the request's first byte to the head of the upstream's reply.",
             histogram_samples(metrics.upstream, "service"),
         ),
-        Family("engadi_upstream_attempts_total", "counter", "Attempts to reach an upstream.", attempts),
+        Family(
+            "engadi_upstream_attempts_total",
+            "counter",
+            "Attempts to reach an upstream: answered, failed, retried (failed, and another followed) or abandoned.",
+            attempts,
+        ),
         Family("engadi_upstream_failures_total", "counter", "Requests that an upstream failed.", failures),
         Family("engadi_http_unreadable_total", "counter", "Refused before they became a request.", unread),
     ]
 
 
-_STATES = ("closed", "open", "half_open")
+_STATES = tuple(map(str, BreakerState))
 
 
 def _policies(facts: Mapping[str, Any]) -> list[Family]:
@@ -222,14 +231,18 @@ def _policies(facts: Mapping[str, Any]) -> list[Family]:
         for name, row in facts["breakers"].items()
         for state in _STATES
     ]
-    trips = [("", {"service": name}, float(row["trips"])) for name, row in facts["breakers"].items()]
+    moves = [
+        ("", {"service": name, "state": state}, float(row["transitions"][state]))
+        for name, row in facts["breakers"].items()
+        for state in _STATES
+    ]
     up = [
         ("", {"service": name, "target": row.service_url}, float(row.status is not HealthStatus.UNHEALTHY))
         for name, row in facts["health"].items()
         if row.status is not HealthStatus.UNKNOWN
     ]
     pools = [
-        ("", {"target": target, "state": state}, float(count))
+        ("", {"service": facts["targets"].get(target, ""), "target": target, "state": state}, float(count))
         for target, counts in facts["state"]["pools"].items()
         for state, count in counts.items()
     ]
@@ -241,9 +254,11 @@ def _policies(facts: Mapping[str, Any]) -> list[Family]:
         Family("engadi_route_info", "gauge", "What the route label of other families stands for.", routes),
         Family("engadi_ratelimit_decisions_total", "counter", "What the rate-limit rules said.", decisions),
         Family("engadi_circuit_state", "gauge", "1 for the state that a circuit is in.", circuits),
-        Family("engadi_circuit_trips_total", "counter", "How often a circuit opened.", trips),
+        Family("engadi_circuit_transitions_total", "counter", "How often a circuit came into a state.", moves),
         Family("engadi_target_up", "gauge", "0 for what health checks have found down.", up),
-        Family("engadi_upstream_connections", "gauge", "Connections by target and state.", pools),
+        Family(
+            "engadi_upstream_connections", "gauge", "Connections by target and state, and whose the target is.", pools
+        ),
     ]
 
 

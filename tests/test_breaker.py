@@ -397,6 +397,7 @@ def test_status_tells_state_cause_and_history() -> None:
         "failure_count": 0,
         "success_count": 0,
         "trips": 1,
+        "transitions": {"closed": 1, "open": 1, "half_open": 1},
         "retry_after_s": 0.0,
         "last_trip_cause": "3 failures in a row, the last: status 503",
         "history": [

@@ -13,10 +13,12 @@ import pytest
 
 from engadi_gateway.errors import Reason
 from engadi_gateway.metrics import BUCKETS_S, Family, Metrics, histogram_samples, render
-from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
+from engadi_gateway.model import BreakerState, HealthStatus, LogRow, ServiceHealth
+from engadi_gateway.pipeline.breaker import Thresholds
 from tests.fakes import upstream
 from tests.harness import ADMIN, ask, running
 
+STATES = tuple(map(str, BreakerState))
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 _LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\[\\"n])*"'
 SAMPLE = re.compile(rf"({_NAME})(?:\{{({_LABEL}(?:,{_LABEL})*)\}})? ([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)")
@@ -86,8 +88,6 @@ def test_rows_are_counted_by_bounded_labels() -> None:
         ("route-1", "_OTHER", 418, "ok"): 1,
         ("route-1", "GET", 502, "upstream_closed"): 1,
     }
-    assert metrics.attempts["content", "first"] == 4
-    assert metrics.attempts["content", "retry"] == 2
     assert dict(metrics.failures) == {("content", "upstream_closed"): 1}
 
 
@@ -164,6 +164,28 @@ def _tables(metrics: Metrics) -> list[Sized]:
     return [metrics.answered, metrics.durations(), metrics.upstream, metrics.attempts]
 
 
+def test_every_attempt_is_counted_once_by_how_it_ended() -> None:
+    metrics = Metrics()
+    rows = [
+        row(),
+        row(attempts=2),
+        row(status=500),
+        row(status=502, reason="upstream_closed", attempts=3, upstream_time=None),
+        row(status=503, reason="upstream_5xx"),
+        row(reason="upstream_truncated"),
+        row(status=499, reason="client_closed"),
+        row(status=500, reason="internal", attempts=2),
+    ]
+    metrics.observe(rows)
+    assert {outcome: count for (_, outcome), count in metrics.attempts.items()} == {
+        "answered": 3,
+        "failed": 3,
+        "retried": 1 + 2 + 1,
+        "abandoned": 2,
+    }
+    assert sum(metrics.attempts.values()) == sum(one.attempts for one in rows)
+
+
 def test_a_local_answer_is_no_attempt() -> None:
     metrics = Metrics()
     metrics.observe([row(target_service="gateway", attempts=0, upstream_time=None)])
@@ -203,7 +225,9 @@ def test_the_page_of_a_running_gateway(tmp_path: Path) -> None:
             assert samples["process_resident_memory_bytes"] > 1 << 20
             assert "127.0.0.1:4" not in re.sub(r"engadi_(target_up|upstream_connections).*", "", text)
             assert samples["process_start_time_seconds"] == pytest.approx(time.time(), abs=60)
-            assert samples[f'engadi_upstream_connections{{target="{auth.url}",state="idle"}}'] == 1
+            connections = f'engadi_upstream_connections{{service="auth",target="{auth.url}",state="idle"}}'
+            assert samples[connections] == 1
+            assert samples['engadi_upstream_attempts_total{service="auth",outcome="answered"}'] == 3
             target, accept = "/api/v1/gateway/metrics", {"Accept": "application/openmetrics-text"}
             reply = await ask(gateway.port, "GET", target, bearer=ADMIN, headers=accept)
             assert reply.one("content-type") == "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -211,6 +235,38 @@ def test_the_page_of_a_running_gateway(tmp_path: Path) -> None:
             assert set(samples) <= set(later)
             changes = {name for name in samples if samples[name] != later[name]}
             assert "process_start_time_seconds" not in changes  # or every scrape would look like a restart
+
+    asyncio.run(run())
+
+
+def test_the_page_counts_how_often_a_circuit_came_into_each_state(tmp_path: Path) -> None:
+    async def run() -> dict[str, float]:
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            breaker, limits = gateway.breakers.of("auth"), Thresholds(1, 1, 60.0)
+            for now in (0.0, 100.0, 200.0):
+                breaker.failed(breaker.take_permit(now), now, limits, "test")
+            breaker.succeeded(breaker.take_permit(300.0), 300.0, limits)
+            reply = await ask(gateway.port, "GET", "/api/v1/gateway/metrics/prometheus", bearer=ADMIN)
+            return parsed(reply.body.decode())
+
+    samples = asyncio.run(run())
+    counts = {state: samples[f'engadi_circuit_transitions_total{{service="auth",state="{state}"}}'] for state in STATES}
+    assert counts == {"closed": 1, "open": 3, "half_open": 3}
+
+
+def test_connections_are_of_all_the_services_at_their_target(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as one, upstream() as other, running(tmp_path, one, one) as gateway:
+            own = {"path_pattern": "/own/*", "target_service": "own", "target_url": other.url + "/base"}
+            made = await ask(gateway.port, "POST", "/api/v1/gateway/routes", bearer=ADMIN, body=own)
+            for path in ("/api/v1/auth/x", "/own/x"):
+                assert (await ask(gateway.port, "GET", path, bearer=ADMIN)).status == 200
+            assert gateway.targets() == {one.url: "auth,content", other.url: "own"}
+            await ask(gateway.port, "DELETE", made.one("location"), bearer=ADMIN)
+            reply = await ask(gateway.port, "GET", "/api/v1/gateway/metrics/prometheus", bearer=ADMIN)
+            samples = parsed(reply.body.decode())
+            for names, url in (("auth,content", one.url), ("", other.url)):
+                assert samples[f'engadi_upstream_connections{{service="{names}",target="{url}",state="idle"}}'] == 1
 
     asyncio.run(run())
 

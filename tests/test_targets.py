@@ -11,7 +11,7 @@ import pytest
 from engadi_gateway.model import CorsPolicy, Route, Service, Snapshot, SplitTarget
 from engadi_gateway.pipeline.exchange import Identity, Target
 from engadi_gateway.pipeline.routing import RoutingTable
-from engadi_gateway.pipeline.targets import TargetPicker, services_of, without_route, without_target
+from engadi_gateway.pipeline.targets import TargetPicker, services_of, urls_of, without_route, without_target
 from tests.exchanges import exchange_of
 
 SERVICES = {"content": Service("content", "http://content.test:8003"), "ai": Service("ai", "http://ai.test:8010")}
@@ -129,3 +129,9 @@ def test_services_are_those_of_the_settings_and_those_that_a_route_or_a_share_gi
         "own": Service("own", "http://first.test", "/up"),
         "blue": Service("blue", "http://blue.test", "/up"),
     }
+
+
+def test_each_url_has_the_services_that_requests_are_sent_there_for() -> None:
+    split = (SplitTarget("blue", "http://ai.test:8010"), SplitTarget("lost"), SplitTarget("ai"))
+    found = urls_of(table(route("/a"), route("/b", "r2", split=split), Route("r3", "/c", "unknown")))
+    assert found == {"http://content.test:8003": {"content"}, "http://ai.test:8010": {"blue", "ai"}}

@@ -162,6 +162,7 @@ def _facts(call: Call) -> dict[str, Any]:
     return {
         "state": console.state(),
         "routes": console.route_names(),
+        "targets": console.targets(),
         "limits": console.limits_status(),
         "breakers": {name: console.breakers.status(name, now) for name in console.breakers.names()},
         "health": console.checker.status(),

@@ -110,6 +110,7 @@ _CIRCUIT: dict[str, Json] = {
     "failure_count": _COUNT,
     "success_count": _COUNT,
     "trips": _COUNT,
+    "transitions": thing(**{str(state): _COUNT for state in BreakerState}),
     "retry_after_s": _NUMBER,
     "last_trip_cause": _or_null(_TEXT),
     "history": {

@@ -39,6 +39,10 @@ class Origin:
     key: tuple[str, str, int]
 
 
+def target_name(key: tuple[str, str, int]) -> str:
+    return "{}://{}:{}".format(*key)
+
+
 #: A connection that was idle for less is as good as one in use.
 _LONG_IDLE_S = 5.0
 #: URLs that were configured at one time or another.
@@ -419,7 +423,7 @@ class Pools:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Per `scheme://host:port`."""
-        return {f"{scheme}://{host}:{port}": pool.counts() for (scheme, host, port), pool in self._pools.items()}
+        return {target_name(key): pool.counts() for key, pool in self._pools.items()}
 
     def sweep(self, now: float) -> None:
         for pool in self._pools.values():

@@ -65,11 +65,11 @@ class Breaker:
         "cuts",
         "failures",
         "history",
+        "moves",
         "opened_at",
         "probe_since",
         "state",
         "successes",
-        "trips",
     )
 
     def __init__(self, tell: Callable[[Transition], None] = lambda move: None) -> None:
@@ -78,13 +78,17 @@ class Breaker:
         self.failures = 0  # in a row
         self.cuts = 0  # as many of these had begun well: another beginning does not end their row
         self.successes = 0
-        self.trips = 0
+        self.moves = dict.fromkeys(BreakerState, 0)  # into each state
         self.opened_at = 0.0
         self.probe_since: float | None = None
         self.history: deque[Transition] = deque(maxlen=_HISTORY)
         self._era = 0
         self._probe = 0
         self._pass = Permit(self, 0, 0)  # the same for all requests of one closed era
+
+    @property
+    def trips(self) -> int:
+        return self.moves[_OPEN]
 
     def wait_s(self, now: float, limits: Thresholds) -> float:
         """Seconds until a request may pass; 0 when one may pass now. Changes nothing."""
@@ -147,13 +151,13 @@ class Breaker:
             self._move(now, _CLOSED, "reset")
 
     def _open(self, now: float, cause: str) -> None:
-        self.trips += 1
         self.opened_at = now
         self._move(now, _OPEN, cause)
 
     def _move(self, now: float, state: BreakerState, cause: str) -> None:
         move = Transition(now, self.state, state, cause)
         self.history.append(move)
+        self.moves[state] += 1
         self.state = state
         self.successes = 0
         self.probe_since = None
@@ -217,6 +221,7 @@ class BreakerRegistry:
             "failure_count": breaker.failures,
             "success_count": breaker.successes,
             "trips": breaker.trips,
+            "transitions": {str(state): count for state, count in breaker.moves.items()},
             "retry_after_s": round(breaker.wait_s(now, self.limits), 3),
             "last_trip_cause": self.cause_of(service),
             "history": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -51,6 +52,15 @@ def services_of(snapshot: Snapshot, health_path: str) -> Mapping[str, Service]:
             if one.target_url and one.target_service not in found:
                 found[one.target_service] = Service(one.target_service, one.target_url, health_path)
     return found
+
+
+def urls_of(table: RoutingTable) -> Mapping[str, frozenset[str]]:
+    """The names of the services behind each URL that requests may be sent to."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for route in table.ordered():
+        for share in _shares(route, table):
+            found[share.target.url].add(share.target.service)
+    return {url: frozenset(names) for url, names in found.items()}
 
 
 def without_target(table: RoutingTable) -> list[Route]:
