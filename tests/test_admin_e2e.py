@@ -529,6 +529,34 @@ def test_pages_name_the_next_one(tmp_path: Path) -> None:
     with_gateway(tmp_path, session)
 
 
+@pytest.mark.parametrize("path", ["/routes", "/config/rate-limits"])
+def test_routes_and_rules_come_whole_or_in_pages(tmp_path: Path, path: str) -> None:
+    async def session(gateway: Gateway) -> None:
+        for number in range(5):
+            await create_route(gateway, f"/n{number}/*")
+            await create_rule(gateway, name=f"n{number}")
+        whole = await admin(gateway, "GET", path)
+        everything = json_of(whole)
+        count = len(everything["items"])
+        assert (everything["total"], everything["next"], whole.all("link")) == (count, None, [])
+        for limit in (1, 2, count - 1, count, 500):
+            assert await _followed(gateway, f"{BASE}{path}?limit={limit}") == everything["items"], limit
+        page = json_of(await admin(gateway, "GET", f"{path}?limit=2"))
+        assert (page["total"], page["revision"], page["next"]) == (count, 11, everything["items"][1]["id"])
+        rest = json_of(await admin(gateway, "GET", f"{path}?cursor={page['next'].upper()}"))
+        assert (rest["items"], rest["next"]) == (everything["items"][2:], None)
+        last = everything["items"][-1]["id"]
+        assert json_of(await admin(gateway, "GET", f"{path}?cursor={last}&limit=1"))["items"] == []
+
+        assert (await admin(gateway, "DELETE", f"{path}/{page['next']}")).status == 204
+        gone = await admin(gateway, "GET", f"{path}?cursor={page['next']}")
+        assert_problem(gone, 422, "invalid_fields", ["/query/cursor"])
+        for query, pointer in (("limit=0", "limit"), ("limit=501", "limit"), ("cursor=x", "cursor")):
+            assert_problem(await admin(gateway, "GET", f"{path}?{query}"), 422, "invalid_fields", [f"/query/{pointer}"])
+
+    with_gateway(tmp_path, session)
+
+
 def test_a_dry_run_says_what_would_change_and_changes_nothing(tmp_path: Path) -> None:
     async def session(gateway: Gateway) -> None:
         route, rule = await create_route(gateway), await create_rule(gateway)
@@ -879,7 +907,7 @@ BAD: dict[str, tuple[tuple[str, str, Any, dict[str, str]], tuple[int, str, list[
     "no status": (("GET", "/logs?status_code=5", None, {}), (422, "invalid_fields", ["/query/status_code"])),
     "unknown parameter": (("GET", "/logs?user=1&a/b=2", None, {}),
                           (422, "invalid_fields", ["/query/user", "/query/a~1b"])),
-    "unknown parameter where there is none": (("GET", "/routes?limit=1", None, {}),
+    "unknown parameter where there is none": (("GET", "/services?limit=1", None, {}),
                                               (422, "invalid_fields", ["/query/limit"])),
     "unknown parameter of a write": (("POST", "/routes?dry_run=1", ROUTE, {}),
                                      (422, "invalid_fields", ["/query/dry_run"])),

@@ -15,6 +15,7 @@ from engadi_gateway.store.questions import id_of
 _HOURS: dict[str, Schema] = {"hours": Number(1, 168)}
 _ID: dict[str, Schema] = {"id": UUID}
 _NAME: dict[str, Schema] = {"name": SERVICE}
+_PAGE: dict[str, Schema] = {"limit": Number(1, 500), "cursor": UUID}
 _DRY: dict[str, Schema] = {"dry_run": Text(choices=("true", "false"))}
 _MOMENT = Text(longest=40, shortest=1, format="date-time", is_good=moment_ms)
 _REASONS = frozenset(reason.code for reason in Reason)
@@ -57,7 +58,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", f"{BASE}/health", observe.health, "The same as /health", is_public=True, says="Health"),
     Endpoint("GET", f"{BASE}/openapi.json", openapi, "This document", says="OpenAPI"),
 
-    Endpoint("GET", f"{BASE}/routes", config.list_routes, "Routes, in matching order", says="Routes"),
+    Endpoint("GET", f"{BASE}/routes", config.list_routes, "Routes, in matching order", query=_PAGE, says="Routes"),
     Endpoint("POST", f"{BASE}/routes", config.create_route, "Add a route", query=_DRY, body=ROUTE,
              success=201, says="Route"),
     Endpoint("GET", f"{BASE}/routes/{{id}}", config.get_route, "One route", params=_ID, says="Route"),
@@ -84,7 +85,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              says="Performance"),
 
     Endpoint("GET", f"{BASE}/rate-limits", config.rule_fill, "Rules with their live fill", says="RuleFills"),
-    Endpoint("GET", f"{BASE}/config/rate-limits", config.list_rules, "Rate-limit rules", says="Rules"),
+    Endpoint("GET", f"{BASE}/config/rate-limits", config.list_rules, "Rate-limit rules", query=_PAGE, says="Rules"),
     Endpoint("POST", f"{BASE}/config/rate-limits", config.create_rule, "Add a rule", query=_DRY, body=RULE,
              success=201, says="Rule"),
     Endpoint("GET", f"{BASE}/config/rate-limits/{{id}}", config.get_rule, "One rule", params=_ID, says="Rule"),

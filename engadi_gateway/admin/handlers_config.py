@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +67,29 @@ def _or_none(value: Value | None) -> dict[str, Any] | None:
     return None if value is None else to_json(value)
 
 
+def _page(call: Call, values: Sequence[Route] | Sequence[RateLimitRule]) -> LocalReply:
+    """All of a list, or `limit` of them; those behind the one whose id `cursor` is.
+
+    One that is no longer there is a fault: nobody can say what was behind it.
+    """
+    begin = 0
+    if "cursor" in call.query:
+        ids = [value.id for value in values]
+        try:
+            begin = ids.index(call.query["cursor"].lower()) + 1
+        except ValueError:
+            raise _invalid(Fault("/query/cursor", "no longer there: begin anew")) from None
+    end = begin + call.query.get("limit", len(values))
+    more = values[end - 1].id if end < len(values) else None
+    document = {
+        "items": [to_json(value) for value in values[begin:end]],
+        "total": len(values),
+        "revision": call.console.snapshot.revision,
+        "next": more,
+    }
+    return reply(200, document, *next_page(call, None if more is None else {"cursor": more}))
+
+
 # routes
 
 
@@ -91,8 +115,7 @@ def _check_route(call: Call, route: Route) -> None:
 
 
 async def list_routes(call: Call) -> LocalReply:
-    routes = [to_json(route) for route in call.console.routing_table().ordered()]
-    return reply(200, {"items": routes, "total": len(routes), "revision": call.console.snapshot.revision})
+    return _page(call, call.console.routing_table().ordered())
 
 
 async def create_route(call: Call) -> LocalReply:
@@ -142,8 +165,7 @@ def _check_name(call: Call, rule: RateLimitRule) -> None:
 
 
 async def list_rules(call: Call) -> LocalReply:
-    rules = [to_json(rule) for rule in call.console.snapshot.rules]
-    return reply(200, {"items": rules, "total": len(rules), "revision": call.console.snapshot.revision})
+    return _page(call, call.console.snapshot.rules)
 
 
 async def create_rule(call: Call) -> LocalReply:
