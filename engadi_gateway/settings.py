@@ -224,7 +224,7 @@ def _read_ini(text: str, file: str, faults: list[Fault]) -> tuple[dict[str, str]
     try:
         parser.read_string(text, file)
     except configparser.Error as error:
-        faults.append(Fault(file, " ".join(str(error).split())))
+        faults.append(Fault(file, _slip(error)))
         return {}, {}, {}
     known = {option.name for option in OPTIONS}
     texts: dict[str, str] = {}
@@ -241,9 +241,30 @@ def _read_ini(text: str, file: str, faults: list[Fault]) -> tuple[dict[str, str]
                 free[section][key] = value
             elif name in known:
                 texts[name] = value
+            elif len(key) > _LONGEST_KEY:
+                faults.append(Fault(section, "a name longer than any option's; a value that slipped to the next line?"))
             else:
                 faults.append(Fault(name, "unknown option" + _hint(name, known)))
     return texts, free["services"], free["health_paths"]
+
+
+#: What is longer is not repeated: a key in Base64 ends in `=`, and on a line of its own is read as a name.
+_LONGEST_KEY = 30
+
+#: The first row that fits. configparser's own words repeat the line, which may be a secret's.
+_SLIPS: tuple[tuple[type[configparser.Error], str], ...] = (
+    (configparser.MissingSectionHeaderError, "above the first [section]"),
+    (configparser.DuplicateSectionError, "a section that is there already"),
+    (configparser.DuplicateOptionError, "an option that is there already"),
+    (configparser.Error, "neither [section] nor name = value"),
+)
+
+
+def _slip(error: configparser.Error) -> str:
+    """Where the text is none of ours, and why, without the text."""
+    why = next(why for kind, why in _SLIPS if isinstance(error, kind))
+    lines = [error.lineno] if hasattr(error, "lineno") else [line for line, _ in getattr(error, "errors", ())]
+    return f"line {', '.join(map(str, lines))}: {why}"
 
 
 def _build(

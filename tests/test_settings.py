@@ -13,7 +13,7 @@ from engadi_gateway.errors import ConfigurationError, Fault
 from engadi_gateway.options import DEFAULT_SERVICES, OPTIONS, Option, option_env, service_env
 from engadi_gateway.parsing import as_text, parse_bool, parse_duration_s
 from engadi_gateway.secret import needs_own_secret
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings import _LONGEST_KEY, Settings
 
 KEY = "k" * 64
 
@@ -301,6 +301,33 @@ def test_who_leaves_tokens_to_the_auth_service_needs_no_key(mode: str, is_needed
     Settings.load(ini, faults=found)
     assert [fault.pointer for fault in found] == ["jwt.secret_key"] * is_needed
     assert needs_own_secret(Settings.of(jwt_mode=mode)) == is_needed
+
+
+@pytest.mark.parametrize(
+    ("ini", "said"),
+    [
+        ("secret_key = {}\n[jwt]\n", {"gateway.ini": "line 1: above the first [section]"}),
+        ("[jwt]\nsecret_key\n{}\n", {"gateway.ini": "line 2, 3: neither [section] nor name = value"}),
+        (
+            "[jwt]\nsecret_key = {}\nsecret_key = {}\n",
+            {"gateway.ini": "line 3: an option that is there already"},
+        ),
+        ("[jwt]\n[log]\n[jwt]\nsecret_key = {}\n", {"gateway.ini": "line 3: a section that is there already"}),
+        (
+            "[jwt]\nsecret_key =\n{}=\n",
+            {"jwt": "a name longer than any option's; a value that slipped to the next line?"},
+        ),
+    ],
+    ids=["above all sections", "on a line of its own", "twice", "section twice", "Base64 on a line of its own"],
+)
+def test_a_slip_in_the_file_is_told_by_its_line_and_shows_no_secret(ini: str, said: dict[str, str]) -> None:
+    faults = _faults(lambda: Settings.load(ini.format(KEY, KEY)))
+    assert faults == said
+    assert KEY not in str(faults)
+
+
+def test_no_option_has_a_name_that_would_not_be_repeated() -> None:
+    assert max(len(option.key) for option in OPTIONS) < _LONGEST_KEY
 
 
 def test_secrets_are_never_shown() -> None:
