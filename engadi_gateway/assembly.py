@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import resource
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -212,9 +213,11 @@ def _folder_faults(settings: Settings) -> list[Fault]:
         ("database.log_url", settings.log_path),
         ("server.unix_socket", settings.server_unix_socket),
     ):
-        if path:
+        said = _name_fault(path) if path else ""
+        if said:
+            faults.append(Fault(option, said))
+        elif path:
             options.setdefault(Path(path).absolute().parent, option)
-            faults += [Fault(option, f"{path} is a folder")] if Path(path).is_dir() else []
     for folder, option in options.items():
         if not folder.is_dir():
             faults.append(Fault(option, f"no such folder: {folder}"))
@@ -223,6 +226,16 @@ def _folder_faults(settings: Settings) -> list[Fault]:
             said = os.strerror(errno.EROFS if is_read_only else errno.EACCES)
             faults.append(Fault(option, f"cannot write in {folder}: {said}"))
     return faults
+
+
+def _name_fault(path: str) -> str:
+    """Why there can be no file of that name, or "": a folder, too long, in a folder that is closed to us."""
+    try:
+        return f"{path} is a folder" if stat.S_ISDIR(Path(path).stat().st_mode) else ""
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:  # which is_dir() takes for a no, since Python 3.13
+        return f"{path}: {error.strerror}"
 
 
 def refuse_faults(settings: Settings) -> None:

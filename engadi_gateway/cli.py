@@ -121,10 +121,14 @@ def load_settings(args: argparse.Namespace) -> Settings:
 
 
 def checked_settings(args: argparse.Namespace, checks: Callable[[Settings], list[Fault]] = trial_faults) -> Settings:
-    """The same, and what they name is tried: all faults at once."""
+    """The same, and what they name is tried: all faults at once.
+
+    What is bad was left at its default, which nobody asked for: what trying that shows is not said.
+    """
     faults: list[Fault] = []
     settings = _read_settings(args, faults)
-    faults += checks(settings)
+    named = {fault.pointer for fault in faults}
+    faults += [fault for fault in checks(settings) if fault.pointer not in named]
     if faults:
         raise ConfigurationError(faults)
     return settings

@@ -9,8 +9,6 @@ from urllib.parse import urlsplit
 
 from engadi_gateway.errors import Fault
 
-_ALGORITHM = re.compile(r"(HS|RS|PS|ES)(256|384|512)|EdDSA")
-
 
 def coherence_faults(values: Mapping[str, Any]) -> list[Fault]:
     """Of the parsed values, by their attributes' names."""
@@ -18,11 +16,6 @@ def coherence_faults(values: Mapping[str, Any]) -> list[Fault]:
     asks_only = values["jwt_mode"] == "remote"
     symmetric = [name for name in algorithms if re.fullmatch(r"HS(256|384|512)", name)]
     checks = (
-        (
-            bool(algorithms) and all(_ALGORITHM.fullmatch(name) for name in algorithms),
-            "jwt.algorithms",
-            "expected HS256 or others of HS, RS, PS, ES 256/384/512, EdDSA",
-        ),
         (
             len(symmetric) in {0, len(algorithms)},
             "jwt.algorithms",

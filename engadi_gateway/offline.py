@@ -25,17 +25,24 @@ from engadi_gateway.wire.request import HeadLimits
 def all_faults(settings: Settings) -> list[Fault]:
     """What would keep a gateway with these settings from serving."""
     faults = trial_faults(settings)
+    named = {fault.pointer for fault in faults}
+    found = _configuration_faults(settings, is_compiled=not faults)
+    return faults + [fault for fault in found if fault.pointer not in named]
+
+
+def _configuration_faults(settings: Settings, *, is_compiled: bool) -> list[Fault]:
+    """Of what is stored; what it becomes can be tried with good settings only."""
     try:
         snapshot = snapshot_at_rest(settings.database_url, seed_of(settings, timestamp(time.time())))
-        if not faults:
+        if is_compiled:
             Compiler(settings, State.of(settings)).compile(snapshot, time.monotonic())
     except StoreError as error:
-        faults.append(Fault("database.url", str(error)))
+        return [Fault("database.url", str(error))]
     except ConfigurationError as error:
-        faults += error.faults
+        return error.faults
     except RefusedError as error:
-        faults.append(Fault("database.url", error.refusal.detail))
-    return faults
+        return [Fault("database.url", error.refusal.detail)]
+    return []
 
 
 class Offline:

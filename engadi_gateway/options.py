@@ -13,6 +13,7 @@ from engadi_gateway.model import CorsPolicy
 from engadi_gateway.parsing import (
     one_of,
     parse_address,
+    parse_algorithms,
     parse_bool,
     parse_duration_s,
     parse_hosts,
@@ -23,6 +24,7 @@ from engadi_gateway.parsing import (
     parse_pairs,
     parse_path,
     parse_size_bytes,
+    parse_socket_path,
     parse_sqlite_path,
     parse_str,
 )
@@ -77,7 +79,7 @@ OPTIONS: tuple[Option, ...] = (
            why="a gateway is there to be reached"),
     Option("server", "port", parse_int, "8000", "port of all addresses; 0 takes a free one", "PORT", low=0, high=65535,
            why="the one that Mission Engadi's clients know"),
-    Option("server", "unix_socket", parse_str, "", "path of a unix socket to listen on as well"),
+    Option("server", "unix_socket", parse_socket_path, "", "path of a unix socket to listen on as well"),
     Option("server", "backlog", parse_int, "2048", "connections that may wait to be accepted", low=1,
            high=65_535,
            why="a burst of arrivals waits instead of being refused; the kernel has its own cap"),
@@ -162,7 +164,7 @@ OPTIONS: tuple[Option, ...] = (
 
     Option("jwt", "secret_key", parse_str, "", "HS256 key, at least 32 bytes", "SECRET_KEY", is_secret=True,
            why="RFC 7518 section 3.2: as long as the hash; there is no default to forget"),
-    Option("jwt", "algorithms", parse_list, "HS256", "what is accepted; never what the token says", "ALGORITHM",
+    Option("jwt", "algorithms", parse_algorithms, "HS256", "what is accepted; never what the token says", "ALGORITHM",
            why="what Mission Engadi's auth service signs with"),
     Option("jwt", "mode", one_of("local", "local-then-remote", "remote"), "local", "who judges a token",
            why="no request waits for another service"),

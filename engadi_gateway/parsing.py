@@ -15,6 +15,7 @@ BOOLEANS = {
 }
 _DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_LONGEST_SOCKET_PATH = 107
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)")
 
 
@@ -50,6 +51,14 @@ def parse_str(text: str) -> str:
     return text.strip()
 
 
+def parse_socket_path(text: str) -> str:
+    """Of a unix socket, or nothing."""
+    path = text.strip()
+    if len(path.encode()) > _LONGEST_SOCKET_PATH:
+        raise ValueError(f"longer than a unix socket's path may be: {_LONGEST_SOCKET_PATH} bytes (unix(7))")
+    return path
+
+
 def parse_path(text: str) -> str:
     if not re.fullmatch(r"/[!-~]*", text.strip()):
         raise ValueError("expected a path that begins with /")
@@ -69,6 +78,14 @@ def parse_hosts(text: str) -> tuple[str, ...]:
 
 def parse_list(text: str) -> tuple[str, ...]:
     return tuple(part for part in re.split(r"[,\s]+", text.strip()) if part)
+
+
+def parse_algorithms(text: str) -> tuple[str, ...]:
+    """Names of RFC 7518 section 3.1 and RFC 8037, at least one; never `none`."""
+    names = parse_list(text)
+    if not names or not all(re.fullmatch(r"(HS|RS|PS|ES)(256|384|512)|EdDSA", name) for name in names):
+        raise ValueError("expected HS256 or others of HS, RS, PS, ES 256/384/512, EdDSA")
+    return names
 
 
 def parse_networks(text: str) -> tuple[IpNetwork, ...]:

@@ -61,7 +61,10 @@ def _read_or_make(path: Path) -> tuple[str, str]:
 
 
 def _read(path: Path) -> str:
-    key = path.read_text(encoding="ascii").strip()
+    try:
+        key = path.read_text(encoding="ascii").strip()
+    except UnicodeDecodeError:
+        key = ""
     if len(key) < _LEAST_CHARACTERS:
         raise OSError(errno.EINVAL, "holds no whole key; delete it, and another is made")
     return key

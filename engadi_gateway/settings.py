@@ -121,7 +121,7 @@ class Settings:
             ini: the text of gateway.ini.
             environ: the environment.
             overrides: `section.key` -> text, from the command line.
-            read: reads a file for `*_FILE` and credentials; raises OSError.
+            read: reads a file for `*_FILE` and credentials; raises OSError, or ValueError where it is no text.
             faults: where given, faults go there instead of being raised, and what is bad is left at its default.
             ini_name: what faults call the file.
 
@@ -194,8 +194,9 @@ def _from_environment(
         if not path:
             return None  # other services' credentials may be there without ours
         faults.append(Fault(f"{name}_FILE", f"{path}: no such file"))
-    except OSError as error:
-        faults.append(Fault(f"{name}_FILE", f"{path or credentials} cannot be read: {error.strerror}"))
+    except (OSError, ValueError) as error:  # a UnicodeDecodeError holds all that was read
+        why = getattr(error, "strerror", None) or "no text in UTF-8 (random bytes: make them Base64)"
+        faults.append(Fault(f"{name}_FILE", f"{path or credentials} cannot be read: {why}"))
     return None
 
 
@@ -302,12 +303,23 @@ def _build(
 
 def _parse_option(option: Option, given: Any) -> Any:
     """What a text means, or a value that was given as such: the same bounds hold for both."""
-    value = option.parse(given) if isinstance(given, str) else _of_its_kind(option, given)
+    value = _meaning(option, given) if isinstance(given, str) else _of_its_kind(option, given)
     if option.low is not None and value < option.low:
         raise ValueError(f"{given} is below {as_text(float(option.low))}")
     if option.high is not None and value > option.high:
         raise ValueError(f"{given} is above {as_text(float(option.high))}")
     return value
+
+
+def _meaning(option: Option, text: str) -> Any:
+    """What holds for every text, wherever it is from: no path, key or database takes a NUL, nor what is no UTF-8."""
+    if "\0" in text:
+        raise ValueError("expected text without NUL characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected text in UTF-8") from None
+    return option.parse(text)
 
 
 _KINDS = {bool: "True or False", int: "a whole number", float: "a number", tuple: "a sequence", str: "text"}
@@ -321,7 +333,7 @@ def _of_its_kind(option: Option, given: Any) -> Any:
         raise ValueError(f"expected {_KINDS[kind]}, or text that says it")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("expected a finite number")
-    return option.parse(as_text(value)) if kind is tuple else value
+    return _meaning(option, as_text(value)) if kind is tuple else value
 
 
 def _services(

@@ -231,8 +231,9 @@ def test_a_development_key_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["engadi_gateway.db.secret"]
 
 
-def test_half_a_development_key_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "engadi_gateway.db.secret").write_text("half a key")
+@pytest.mark.parametrize("content", [b"half a key", bytes(range(128, 192))], ids=["half", "no text"])
+def test_a_development_key_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "engadi_gateway.db.secret").write_bytes(content)
     assert "holds no whole key; delete it, and another is made" in _refused(tmp_path, SECRET_KEY="")
 
 

@@ -391,6 +391,8 @@ BAD_STARTS = {
     "unknown key": ("[server]\nprot = 1\n", {}, "server.prot: unknown option; did you mean server.port?"),
     "bad value": ("[server]\nport = x\n", {}, "server.port: expected a whole number"),
     "bad environment": ("", {"RATE_LIMIT_ENABLED": "maybe"}, "limits.enabled: expected one of"),
+    "no UTF-8": ("", {"SECRET_KEY": "k" * 32 + "\udcff"}, "jwt.secret_key: expected text in UTF-8\n"),
+    "no algorithm": ("", {"ALGORITHM": ""}, "jwt.algorithms: expected HS256 or others"),
     "short key": ("", {"SECRET_KEY": "short"}, "jwt.secret_key: too short: at least 32 bytes"),
     "postgres": ("", {"DATABASE_URL": "postgresql://u@h/db"}, "database.url: only sqlite:///"),
     "no key in production": (
@@ -427,6 +429,26 @@ def test_check_tries_what_a_start_would_and_says_what_is_not_wrong_yet(tmp_path:
     done = _run(tmp_path, "--check")
     assert (done.returncode, "cert.pem has expired: it was good until " in done.stderr) == (0, True), done.stderr
     assert _run(tmp_path, "token", "--sub", " ").returncode == 2
+
+
+@pytest.mark.parametrize("arguments", [(), ("--check",)], ids=["serve", "check"])
+def test_texts_that_no_file_and_no_key_can_be_are_faults_all_at_once(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "bin.key").write_bytes(b"geheim" + bytes(range(128, 160)))
+    long = "x" * 5000
+    (tmp_path / "gateway.ini").write_text(
+        f"[database]\nurl = {long}\nlog_url = {long}/log\n[server]\nunix_socket = {long}\n"
+        f"[upstream]\ntls_ca_file = ca\0.pem\n[jwt]\nalgorithms =\npublic_key_file = {long}\n"
+    )
+    every = [
+        "ENGADI_JWT_SECRET_KEY_FILE", "database.log_url", "database.url", "jwt.algorithms", "jwt.public_key_file",
+        "server.unix_socket", "upstream.tls_ca_file",
+    ]  # fmt: skip
+    done = _run(tmp_path, *arguments, ENGADI_JWT_SECRET_KEY_FILE="bin.key")
+    pointers = [line.partition(":")[0] for line in done.stderr.splitlines()]
+    assert (done.returncode, sorted(pointers)) == (78, every), done.stderr[:2000]
+    assert "geheim" not in done.stderr
 
 
 def test_check_says_all_faults_at_once_and_opens_nothing(tmp_path: Path) -> None:

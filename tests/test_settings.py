@@ -11,7 +11,15 @@ import pytest
 
 from engadi_gateway.errors import ConfigurationError, Fault
 from engadi_gateway.options import DEFAULT_SERVICES, OPTIONS, Option, option_env, service_env
-from engadi_gateway.parsing import as_text, parse_bool, parse_duration_s
+from engadi_gateway.parsing import (
+    as_text,
+    parse_bool,
+    parse_duration_s,
+    parse_list,
+    parse_socket_path,
+    parse_sqlite_path,
+    parse_str,
+)
 from engadi_gateway.secret import needs_own_secret
 from engadi_gateway.settings import _LONGEST_KEY, Settings
 
@@ -328,6 +336,57 @@ def test_a_slip_in_the_file_is_told_by_its_line_and_shows_no_secret(ini: str, sa
 
 def test_no_option_has_a_name_that_would_not_be_repeated() -> None:
     assert max(len(option.key) for option in OPTIONS) < _LONGEST_KEY
+
+
+#: Options whose default is text that stands for itself.
+_TEXTS = [option for option in OPTIONS if option.parse in {parse_str, parse_socket_path, parse_sqlite_path, parse_list}]
+
+
+@pytest.mark.parametrize("option", _TEXTS, ids=lambda option: option.name)
+@pytest.mark.parametrize(("bad", "said"), [("\0", "without NUL"), ("\udcff", "in UTF-8")], ids=["NUL", "no UTF-8"])
+def test_no_text_holds_a_nul_or_what_is_no_utf_8_wherever_it_is_from(option: Option, bad: str, said: str) -> None:
+    text = f"x{bad}" + KEY
+    sources: list[Callable[[], Settings]] = [
+        lambda: Settings.load(f"[{option.section}]\n{option.key} = {text}\n"),
+        lambda: Settings.load("", {option_env(option): text}),
+        lambda: Settings.load("", {}, {option.name: text}),
+        lambda: Settings.of(**dict[str, Any]({option.attribute: text})),
+    ]
+    if option.parse is parse_list:
+        sources.append(lambda: Settings.of(**dict[str, Any]({option.attribute: ("a", text)})))
+    if option.is_secret:
+        sources.append(lambda: Settings.load("", {f"{option_env(option)}_FILE": "f"}, read=lambda name: text))
+    for make in sources:
+        faults = _faults(make)
+        assert said in faults[option.name]
+        assert not (option.is_secret and KEY in str(faults))
+
+
+def test_a_key_file_that_is_no_text_is_a_fault_that_shows_nothing_of_it() -> None:
+    def read(name: str) -> str:
+        return (b"geheim\xff" if name == "/run/key" else b"").decode()
+
+    for environ, pointer in (
+        ({"SECRET_KEY_FILE": "/run/key"}, "SECRET_KEY_FILE"),
+        ({"ENGADI_JWT_SECRET_KEY_FILE": "/run/key"}, "ENGADI_JWT_SECRET_KEY_FILE"),
+    ):
+        faults = _faults(partial(Settings.load, "", environ, read=read))
+        assert faults == {pointer: "/run/key cannot be read: no text in UTF-8 (random bytes: make them Base64)"}
+
+
+def test_a_bad_list_of_algorithms_says_where_it_stands_and_leaves_the_default() -> None:
+    for text in ("", "none", "HS256, nine"):
+        found: list[Fault] = []
+        loaded = Settings.load("", {"ALGORITHM": text}, faults=found)
+        assert [(fault.pointer, fault.detail.rpartition("; ")[2]) for fault in found] == [
+            ("jwt.algorithms", f"ALGORITHM says {text!r}")
+        ]
+        assert loaded.jwt_algorithms == ("HS256",)
+
+
+def test_the_path_of_a_unix_socket_has_an_end() -> None:
+    assert Settings.of(jwt_secret_key=KEY, server_unix_socket="s" * 107).server_unix_socket == "s" * 107
+    assert "server.unix_socket" in _faults(lambda: Settings.of(jwt_secret_key=KEY, server_unix_socket="ä" * 54))
 
 
 def test_secrets_are_never_shown() -> None:

@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from engadi_gateway.model import CorsPolicy, Origin, RateLimitRule, Revision, Route, Service, Snapshot
@@ -272,9 +271,10 @@ def snapshot_at_rest(path: str, seed: Seed) -> Snapshot:
     Raises:
         StoreError: the file is there but cannot be used.
     """
-    if not Path(path).exists():
+    database = _database(path)
+    if not database.is_there():
         return Snapshot(0, seed_routes(seed.services, seed.now), seed.rules, seed.cors, seed.services)
-    return _database(path).peek(lambda connection: _preview(connection, seed))
+    return database.peek(lambda connection: _preview(connection, seed))
 
 
 def _apply(connection: Connection, change: Change, settings_cors: CorsPolicy | None) -> None:

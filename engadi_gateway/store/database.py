@@ -231,6 +231,13 @@ class Database:
         if self.is_shared:
             self._locks.leave()  # whoever comes first makes the new one, and shares it
 
+    def is_there(self) -> bool:
+        """Whether there is a file yet. Raises StoreError: one that cannot be used."""
+        try:
+            return files.is_there(self.path)
+        except OSError as error:
+            raise _os_error(self.path, error) from None
+
     def peek(self, work: Work[T]) -> T:
         """Run `work` on the file as it lies there; for commands that only look. Blocking.
 

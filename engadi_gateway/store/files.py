@@ -13,10 +13,20 @@ def create(path: str) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        if Path(path).is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
-        if not os.access(path, os.R_OK | os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
+        is_there(path)
+
+
+def is_there(path: str) -> bool:
+    """Whether there is one to open; what is there and cannot be read and written is an OSError."""
+    try:
+        Path(path).lstat()  # a link that leads nowhere is there
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if Path(path).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return True
 
 
 def identity(path: str) -> tuple[int, int] | None:
