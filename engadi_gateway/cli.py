@@ -8,12 +8,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import json
 import logging
 import os
-import platform
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,13 +24,14 @@ from engadi_gateway.assembly import files_wanted, trial_faults
 from engadi_gateway.demo import demo_upstreams
 from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.gateway import Gateway
-from engadi_gateway.listeners import BindError, allow_open_files, inherited_sockets, notify_systemd, watchdog_interval_s
+from engadi_gateway.listeners import BindError, allow_open_files, inherited_sockets
 from engadi_gateway.offline import Offline, all_faults
 from engadi_gateway.parsing import as_text, parse_duration_s
 from engadi_gateway.pipeline.identity import make_token
 from engadi_gateway.secret import with_secret
+from engadi_gateway.serve import Process
 from engadi_gateway.settings import Settings
-from engadi_gateway.store.database import SQLITE_VERSION, HeldError, StoreError, UnavailableError
+from engadi_gateway.store.database import HeldError, StoreError, UnavailableError
 from engadi_gateway.tls import server_tls, validity_of, warning_of
 
 EX_FAILED = 1
@@ -302,85 +300,11 @@ async def _serve_until_stopped(args: argparse.Namespace, settings: Settings) -> 
             for sentence in await stack.enter_async_context(demo_upstreams(settings.services)):
                 _say(f"  {sentence}")
         gateway = Gateway(settings, inherited=inherited_sockets())
-        await gateway.start()
-        watchdog = asyncio.create_task(_feed_watchdog(watchdog_interval_s() / 2))
-        try:
-            await _run(args, gateway)
-        finally:
-            await gateway.stop(grace_s=gateway.settings.gateway_drain_timeout)
-            watchdog.cancel()
-        _LOG.info("stopped")
+        await Process(gateway, read=lambda: checked_settings(args), taken=_speak_up, say=_say).run()
     return 0
 
 
-async def _feed_watchdog(every_s: float) -> None:
-    """From the loop, so that a loop that hangs is seen; 0: nobody watches."""
-    while every_s:
-        notify_systemd("WATCHDOG=1")
-        await asyncio.sleep(every_s)
-
-
-async def _run(args: argparse.Namespace, gateway: Gateway) -> None:
-    """Until SIGTERM or SIGINT; a second one, or SIGQUIT, stops at once. SIGHUP reads the configuration again."""
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    reloads: set[asyncio.Task[None]] = set()
-
-    def stop() -> None:
-        if stopping.is_set():
-            _LOG.info("stopping at once")
-            gateway.cut()
-        stopping.set()
-
-    def reload() -> None:
-        if stopping.is_set():
-            return
-        task = loop.create_task(_reload(args, gateway))
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    def stop_at_once() -> None:
-        stopping.set()
-        stop()
-
-    def tell_state() -> None:
-        now, breakers = time.monotonic(), gateway.breakers
-        circuits = {name: breakers.status(name, now)["state"] for name in breakers.names()}
-        _say(json.dumps({**gateway.state(), "circuits": circuits}))
-
-    handlers = {
-        signal.SIGTERM: stop,
-        signal.SIGINT: stop,
-        signal.SIGQUIT: stop_at_once,
-        signal.SIGHUP: reload,
-        signal.SIGUSR1: gateway.flush,  # "reopen the logs": they go to stdout and stderr, there is nothing to open
-        signal.SIGUSR2: tell_state,
-    }
-    for number, handler in handlers.items():
-        loop.add_signal_handler(number, handler)
-    _LOG.info("engadi-gateway %s, Python %s, sqlite %s", __version__, platform.python_version(), SQLITE_VERSION)
-    for name in gateway.addresses:
-        _LOG.info("listening on %s", name)
-    notify_systemd("READY=1")
-    # what is here now stays, and requests leave no cycles: the collector need not look so often (2 to 7 % of CPU)
-    if sys.implementation.name == "cpython":
-        gc.freeze()
-        gc.set_threshold(2_000, 50, 50)
-    await stopping.wait()
-    _LOG.info("draining")
-
-
-async def _reload(args: argparse.Namespace, gateway: Gateway) -> None:
-    """A bad file keeps the old configuration and says why."""
-    notify_systemd(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-    try:
-        settings = checked_settings(args)
-        allow_open_files(files_wanted(settings))
-        await gateway.reload(settings)
-        logging.getLogger().setLevel(_level(gateway.settings))
-        asyncio.get_running_loop().set_debug(gateway.settings.gateway_debug)
-        _LOG.info("configuration reloaded")
-    except (ConfigurationError, StoreError, RefusedError) as error:
-        gateway.note_failed_reload()
-        _LOG.error("configuration NOT reloaded, the old one stays: %s", error)
-    notify_systemd("READY=1")
+def _speak_up(settings: Settings) -> None:
+    """As much as re-read settings ask for."""
+    logging.getLogger().setLevel(_level(settings))
+    asyncio.get_running_loop().set_debug(settings.gateway_debug)

@@ -94,7 +94,7 @@ async def when_free(open_it: Callable[[], T], patience_s: float) -> T:
     deadline, is_said = time.monotonic() + patience_s, False
     while True:
         try:
-            return await asyncio.to_thread(open_it)
+            return await _in_a_thread(open_it)
         except HeldError as error:
             if time.monotonic() >= deadline:
                 raise
@@ -102,3 +102,13 @@ async def when_free(open_it: Callable[[], T], patience_s: float) -> T:
                 logging.getLogger("engadi").warning("waiting at most %g s: %s", patience_s, error)
                 is_said = True
         await asyncio.sleep(_FREE_LOOK_S)
+
+
+async def _in_a_thread(open_it: Callable[[], T]) -> T:
+    """Who is cancelled meanwhile waits for the thread, which nobody can stop: what it opens is there to be closed."""
+    opening = asyncio.ensure_future(asyncio.to_thread(open_it))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        await asyncio.wait((opening,))
+        raise

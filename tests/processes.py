@@ -50,10 +50,10 @@ class Process:
         self.process.send_signal(number)
 
     @contextlib.asynccontextmanager
-    async def watched(self) -> AsyncIterator[Process]:
-        """From when it listens; killed in the end, unless it has ended."""
+    async def watched(self, since: str = "listening on") -> AsyncIterator[Process]:
+        """From when it has said that; killed in the end, unless it has ended."""
         try:
-            await self.wait_for("listening on")
+            await self.wait_for(since)
             yield self
         finally:
             if self.process.returncode is None:
@@ -70,7 +70,7 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def started(folder: Path, ini: str, **environment: str) -> AsyncIterator[Process]:
+async def started(folder: Path, ini: str, *, since: str = "listening on", **environment: str) -> AsyncIterator[Process]:
     port = free_port()
     (folder / "gateway.ini").write_text(ini)
     process = await asyncio.create_subprocess_exec(
@@ -80,7 +80,7 @@ async def started(folder: Path, ini: str, **environment: str) -> AsyncIterator[P
         env=environment_of(**{"PORT": str(port), **environment}),
         stderr=asyncio.subprocess.PIPE,
     )
-    async with Process(process, port, folder).watched() as running:
+    async with Process(process, port, folder).watched(since) as running:
         yield running
 
 

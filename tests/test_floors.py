@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         (
             "health", "authority", "metrics", "accesslog", "explain", "admin", "listeners", "secret", "seed", "rows", "demo",
-            "recorder", "assembly", "offline", "sharing", "tls", "pauses", "gateway", "cli",
+            "recorder", "assembly", "offline", "sharing", "tls", "pauses", "gateway", "serve", "cli",
         )
     ),
 )  # fmt: skip

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -288,6 +289,27 @@ def test_what_is_wrong_in_another_way_is_not_waited_for() -> None:
 
     with pytest.raises(StoreError, match="broken"):
         asyncio.run(when_free(fail, 60))
+
+
+def test_who_is_cancelled_while_it_opens_waits_until_that_is_done(tmp_path: Path) -> None:
+    """Or nobody would close what is opened after the end."""
+    begun, may_end = threading.Event(), threading.Event()
+    ended: list[bool] = []
+
+    def open_it() -> None:
+        begun.set()
+        ended.append(may_end.wait(_DEADLINE_S))
+
+    async def run() -> None:
+        opening = asyncio.create_task(when_free(open_it, 60))
+        await asyncio.to_thread(begun.wait, _DEADLINE_S)
+        opening.cancel()
+        asyncio.get_running_loop().call_later(0.05, may_end.set)
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert ended == [True]
+
+    asyncio.run(run())
 
 
 def test_a_database_of_another_process_is_exit_69_and_one_line(
