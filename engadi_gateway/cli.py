@@ -193,6 +193,7 @@ def _faults_of(error: ConfigurationError | RefusedError) -> list[Fault]:
 
 def _check(args: argparse.Namespace) -> int:
     settings = checked_settings(args, all_faults)
+    _loop_factory(settings)
     context = server_tls(settings)
     warning = "" if context is None else warning_of(validity_of(context, settings), time.time())
     if warning:

@@ -14,19 +14,21 @@ from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.routing import RoutingTable
+from engadi_gateway.secret import secret_faults
 from engadi_gateway.seed import seed_of, timestamp
 from engadi_gateway.settings import Settings
 from engadi_gateway.store.catalog import snapshot_at_rest
 from engadi_gateway.store.database import StoreError
+from engadi_gateway.store.journal import refuse_unusable
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
 
 
 def all_faults(settings: Settings) -> list[Fault]:
     """What would keep a gateway with these settings from serving."""
-    faults = trial_faults(settings)
+    faults = trial_faults(settings) + secret_faults(settings)
     named = {fault.pointer for fault in faults}
-    found = _configuration_faults(settings, is_compiled=not faults)
+    found = _configuration_faults(settings, is_compiled=not faults) + _log_faults(settings)
     return faults + [fault for fault in found if fault.pointer not in named]
 
 
@@ -42,6 +44,14 @@ def _configuration_faults(settings: Settings, *, is_compiled: bool) -> list[Faul
         return error.faults
     except RefusedError as error:
         return [Fault("database.url", error.refusal.detail)]
+    return []
+
+
+def _log_faults(settings: Settings) -> list[Fault]:
+    try:
+        refuse_unusable(settings.log_path)
+    except StoreError as error:
+        return [Fault("database.log_url", str(error))]
     return []
 
 

@@ -41,6 +41,19 @@ def with_secret(settings: Settings) -> tuple[Settings, str]:
     return replace(settings, values={**settings.values, "jwt_secret_key": key}), said
 
 
+def secret_faults(settings: Settings) -> list[Fault]:
+    """What `with_secret` would raise of a key that is there; makes none."""
+    path = secret_path(settings)
+    try:
+        if needs_own_secret(settings):
+            _read(path)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return [Fault("jwt.secret_key", f"{path}: {error.strerror}")]
+    return []
+
+
 def _read_or_make(path: Path) -> tuple[str, str]:
     try:
         return _read(path), f"no SECRET_KEY: using the development key in {path}"

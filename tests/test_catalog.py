@@ -395,8 +395,10 @@ def test_a_reload_follows_as_opening_does(tmp_path: Path) -> None:
 # at rest and broken
 
 
-def test_without_a_file_it_is_the_seed(tmp_path: Path) -> None:
+def test_without_a_file_or_with_an_empty_one_it_is_the_seed(tmp_path: Path) -> None:
     snapshot = snapshot_at_rest(str(tmp_path / "config.db"), SEED)
+    (tmp_path / "config.db").touch()
+    assert snapshot_at_rest(str(tmp_path / "config.db"), SEED) == snapshot
     with opened(tmp_path) as (_, real):
         assert {route.id: route for route in snapshot.routes} == {route.id: route for route in real.routes}
         assert (set(snapshot.rules), snapshot.cors, snapshot.services) == (set(real.rules), real.cors, real.services)

@@ -527,12 +527,22 @@ def test_peeking_refuses_what_opening_would_refuse_or_change(tmp_path: Path) -> 
         database(path).peek(count)
     assert not path.exists()
     filled(path)
-    for migrations, why in (((), "newer version"), ((TABLE, TABLE), "older version; serving once")):
-        with pytest.raises(StoreError, match=why):
-            database(path, migrations).peek(count)
+    with pytest.raises(StoreError, match="newer version"):
+        database(path, ()).peek(count)
+    with pytest.raises(StoreError, match="already exists"):
+        database(path, (TABLE, TABLE)).peek(count)
     damage(path, 20)
     with pytest.raises(CorruptError, match="damaged"):
         database(path).peek(count)
+
+
+def test_peeking_at_an_older_file_shows_what_opening_would_make_of_it_and_leaves_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    filled(path)
+    before = path.read_bytes()
+    newer = (TABLE, ("DELETE FROM item WHERE n > 7",))
+    assert database(path, newer).peek(count) == 7
+    assert (path.read_bytes(), names_in(tmp_path)) == (before, ["a.db"])
 
 
 # sizes

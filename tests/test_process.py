@@ -12,7 +12,7 @@ import sqlite3
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -476,6 +476,66 @@ def test_check_says_all_faults_at_once_and_opens_nothing(tmp_path: Path) -> None
     good = _run(tmp_path, "--check")
     assert (good.returncode, good.stdout) == (0, "configuration ok\n")
     assert not list(tmp_path.glob("*.db"))
+
+
+def _table(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE t (x)")
+
+
+def _newer(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+
+#: What lies there, what a start says of it (last), and its exit code; None: it serves.
+LIES_THERE: dict[str, tuple[str, Callable[[Path], object], str, int | None]] = {
+    "a log of a newer version": ("-log.db", _newer, "made by a newer version", 78),
+    "a log of another program": ("-log.db", _table, "a database of another application", 78),
+    "a broken log": ("-log.db", lambda path: path.write_bytes(b"no database" * 999), "", None),
+    "an empty log": ("-log.db", Path.touch, "", None),
+    "a configuration of a newer version": (".db", _newer, "made by a newer version", 78),
+    "a configuration of another program": (".db", _table, "a database of another application", 78),
+    "a broken configuration": (".db", lambda path: path.write_bytes(b"no database" * 999), "not a database", 78),
+    "an empty configuration": (".db", Path.touch, "", None),
+    "a link that leads nowhere": (".db", lambda path: path.symlink_to("nowhere/x"), "Permission denied", 78),
+    "half a key": (".db.secret", lambda path: path.write_text("half"), "holds no whole key", 78),
+}
+
+
+@pytest.mark.parametrize("name", LIES_THERE)
+def test_check_and_the_start_agree_about_what_lies_there(tmp_path: Path, name: str) -> None:
+    suffix, make, said, code = LIES_THERE[name]
+    make(tmp_path / f"engadi_gateway{suffix}")
+    environment = {"SECRET_KEY": "", "ENGADI_SERVER_HOST": "127.0.0.1"}
+    checked = _run(tmp_path, "--check", **environment)
+    assert (checked.returncode, said in checked.stderr) == (code or 0, True), checked.stderr
+
+    async def serves() -> None:
+        async with started(tmp_path, "", **environment) as gateway:
+            gateway.signal(signal.SIGTERM)
+            assert await gateway.code() == 0
+
+    if code is None:
+        asyncio.run(serves())
+    else:
+        served = _run(tmp_path, PORT="0", **environment)
+        assert (served.returncode, said in served.stderr) == (code, True), served.stderr
+
+
+def test_check_asks_for_the_loop_that_a_start_would_take(tmp_path: Path) -> None:
+    program = (
+        "import importlib.util, runpy, sys\n"
+        "found = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name: None if name == 'uvloop' else found(name)\n"
+        "sys.argv[1:] = ['--check']\n"
+        f"runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [PYTHON, "-c", program], cwd=tmp_path, env=environment_of(ENGADI_SERVER_LOOP="uvloop"), capture_output=True,
+        text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, "server.loop: uvloop is not installed" in done.stderr) == (78, True), done.stderr
 
 
 def test_routes_that_cannot_be_told_apart_are_one_line_for_every_command(tmp_path: Path) -> None:

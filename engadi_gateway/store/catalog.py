@@ -258,7 +258,13 @@ def _following(snapshot: Snapshot, seed: Seed) -> list[Change]:
     return changes
 
 
+def _seeded(seed: Seed) -> Snapshot:
+    return Snapshot(0, seed_routes(seed.services, seed.now), seed.rules, seed.cors, seed.services)
+
+
 def _preview(connection: Connection, seed: Seed) -> Snapshot:
+    if current_revision(connection) == 0:
+        return _seeded(seed)
     snapshot = load_snapshot(connection, seed.services, seed.cors)
     for change in _following(snapshot, seed):
         snapshot = with_change(snapshot, change)
@@ -273,7 +279,7 @@ def snapshot_at_rest(path: str, seed: Seed) -> Snapshot:
     """
     database = _database(path)
     if not database.is_there():
-        return Snapshot(0, seed_routes(seed.services, seed.now), seed.rules, seed.cors, seed.services)
+        return _seeded(seed)
     return database.peek(lambda connection: _preview(connection, seed))
 
 

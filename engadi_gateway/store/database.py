@@ -183,8 +183,7 @@ class Database:
         if 0 < version < len(self._migrations):
             self._enter_alone()
             self._back_up(connection, version)
-        for number, migration in enumerate(self._migrations[version:], version + 1):
-            self._migrate(connection, number, migration)
+        self._bring_up_to_date(connection, version)
         self._locks.enter()
 
     def _enter_alone(self) -> None:
@@ -203,6 +202,10 @@ class Database:
         if version > known:
             raise StoreError(f"{self.path}: made by a newer version (schema {version}, this one knows {known})")
         return version
+
+    def _bring_up_to_date(self, connection: Connection, version: int) -> None:
+        for number, migration in enumerate(self._migrations[version:], version + 1):
+            self._migrate(connection, number, migration)
 
     def _migrate(self, connection: Connection, number: int, migration: Migration) -> None:
         with _transaction(connection):
@@ -238,21 +241,45 @@ class Database:
         except OSError as error:
             raise _os_error(self.path, error) from None
 
+    def vet(self) -> None:
+        """Look whether `open` would take the file as it lies there, a log that it moves aside too. Blocking.
+
+        Raises:
+            StoreError: it would not, or there is none.
+        """
+        try:
+            with contextlib.closing(self._at_rest()) as connection:
+                self._check(connection)
+        except sqlite3.Error as error:
+            failure = _store_error(self.path, error)
+            if not (self._is_expendable and isinstance(failure, CorruptError | UnavailableError)):
+                raise failure from None
+
     def peek(self, work: Work[T]) -> T:
         """Run `work` on the file as it lies there; for commands that only look. Blocking.
+
+        One of an older version is brought up to date in memory, as opening it would in the file.
 
         Raises:
             StoreError: it cannot be read, or is not as this version would have it.
         """
         try:
-            # nobody has it open: then it can be read without making the companions of a WAL
-            is_at_rest = not Path(f"{self.path}-wal").exists()
-            with contextlib.closing(_read_only(self.path, "&immutable=1" if is_at_rest else "")) as connection:
-                if self._check(connection) < len(self._migrations):
-                    raise StoreError(f"{self.path}: made by an older version; serving once brings it up to date")
-                return work(connection)
+            with (
+                contextlib.closing(self._at_rest()) as connection,
+                contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy,
+            ):
+                version = self._check(connection)
+                if version == len(self._migrations):
+                    return work(connection)
+                connection.backup(copy)
+                self._bring_up_to_date(copy, version)
+                return work(copy)
         except sqlite3.Error as error:
             raise _store_error(self.path, error) from None
+
+    def _at_rest(self) -> Connection:
+        """Where nobody has it open, it can be read without making the companions of a WAL."""
+        return _read_only(self.path, "" if Path(f"{self.path}-wal").exists() else "&immutable=1")
 
     # writing
 

@@ -76,6 +76,28 @@ class JournalStats:
     moved_aside: str = ""
 
 
+def _database(path: str, *, is_shared: bool = False) -> Database:
+    return Database(
+        path,
+        MIGRATIONS,
+        synchronous="NORMAL",
+        application_id=_APPLICATION_ID,
+        is_expendable=True,
+        is_shared=is_shared,
+    )
+
+
+def refuse_unusable(path: str) -> None:
+    """For `--check`. Blocking.
+
+    Raises:
+        StoreError: a log is there that `Journal.open` would not take: a newer version's, another program's.
+    """
+    database = _database(path)
+    if database.is_there():
+        database.vet()
+
+
 class Journal:
     """The log's database.
 
@@ -96,14 +118,7 @@ class Journal:
         segment_rows: int = SEGMENT_ROWS,
         is_shared: bool = False,
     ) -> None:
-        self._database = Database(
-            path,
-            MIGRATIONS,
-            synchronous="NORMAL",
-            application_id=_APPLICATION_ID,
-            is_expendable=True,
-            is_shared=is_shared,
-        )
+        self._database = _database(path, is_shared=is_shared)
         self.retention_days = retention_days
         self.max_bytes = max_bytes
         self._queue_rows = queue_rows
