@@ -28,6 +28,7 @@ from engadi_gateway.listeners import BindError, allow_open_files, inherited_sock
 from engadi_gateway.offline import Offline, all_faults
 from engadi_gateway.parsing import as_text, parse_duration_s
 from engadi_gateway.pipeline.identity import make_token
+from engadi_gateway.readiness import why_not_ready
 from engadi_gateway.secret import with_secret
 from engadi_gateway.serve import Process
 from engadi_gateway.settings import Settings
@@ -82,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     token.add_argument("--role", default="user", help="the role claim; admin opens the admin API (default: user)")
     token.add_argument("--ttl", default="1h", help="how long it is good (default: 1h)")
     token.add_argument("--email", help="the email claim")
+    health = commands.add_parser("health", help="ask the running gateway whether it is ready: exit 0, or 1 and why not")
+    _common(health, default=argparse.SUPPRESS)
     return parser
 
 
@@ -163,6 +166,7 @@ def main(argv: list[str] | None = None) -> int:
         "routes": _routes,
         "explain": _explain,
         "token": _token,
+        "health": _health,
     }
     try:
         return _check(args) if args.check else commands[args.command](args)
@@ -264,6 +268,15 @@ def _token(args: argparse.Namespace) -> int:
     optional = {"email": args.email, "iss": settings.jwt_issuer, "aud": settings.jwt_audience}
     claims.update({name: value for name, value in optional.items() if value})
     print(make_token(settings.jwt_secret_key, algorithm, claims))
+    return 0
+
+
+def _health(args: argparse.Namespace) -> int:
+    why_not = why_not_ready(load_settings(args))
+    if why_not:
+        _say(f"not ready: {why_not}")
+        return EX_FAILED
+    print("ready")
     return 0
 
 

@@ -8,6 +8,9 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
+import pytest
+
+from engadi_gateway.cli import EX_CONFIG, build_parser
 from engadi_gateway.options import OPTIONS
 from engadi_gateway.settings import Settings
 from tests.docs import ROOT, filled, ini_text
@@ -49,6 +52,20 @@ def test_the_writes_that_the_readme_shows_are_taken(tmp_path: Path) -> None:
                 assert reply.status == 201, reply.body
 
     asyncio.run(run())
+
+
+def test_the_unit_starts_a_gateway_and_does_not_start_again_what_cannot_go_well() -> None:
+    unit = re.search(r"```ini\n# /etc/systemd/(.*?)```", README, re.DOTALL)
+    assert unit is not None
+    service = dict(line.split("=", 1) for line in unit[1].splitlines() if re.match(r"[A-Z]\w+=", line))
+    python, program, *arguments = service["ExecStart"].split()
+    assert (Path(python).name, Path(program).name) == ("python", "run.py")
+    assert build_parser().parse_args(arguments).config == "/etc/engadi-gateway/gateway.ini"
+    with pytest.raises(SystemExit) as usage:
+        build_parser().parse_args(["--no-such-option"])
+    assert service["RestartPreventExitStatus"].split() == [str(EX_CONFIG), str(usage.value.code)]
+    settings = Settings.load()
+    assert float(service["TimeoutStopSec"]) > settings.gateway_drain_delay + settings.gateway_drain_timeout
 
 
 def test_the_two_commands_are_on_the_first_screen() -> None:

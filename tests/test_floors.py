@@ -19,7 +19,8 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         (
             "health", "authority", "metrics", "accesslog", "explain", "admin", "listeners", "secret", "seed", "rows", "demo",
-            "recorder", "assembly", "offline", "sharing", "tls", "pauses", "gateway", "serve", "cli",
+            "recorder", "assembly", "offline", "sharing", "tls", "pauses", "gateway", "serve",
+            "readiness", "cli",
         )
     ),
 )  # fmt: skip

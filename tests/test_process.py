@@ -603,7 +603,18 @@ def test_config_says_what_holds_and_whence(tmp_path: Path) -> None:
 
 def test_help_names_every_command(tmp_path: Path) -> None:
     text = _run(tmp_path, "--help").stdout
-    for word in ("serve", "config", "routes", "explain", "token", "--config", "--demo", "--check", "--version"):
+    for word in (
+        "serve",
+        "config",
+        "routes",
+        "explain",
+        "token",
+        "health",
+        "--config",
+        "--demo",
+        "--check",
+        "--version",
+    ):
         assert word in text
 
 

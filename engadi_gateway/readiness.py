@@ -1,0 +1,59 @@
+"""Whether the gateway that the settings name is ready: what `run.py health` asks, for checks of containers."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import ssl
+
+from engadi_gateway.settings import Settings
+
+#: Less than what checks have themselves (Docker: 30 s, Kubernetes: 1 s unless told otherwise).
+_TIMEOUT_S = 3.0
+#: Who listens everywhere is asked here.
+_HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def why_not_ready(settings: Settings) -> str:
+    """Ask /readyz at the first address, or the unix socket where there is none: "" for 200, else why not. Blocking."""
+    where = f"{settings.server_host[0]} port {settings.server_port}" if settings.server_host else "unix_socket"
+    if settings.server_host and not settings.server_port:
+        return "server.port is 0: only the gateway itself knows which one it took"
+    try:
+        with contextlib.closing(_connected(settings)) as sock, contextlib.closing(_with_tls(sock, settings)) as stream:
+            status = _status(stream)
+    except (OSError, http.client.HTTPException) as error:
+        return f"{where}: {error}"
+    return "" if status == http.HTTPStatus.OK else f"{where} says {status}"
+
+
+def _connected(settings: Settings) -> socket.socket:
+    if settings.server_host:
+        host = settings.server_host[0]
+        return socket.create_connection((_HERE.get(host, host), settings.server_port), _TIMEOUT_S)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(_TIMEOUT_S)
+        sock.connect(settings.server_unix_socket)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _with_tls(sock: socket.socket, settings: Settings) -> socket.socket:
+    """Whatever the certificate: nothing secret is said, and one that has expired is no reason for a restart."""
+    if not settings.server_tls_certificate:
+        return sock
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(sock)
+
+
+def _status(stream: socket.socket) -> int:
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = stream
+    connection.request("GET", "/readyz", headers={"Connection": "close"})
+    return connection.getresponse().status
