@@ -871,6 +871,8 @@ BAD: dict[str, tuple[tuple[str, str, Any, dict[str, str]], tuple[int, str, list[
                               (422, "invalid_fields", ["/allow_origins/0"])),
     "a header that is none": (("PUT", "/config/cors", {"allow_headers": ["X-A", "a b", "\r\n"]}, {}),
                               (422, "invalid_fields", ["/allow_headers/1", "/allow_headers/2"])),
+    "a method that nobody sends": (("PUT", "/config/cors", {"allow_methods": ["GET", "put"]}, {}),
+                                   (422, "invalid_fields", ["/allow_methods/1"])),
     "an age too great": (("PUT", "/config/cors", {"max_age": 10**9}, {}), (422, "invalid_fields", ["/max_age"])),
     "explain nothing": (("POST", "/explain", {"method": "GET"}, {}), (422, "invalid_fields", ["/path"])),
     "explain what cannot be read": (("POST", "/explain", {"method": "GET", "path": "/a b"}, {}),

@@ -275,6 +275,8 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a user": ({"allow_origins": ("https://u@a.example",)}, ["/allow_origins/0"]),
     "a line end": ({"allow_origins": (APP + "\r\nX: y",)}, ["/allow_origins/0"]),
     "methods": ({"allow_methods": ("GET", "PUT POST", "")}, ["/allow_methods/1", "/allow_methods/2"]),
+    "methods that nobody sends": ({"allow_methods": ("put", "Patch", "*T", "*")}, ["/allow_methods/0", "/allow_methods/1", "/allow_methods/2"]),
+    "a method of one's own": ({"allow_methods": ("PURGE", "M-SEARCH")}, []),
     "headers": ({"allow_headers": ("x:y",)}, ["/allow_headers/0"]),
     "exposed": ({"expose_headers": ("x\r\ny",)}, ["/expose_headers/0"]),
     "credentials for everybody": ({"allow_origins": ("*",), "allow_credentials": True}, ["/allow_credentials"]),

@@ -127,6 +127,7 @@ def test_every_option_is_applied_or_named_as_one_that_waits(tmp_path: Path, capl
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no origin": ({"cors_enabled": True, "cors_allow_origins": ("https://a.test/",)}, "cors.allow_origins"),
+    "no method": ({"cors_allow_methods": ("put",)}, "cors.allow_methods"),
     "no authorities": ({"upstream_tls_ca_file": "/nowhere.pem"}, "upstream.tls_ca_file"),
     "no certificate": (
         {"server_tls_certificate": "/nowhere.pem", "server_tls_key": "/dev/null"}, "server.tls_certificate"),

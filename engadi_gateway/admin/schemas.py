@@ -16,6 +16,7 @@ from engadi_gateway.model import LimitMode, LimitType
 from engadi_gateway.options import MAX_REQUESTS, SERVICE_NAME
 from engadi_gateway.parsing import as_text, parse_url
 from engadi_gateway.pipeline.patterns import parse_pattern
+from engadi_gateway.pipeline.routing import METHOD
 
 Json = dict[str, Any]
 
@@ -225,7 +226,7 @@ PATH_PATTERN = Text(is_good=_pattern, shortest=1, says="^/")
 SERVICE = Text(pattern=SERVICE_NAME.pattern, longest=64, shortest=1)
 #: What cannot stand in a request head (RFC 3986) would be found out only when a request is sent.
 URL = Text(pattern=r"(?:https?://[A-Za-z0-9._~:/\[\]@!$&'()*+,;=%-]+)?", is_good=parse_url, longest=2048)
-METHODS = List(Text(pattern=r"[A-Z][A-Z0-9_-]*", longest=32, shortest=1), longest=32)
+METHODS = List(Text(pattern=METHOD.pattern, longest=32, shortest=1), longest=32)
 ROLE = Text(is_good=_not_blank, longest=128, shortest=1)
 UUID = Text(pattern=r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", longest=36, format="uuid")
 

@@ -11,6 +11,7 @@ import re
 from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal
 from engadi_gateway.model import CorsPolicy
 from engadi_gateway.pipeline.exchange import Exchange
+from engadi_gateway.pipeline.routing import METHOD
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
 _LABELS = rf"{_LABEL}(?:\.{_LABEL})*"
@@ -31,7 +32,12 @@ def cors_faults(policy: CorsPolicy) -> list[Fault]:
         for index, origin in enumerate(policy.allow_origins)
         if origin != "*" and not _is_origin(origin)
     ]
-    for name in ("allow_methods", "allow_headers", "expose_headers"):
+    faults += [
+        Fault(f"/allow_methods/{index}", "as it is sent, in capitals: PUT; or *")
+        for index, method in enumerate(policy.allow_methods)
+        if method != "*" and not METHOD.fullmatch(method)
+    ]
+    for name in ("allow_headers", "expose_headers"):
         faults.extend(
             Fault(f"/{name}/{index}", "not a token")
             for index, value in enumerate(getattr(policy, name))

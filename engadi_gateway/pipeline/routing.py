@@ -18,7 +18,8 @@ from engadi_gateway.pipeline.patterns import is_plain, parse_pattern, pattern_ma
 
 LOCAL_SERVICE = "gateway"
 _HOST = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]{2,45}\]")
-_METHOD = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
+#: Case-sensitive (RFC 9110 section 9.1), and all that are registered are in capitals.
+METHOD = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 #: Places of a pattern in the order in which they win; END is before `*`, so `/a` wins over `/a/*` for `/a`.
 _LITERAL_PLACE, _PARAMETER_PLACE, _END, _REST = range(4)
 
@@ -112,7 +113,7 @@ def route_faults(route: Route) -> list[Fault]:
     faults.extend(
         Fault(f"/methods/{index}", "not a method, which is in upper case")
         for index, name in enumerate(route.methods)
-        if not _METHOD.fullmatch(name)
+        if not METHOD.fullmatch(name)
     )
     return faults
 
