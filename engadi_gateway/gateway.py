@@ -351,7 +351,7 @@ class Gateway:
             "in_flight": len(self._context.flights),
             "loop_lag_s": round(self._ticker.lag_s, 6),
             "pools": self._pools.counts(),
-            "log": asdict(self.journal.stats()),
+            "log": {**asdict(self.journal.stats()), "is_shedding": self._recorder.is_shedding},
             "access_lines_lost": self.access_log.lines_lost,
             "certificate_ends_at": self._certificate_ends_at,
             "reloads": dict(self._reloads),
@@ -526,7 +526,7 @@ class Gateway:
             self._fetch.close()
         await asyncio.sleep(0)  # connections cut just now settle their exchanges
         if hasattr(self, "_recorder"):
-            self._recorder.flush()
+            self._recorder.close()
         if hasattr(self, "journal"):
             await asyncio.to_thread(self.journal.close)
             await asyncio.to_thread(self.access_log.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from engadi_gateway.accesslog import AccessLog
@@ -15,6 +16,8 @@ from engadi_gateway.store.journal import Journal
 
 #: Made into rows at once, a third of a millisecond's worth: a whole batch would hold everybody up for ten times that.
 _ROWS_AT_ONCE = 32
+#: Rows that were shed so long ago are over: a burst is shed in many pieces, and is told of once.
+CALM_S = 60.0
 
 
 class Recorder:
@@ -39,6 +42,9 @@ class Recorder:
         self._ended: list[Exchange] = []
         self._rows: list[LogRow] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._calming: asyncio.TimerHandle | None = None  # while rows are shed
+        self._shed = 0
+        self._log = logging.getLogger("engadi")
         self.take(settings)
 
     def take(self, settings: Settings) -> None:
@@ -48,6 +54,11 @@ class Recorder:
         self._truncates_ip: bool = settings.log_truncate_ip
         self._is_kept: bool = settings.log_requests
         self._can_stall = settings.log_requests and settings.log_when_full == "stall"
+
+    @property
+    def is_shedding(self) -> bool:
+        """Whether rows were shed within the last minute."""
+        return self._calming is not None
 
     @property
     def is_stalled(self) -> bool:
@@ -75,8 +86,22 @@ class Recorder:
     def _hand_over(self) -> None:
         rows, self._rows = self._rows, []
         if self._is_kept:
-            self._journal.put(rows, sheds=not self._can_stall)
+            shed = self._journal.put(rows, sheds=not self._can_stall)
+            if shed:
+                self._note_shed(shed)
         self._access_log.flush()
+
+    def _note_shed(self, count: int) -> None:
+        if self._calming is None:
+            self._log.warning("request log: the queue is full, rows are shed")
+        else:
+            self._calming.cancel()
+        self._shed += count
+        self._calming = self._call_later(CALM_S, self._calmed)
+
+    def _calmed(self) -> None:
+        self._log.warning("request log: no more rows are shed; %d were lost", self._shed)
+        self._calming, self._shed = None, 0
 
     def flush(self) -> None:
         """Hand over what there is."""
@@ -87,6 +112,13 @@ class Recorder:
             self._make_rows()
         if self._rows:
             self._hand_over()
+
+    def close(self) -> None:
+        """Hand over what there is, and say now what would be said later."""
+        self.flush()
+        if self._calming is not None:
+            self._calming.cancel()
+            self._calmed()
 
     async def flushed(self, within_s: float) -> None:
         """Whoever asks about the log sees what was answered before: write what waits, or wait so long for it."""

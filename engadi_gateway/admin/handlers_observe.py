@@ -55,8 +55,8 @@ def _health_page(call: Call) -> dict[str, Any]:
 
 
 def _log_status(log: Mapping[str, Any]) -> str:
-    """`replaced`: the file was corrupt, and a new one was begun since the start."""
-    troubles = (("failing", log["last_error"]), ("shedding", log["rows_shed"]), ("replaced", log["moved_aside"]))
+    """`shedding`: within the last minute; `replaced`: the file was corrupt, and a new one was begun since the start."""
+    troubles = (("failing", log["last_error"]), ("shedding", log["is_shedding"]), ("replaced", log["moved_aside"]))
     return next((word for word, is_so in troubles if is_so), "ok")
 
 
