@@ -225,6 +225,34 @@ def test_the_breaker_opens_probes_and_closes(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_circuit_that_keeps_requests_out_makes_the_health_degraded(tmp_path: Path) -> None:
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+
+    async def run() -> None:
+        values = {"breaker_failure_threshold": 1, "upstream_retry_count": 0}
+        async with upstream(script) as auth, running(tmp_path, auth, **values) as gateway:
+
+            async def page() -> tuple[str, dict[str, str]]:
+                found = json_of(await ask(gateway.port, "GET", "/health"))
+                return found["status"], found["circuits"]
+
+            assert await page() == ("healthy", {})
+            await ask(gateway.port, "GET", "/api/v1/auth/x")
+            assert await page() == ("degraded", {"auth": "open"})
+            gateway.breakers.note_healthy("auth", time.monotonic())
+            assert await page() == ("degraded", {"auth": "half_open"})
+            await gateway.reload(settings_for(tmp_path, {"auth": auth.url}, **values, breaker_enabled=False))
+            assert await page() == ("healthy", {"auth": "half_open"}), "nobody asks it"
+            await gateway.reload(settings_for(tmp_path, {"content": auth.url}, **values))
+            assert await page() == ("healthy", {"auth": "half_open"}), "its service is gone"
+            await gateway.reload(settings_for(tmp_path, {"auth": auth.url}, **values))
+            gateway.breakers.reset("auth", time.monotonic())
+            assert await page() == ("healthy", {"auth": "closed"})
+
+    asyncio.run(run())
+
+
 def test_client_errors_never_open_the_breaker(tmp_path: Path) -> None:
     async def script(seen: Seen, wire: Wire) -> None:
         await wire.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")

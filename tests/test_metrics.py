@@ -221,6 +221,7 @@ def test_the_page_of_a_running_gateway(tmp_path: Path) -> None:
             assert samples[f'engadi_http_request_duration_seconds_count{{route="{route}"}}'] == 3
             assert samples['engadi_upstream_request_duration_seconds_count{service="auth"}'] == 3
             assert samples['engadi_circuit_state{service="auth",state="closed"}'] == 1
+            assert not [name for name in samples if name.startswith("engadi_target_up")], "nobody has looked"
             assert samples["engadi_config_revision"] == 1
             assert samples["process_resident_memory_bytes"] > 1 << 20
             assert "127.0.0.1:4" not in re.sub(r"engadi_(target_up|upstream_connections).*", "", text)
@@ -229,10 +230,12 @@ def test_the_page_of_a_running_gateway(tmp_path: Path) -> None:
             assert samples[connections] == 1
             assert samples['engadi_upstream_attempts_total{service="auth",outcome="answered"}'] == 3
             target, accept = "/api/v1/gateway/metrics", {"Accept": "application/openmetrics-text"}
+            await gateway.checker.check_now("auth")
             reply = await ask(gateway.port, "GET", target, bearer=ADMIN, headers=accept)
             assert reply.one("content-type") == "application/openmetrics-text; version=1.0.0; charset=utf-8"
             later = parsed(reply.body.decode(), is_openmetrics=True)
             assert set(samples) <= set(later)
+            assert later[f'engadi_target_up{{service="auth",target="{auth.url}"}}'] == 1
             changes = {name for name in samples if samples[name] != later[name]}
             assert "process_start_time_seconds" not in changes  # or every scrape would look like a restart
 

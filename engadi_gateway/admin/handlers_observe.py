@@ -14,7 +14,7 @@ from engadi_gateway.admin.media import preferred
 from engadi_gateway.admin.schemas import moment_ms
 from engadi_gateway.errors import Fault, Reason, Refusal, RefusedError
 from engadi_gateway.explain import explain
-from engadi_gateway.model import ServiceHealth
+from engadi_gateway.model import BreakerState, ServiceHealth
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.seed import timestamp
 from engadi_gateway.store.questions import LogFilter
@@ -35,15 +35,19 @@ def _health_page(call: Call) -> dict[str, Any]:
     log = state["log"]
     log_status = _log_status(log)
     page = call.console.checker.aggregate()
-    if log_status != "ok":
-        page["status"] = "degraded"
     breakers = call.console.breakers
+    circuits = {name: str(breakers.peek(name).state) for name in breakers.names()}
+    # that of a service which is gone, or of breakers that are switched off, keeps nobody out
+    asked = page["services"] if call.console.settings.breaker_enabled else ()
+    is_closed = all(circuits.get(name, BreakerState.CLOSED) == BreakerState.CLOSED for name in asked)
+    if log_status != "ok" or not is_closed:
+        page["status"] = "degraded"
     return {
         "service": call.console.settings.gateway_name,
         "version": state["version"],
         "lifecycle": state["lifecycle"],
         **page,
-        "circuits": {name: str(breakers.peek(name).state) for name in breakers.names()},
+        "circuits": circuits,
         "request_log": {
             "status": log_status,
             "rows_written": log["rows_written"],
