@@ -95,6 +95,7 @@ def as_json(row: LogRow, extra: Extra) -> str:
         "target": extra.upstream,
         "status": row.status_code,
         "reason": row.reason,
+        "error": row.error_message or None,
         "attempts": row.attempts,
         "ms_total": row.response_time,
         "ms_upstream": row.upstream_time,

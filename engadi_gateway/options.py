@@ -250,7 +250,9 @@ OPTIONS: tuple[Option, ...] = (
 
     Option("log", "level", one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), "INFO",
            "messages on stderr", "LOG_LEVEL", why="starts, stops, faults; a line a request is log.access"),
-    Option("log", "requests", parse_bool, "yes", "the request log in the database", "ENABLE_REQUEST_LOGGING",
+    Option("log", "requests", parse_bool, "yes",
+           "the request log in the database; of it are /logs, /errors, /stats, /performance and JSON /metrics",
+           "ENABLE_REQUEST_LOGGING",
            why="the answer to 'why did it do that?'"),
     Option("log", "retention_days", parse_int, "30", "older rows go", "GATEWAY_LOG_RETENTION_DAYS", low=1,
            high=36_500, why="what Mission Engadi has promised"),

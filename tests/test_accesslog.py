@@ -58,6 +58,7 @@ def test_json() -> None:
         "service": "content",
         "status": 200,
         "reason": "ok",
+        "error": None,
         "attempts": 1,
         "trace_id": "0af7651916cd43dd8448eb211c80319c",
         "target": "http://c:1",
@@ -72,6 +73,11 @@ def test_json() -> None:
         "referer": "",
         "user_agent": "curl/8",
     }
+
+
+@pytest.mark.parametrize(("message", "said"), [("name not found", "name not found"), ("", None)])
+def test_json_says_what_was_not_right(message: str, said: str | None) -> None:
+    assert json.loads(as_json(ROW._replace(error_message=message), EXTRA))["error"] == said
 
 
 @pytest.mark.parametrize("month", range(1, 13))

@@ -778,6 +778,17 @@ def test_logs_are_found_by_each_filter(tmp_path: Path) -> None:
     with_gateway(tmp_path, session)
 
 
+@pytest.mark.parametrize(("is_kept", "word"), [(True, "on"), (False, "off")])
+def test_answers_from_the_log_say_whether_there_is_one(tmp_path: Path, is_kept: bool, word: str) -> None:
+    async def session(gateway: Gateway) -> None:
+        for path in ("/logs", "/errors", "/stats", "/performance", "/metrics"):
+            assert json_of(await admin(gateway, "GET", path))["request_log"] == word, path
+        page = json_of(await admin(gateway, "GET", "/health"))
+        assert (page["status"], page["request_log"]["status"]) == ("healthy", "ok" if is_kept else "off")
+
+    with_gateway(tmp_path, session, log_requests=is_kept)
+
+
 def test_logs_are_paged_by_cursor_and_by_offset(tmp_path: Path) -> None:
     async def session(gateway: Gateway) -> None:
         for number in range(7):

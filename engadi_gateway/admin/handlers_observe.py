@@ -33,14 +33,14 @@ def _health_page(call: Call) -> dict[str, Any]:
     """Names and states only: everybody may read it."""
     state = call.console.state()
     log = state["log"]
-    log_status = _log_status(log)
+    log_status = _log_status(log) if call.console.settings.log_requests else "off"
     page = call.console.checker.aggregate()
     breakers = call.console.breakers
     circuits = {name: str(breakers.peek(name).state) for name in breakers.names()}
     # that of a service which is gone, or of breakers that are switched off, keeps nobody out
     asked = page["services"] if call.console.settings.breaker_enabled else ()
     is_closed = all(circuits.get(name, BreakerState.CLOSED) == BreakerState.CLOSED for name in asked)
-    if log_status != "ok" or not is_closed:
+    if log_status not in {"ok", "off"} or not is_closed:
         page["status"] = "degraded"
     return {
         "service": call.console.settings.gateway_name,
@@ -126,20 +126,35 @@ async def reset_service(call: Call) -> LocalReply:
 # the log
 
 
+def _of_log(call: Call, answer: dict[str, Any]) -> dict[str, Any]:
+    """With whether there is anything to answer from: nothing happened is not the same as nothing was written."""
+    return {**answer, "request_log": "on" if call.console.settings.log_requests else "off"}
+
+
+async def _totals(call: Call) -> dict[str, Any]:
+    hours = call.query.get("hours", _DEFAULT_HOURS)
+    return _of_log(call, await call.console.journal.stats_of(hours, _now_ms()))
+
+
+async def _timing(call: Call) -> dict[str, Any]:
+    hours = call.query.get("hours", _DEFAULT_HOURS)
+    return _of_log(call, await call.console.journal.performance(hours, _now_ms()))
+
+
 async def stats(call: Call) -> LocalReply:
     await call.console.flushed()
-    return reply(200, await call.console.journal.stats_of(call.query.get("hours", _DEFAULT_HOURS), _now_ms()))
+    return reply(200, await _totals(call))
 
 
 async def performance(call: Call) -> LocalReply:
     await call.console.flushed()
-    return reply(200, await call.console.journal.performance(call.query.get("hours", _DEFAULT_HOURS), _now_ms()))
+    return reply(200, await _timing(call))
 
 
 async def errors(call: Call) -> LocalReply:
     await call.console.flushed()
     items = await call.console.journal.errors(call.query.get("limit", 50))
-    return reply(200, {"items": items})
+    return reply(200, _of_log(call, {"items": items}))
 
 
 async def logs(call: Call) -> LocalReply:
@@ -155,7 +170,7 @@ async def logs(call: Call) -> LocalReply:
         query |= {"status_class": int(status[0])} if status.endswith("xx") else {"status_code": int(status)}
     page = await call.console.journal.logs(LogFilter(**query))
     more = {"offset": None, "cursor": page.next_cursor} if page.next_cursor else None
-    return reply(200, {"items": page.items, "next": page.next_cursor}, *next_page(call, more))
+    return reply(200, _of_log(call, {"items": page.items, "next": page.next_cursor}), *next_page(call, more))
 
 
 # metrics
@@ -189,10 +204,7 @@ async def metrics(call: Call) -> LocalReply:
     if media != "application/json":
         return _text(call, media)
     await call.console.flushed()
-    hours = call.query.get("hours", _DEFAULT_HOURS)
-    journal = call.console.journal
-    totals = await journal.stats_of(hours, _now_ms())
-    timing = await journal.performance(hours, _now_ms())
+    totals, timing = await _totals(call), await _timing(call)
     return reply(200, {**totals, "performance": timing, "process": call.console.state()})
 
 

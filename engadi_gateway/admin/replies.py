@@ -87,7 +87,9 @@ _TIMING: dict[str, Json] = {
     **{f"p{percent}": _or_null(_NUMBER) for percent in PERCENTILES},
     **{name: _or_null(_NUMBER) for name in ("min", "max", "mean")},
 }
+_OF_LOG: dict[str, Json] = {"request_log": {"type": "string", "enum": ["on", "off"]}}
 _STATS: dict[str, Json] = {
+    **_OF_LOG,
     "hours": _COUNT,
     "total_requests": _COUNT,
     "success_count": _COUNT,
@@ -144,7 +146,7 @@ _HEALTH = thing(
     services=_map(of_type(HealthStatus)),
     circuits=_map(of_type(BreakerState)),
     request_log=thing(
-        status={"type": "string", "enum": ["ok", "failing", "shedding", "replaced"]},
+        status={"type": "string", "enum": ["ok", "off", "failing", "shedding", "replaced"]},
         rows_written=_COUNT,
         rows_shed=_COUNT,
         rows_failed=_COUNT,
@@ -217,14 +219,14 @@ _VALUE: Json = {"anyOf": [_ref("Route"), _ref("Rule"), _ref("Cors"), {"type": "n
 REPLIES: Mapping[str, Json] = {
     "Cors": record(CorsPolicy),
     "DryRun": thing(dry_run={"type": "boolean", "const": True}, before=_VALUE, after=_VALUE),
-    "Errors": _list("LogRow"),
+    "Errors": _list("LogRow", **_OF_LOG),
     "Explanation": _EXPLANATION,
     "Health": _HEALTH,
     "LogRow": thing(id=_COUNT, **record(LogRow, created_at=_MOMENT)["properties"]),
-    "Logs": _list("LogRow", next=_or_null(_TEXT)),
+    "Logs": _list("LogRow", next=_or_null(_TEXT), **_OF_LOG),
     "Metrics": thing(**_STATS, performance=_ref("Performance"), process=_PROCESS),
     "OpenAPI": {"type": "object"},
-    "Performance": thing(hours=_COUNT, **_TIMING, services=_map(thing(**_TIMING))),
+    "Performance": thing(**_OF_LOG, hours=_COUNT, **_TIMING, services=_map(thing(**_TIMING))),
     "Revision": record(Revision),
     "Revisions": _list("Revision", next_before=_or_null(_COUNT)),
     "Route": record(Route),
