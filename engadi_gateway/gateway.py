@@ -232,10 +232,13 @@ class Gateway:
             warning = warning_of(validity, time.time())
             if warning:
                 self._log.warning("server.tls_certificate: %s %s", self.settings.server_tls_certificate, warning)
-        for route in without_target(self._compiled.table):
-            self._log.warning("%s: no URL for %s, requests get 503", route.path_pattern, route.target_service)
+        self._say_dead_ends(_dead_ends(self._compiled.table))
         for name in without_route(self._snapshot.services, self._compiled.table):
             self._log.info("service %s: no route leads there; a database that is there already gets none", name)
+
+    def _say_dead_ends(self, found: list[tuple[str, str]]) -> None:
+        for pattern, service in found:
+            self._log.warning("%s: no URL for %s, requests get 503", pattern, service)
 
     @property
     def addresses(self) -> list[str]:
@@ -381,7 +384,11 @@ class Gateway:
         return self._sharing.writing()
 
     def _take_snapshot(self, snapshot: Snapshot) -> None:
-        self._swap(snapshot, self._compiler.compile(snapshot, time.monotonic()))
+        """Of another process, whose services may be others."""
+        compiled = self._compiler.compile(snapshot, time.monotonic())
+        known = set(_dead_ends(self._compiled.table))
+        self._say_dead_ends([one for one in _dead_ends(compiled.table) if one not in known])
+        self._swap(snapshot, compiled)
 
     def rehearse(self, change: Change) -> None:
         """What `change` would refuse is refused; nothing is changed.
@@ -543,6 +550,11 @@ class Gateway:
             except Exception:  # the next time may go well
                 self.fault("retention")
             await self._save_health()
+
+
+def _dead_ends(table: RoutingTable) -> list[tuple[str, str]]:
+    """Pattern and service of the routes that have nowhere to go."""
+    return [(route.path_pattern, route.target_service) for route in without_target(table)]
 
 
 def _keys_of(settings: Settings) -> list[Any]:

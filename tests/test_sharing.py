@@ -204,6 +204,34 @@ def test_a_write_reaches_the_other_gateway(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_route_whose_service_is_unknown_here_is_served_as_none_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = "/made/*: no URL for content, requests get 503"
+
+    async def run() -> None:
+        async with upstream() as auth:
+            few, more = {"auth": auth.url}, {"auth": auth.url, "content": auth.url}
+            async with (
+                Gateway(settings_for(tmp_path, few, server_reuse_port=True)) as one,
+                Gateway(settings_for(tmp_path, more, server_reuse_port=True)) as two,
+            ):
+                body = {"path_pattern": "/made/*", "target_service": "content", "is_public": True}
+                made = json_of(await admin(two.port, "POST", "/routes", body=body))
+                await one._sharing.look()
+                refused = await ask(one.port, "GET", "/made/x")
+                assert (refused.status, json_of(refused)["code"]) == (503, "no_target")
+                assert caplog.messages.count(said) == 1
+                for priority in (5, 6):
+                    await admin(two.port, "PUT", f"/routes/{made['id']}", body={"priority": priority})
+                    await one._sharing.look()
+                assert one.snapshot == replace(two.snapshot, services=one.snapshot.services)
+                assert caplog.messages.count(said) == 1, "said already"
+
+    with caplog.at_level(logging.WARNING, "engadi"):
+        asyncio.run(run())
+
+
 def test_if_match_is_held_against_what_the_other_wrote_and_no_part_is_lost(tmp_path: Path) -> None:
     async def run() -> None:
         async with upstream() as auth, pair(tmp_path, auth) as (one, two):
