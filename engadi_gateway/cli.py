@@ -25,7 +25,7 @@ from engadi_gateway.demo import demo_upstreams
 from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.listeners import BindError, allow_open_files, inherited_sockets
-from engadi_gateway.offline import Offline, all_faults
+from engadi_gateway.offline import Offline, all_faults, overruled_at_rest
 from engadi_gateway.parsing import as_text, parse_duration_s
 from engadi_gateway.pipeline.identity import make_token
 from engadi_gateway.readiness import why_not_ready
@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command")
     serve = commands.add_parser("serve", help="run the gateway (what happens without a command)")
     _common(serve, default=argparse.SUPPRESS)
-    config = commands.add_parser("config", help="print every option with the value that holds and where it is from")
+    config = commands.add_parser("config", help="print every option, where it is from, and whether the API changed it")
     _common(config, default=argparse.SUPPRESS)
     config.add_argument("--json", action="store_true", help="as JSON")
     routes = commands.add_parser("routes", help="print the routes in the order in which they are tried")
@@ -213,8 +213,13 @@ def _config(args: argparse.Namespace) -> int:
         **{f"services.{service.name}": service.url for service in settings.services.values()},
         **{f"health_paths.{service.name}": service.health_path for service in settings.services.values()},
     }
+    origins = dict(settings.origins)
+    try:
+        origins.update({name: f"{origins[name]}; the API changed it" for name in overruled_at_rest(settings)})
+    except StoreError as error:
+        _say(f"what the API changed cannot be told: {error}")
     columns = ("option", "from", "value")
-    rows = [dict(zip(columns, (name, settings.origins[name], as_text(values[name])), strict=True)) for name in values]
+    rows = [dict(zip(columns, (name, origins[name], as_text(values[name])), strict=True)) for name in values]
     _print_rows(rows, columns, as_json=args.json)
     return 0
 

@@ -56,7 +56,7 @@ from engadi_gateway.pipeline.routing import RoutingTable
 from engadi_gateway.pipeline.targets import urls_of, without_route, without_target
 from engadi_gateway.recorder import Recorder
 from engadi_gateway.secret import with_secret
-from engadi_gateway.seed import seed_of, timestamp
+from engadi_gateway.seed import overruled, seed_of, timestamp
 from engadi_gateway.settings import Settings
 from engadi_gateway.sharing import Sharing, when_free
 from engadi_gateway.store.catalog import Catalog, Change, with_change
@@ -222,7 +222,7 @@ class Gateway:
             acceptor.start()
 
     def _say_what_is_amiss(self) -> None:
-        """Too few files, a certificate that ends, routes that lead nowhere: nothing that keeps it from serving."""
+        """Too few files, a certificate that ends, routes that lead nowhere, settings that do not hold."""
         most, wanted = self._context.seats.most, self.settings.server_max_connections
         if most < wanted:
             self._log.warning("%d client connections at most, not %d: too few files may be open", most, wanted)
@@ -235,6 +235,11 @@ class Gateway:
         self._say_dead_ends(_dead_ends(self._compiled.table))
         for name in without_route(self._snapshot.services, self._compiled.table):
             self._log.info("service %s: no route leads there; a database that is there already gets none", name)
+        changed = overruled(self.settings, self._snapshot)
+        if changed:
+            is_theirs = any(self.settings.origins[name] != "default" for name in changed)
+            level = logging.WARNING if is_theirs else logging.INFO
+            self._log.log(level, "the API changed these, their settings do not hold: %s", ", ".join(changed))
 
     def _say_dead_ends(self, found: list[tuple[str, str]]) -> None:
         for pattern, service in found:

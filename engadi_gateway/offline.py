@@ -15,7 +15,7 @@ from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.routing import RoutingTable
 from engadi_gateway.secret import secret_faults
-from engadi_gateway.seed import seed_of, timestamp
+from engadi_gateway.seed import overruled, seed_of, timestamp
 from engadi_gateway.settings import Settings
 from engadi_gateway.store.catalog import snapshot_at_rest
 from engadi_gateway.store.database import StoreError
@@ -53,6 +53,15 @@ def _log_faults(settings: Settings) -> list[Fault]:
     except StoreError as error:
         return [Fault("database.log_url", str(error))]
     return []
+
+
+def overruled_at_rest(settings: Settings) -> list[str]:
+    """The options that the API changed.
+
+    Raises:
+        StoreError: the database cannot be read.
+    """
+    return overruled(settings, snapshot_at_rest(settings.database_url, seed_of(settings, timestamp(time.time()))))
 
 
 class Offline:

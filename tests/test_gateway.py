@@ -970,6 +970,34 @@ def test_the_route_of_a_service_that_was_taken_away_says_so(tmp_path: Path, capl
     asyncio.run(run())
 
 
+def test_the_start_and_a_reload_name_the_settings_that_the_api_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "engadi")
+
+    def said() -> list[tuple[str, str]]:
+        found = [(one.levelname, one.getMessage()) for one in caplog.records if "the API changed" in one.getMessage()]
+        caplog.clear()
+        return found
+
+    async def run() -> None:
+        text = "the API changed these, their settings do not hold: cors.max_age"
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            assert said() == []
+            put = await ask(gateway.port, "PUT", f"{BASE}/config/cors", bearer=ADMIN, body={"max_age": 5})
+            assert (put.status, said()) == (200, [])
+            await gateway.reload(settings_for(tmp_path, {"auth": auth.url}))
+            assert said() == [("INFO", text)]
+            await gateway.reload(settings_for(tmp_path, {"auth": auth.url}, cors_max_age=60))
+            assert said() == [("WARNING", text)], "somebody wanted it"
+            await gateway.reload(settings_for(tmp_path, {"auth": auth.url}, cors_max_age=5))
+            assert said() == [], "both say the same"
+        async with running(tmp_path):
+            assert said() == [("INFO", text)]
+
+    asyncio.run(run())
+
+
 def test_a_service_that_came_after_its_database_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "engadi")
 

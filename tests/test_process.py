@@ -24,7 +24,7 @@ from engadi_gateway.model import CorsPolicy, Route
 from engadi_gateway.store.catalog import Catalog, Change, Seed
 from tests.certificates import certify
 from tests.fakes import OK, RawClient, Seen, Wire, raw_client, upstream
-from tests.harness import ADMIN, ask, ask_on, json_of, settings_for
+from tests.harness import ADMIN, ask, ask_on, json_of, running, settings_for
 from tests.processes import PYTHON, ROOT, environment_of, free_port, ini_of, started
 
 GET = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -599,6 +599,31 @@ def test_config_says_what_holds_and_whence(tmp_path: Path) -> None:
     lines = _run(tmp_path, "config", **environment).stdout.splitlines()
     assert (lines[0].split(), len(lines)) == (["option", "from", "value"], 1 + len(told))
     assert "k" * 32 not in done.stdout + "".join(lines)
+
+
+def test_config_says_what_the_api_changed(tmp_path: Path) -> None:
+    async def change() -> None:
+        async with running(tmp_path) as gateway:
+            policy = {"enabled": True, "allow_origins": ["https://a.test"]}
+            assert (
+                await ask(gateway.port, "PUT", "/api/v1/gateway/config/cors", bearer=ADMIN, body=policy)
+            ).status == 200
+
+    def marked() -> dict[str, str]:
+        done = _run(tmp_path, "config", "--json", "--set", f"database.url={tmp_path}/config.db")
+        rows = {row["option"]: row["from"] for row in json.loads(done.stdout)}
+        return {name: whence for name, whence in rows.items() if "API" in whence}
+
+    (tmp_path / "gateway.ini").write_text("[cors]\nenabled = no\n")
+    assert marked() == {}, "no database yet"
+    asyncio.run(change())
+    assert marked() == {
+        "cors.enabled": "gateway.ini; the API changed it",
+        "cors.allow_origins": "default; the API changed it",
+    }
+    (tmp_path / "config.db").write_bytes(b"no database" * 100)
+    done = _run(tmp_path, "config", "--set", f"database.url={tmp_path}/config.db")
+    assert (done.returncode, "what the API changed cannot be told" in done.stderr) == (0, True)
 
 
 def test_help_names_every_command(tmp_path: Path) -> None:
