@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from engadi_gateway.model import CorsPolicy
 from engadi_gateway.parsing import (
+    OneOf,
     one_of,
     parse_address,
     parse_algorithms,
@@ -58,6 +59,11 @@ class Option(NamedTuple):
     @property
     def attribute(self) -> str:
         return f"{self.section}_{self.key}"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What may be chosen from; () where it is no choice."""
+        return self.parse.words if isinstance(self.parse, OneOf) else ()
 
 
 _CORS = CorsPolicy()
@@ -119,7 +125,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("server", "max_body_bytes", parse_size_bytes, "10MiB", "longest request body; 0: no limit",
            why="a photograph passes, a disk image does not (nginx: 1MiB)"),
     Option("server", "underscore_headers", one_of("drop", "reject"), "drop",
-           "header names with other than letters, digits and - (WSGI and CGI read X_User_Id as X-User-Id)",
+           "a header name with other than letters, digits and - (WSGI reads _ as -): the line goes, or it is a 400",
            why="dropped as nginx does: old clients send such names in good faith"),
 
     Option("upstream", "timeout", parse_duration_s, "30s",
@@ -166,7 +172,8 @@ OPTIONS: tuple[Option, ...] = (
            why="RFC 7518 section 3.2: as long as the hash; there is no default to forget"),
     Option("jwt", "algorithms", parse_algorithms, "HS256", "what is accepted; never what the token says", "ALGORITHM",
            why="what Mission Engadi's auth service signs with"),
-    Option("jwt", "mode", one_of("local", "local-then-remote", "remote"), "local", "who judges a token",
+    Option("jwt", "mode", one_of("local", "local-then-remote", "remote"), "local",
+           "who judges a token: the local keys, then the auth service what they cannot, or the auth service alone",
            why="no request waits for another service"),
     Option("jwt", "issuer", parse_str, "", "required iss; empty: not checked"),
     Option("jwt", "audience", parse_str, "", "required aud; empty: not checked"),
@@ -180,7 +187,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("jwt", "forward_authorization", parse_bool, "yes", "pass the Authorization header on",
            why="the services check the token themselves too"),
     Option("jwt", "public_routes", one_of("ignore", "optional"), "ignore",
-           "a token on a public route: ignored, or validated if present",
+           "a token on a public route: ignored, or validated where there is one",
            why="a bad token must not close what is open to everybody"),
     Option("jwt", "cache_size", parse_int, "10000", "verified tokens remembered",
            why="10 MiB when full (measured); verifying costs a hundred times a look-up"),
@@ -266,7 +273,8 @@ OPTIONS: tuple[Option, ...] = (
            why="about a second of full load"),
     Option("log", "when_full", one_of("shed", "stall"), "shed", "a full queue: lose and count rows, or stall requests",
            why="serving goes before logging, and what is lost is counted"),
-    Option("log", "access", one_of("off", "combined", "json"), "off", "a line a request on stdout",
+    Option("log", "access", one_of("off", "combined", "json"), "off",
+           "a line a request on stdout, in nginx's combined format or as JSON",
            why="the database has it, and can be asked"),
     Option("log", "truncate_ip", parse_bool, "no", "log /24 and /48 networks instead of addresses",
            why="limits and abuse reports need the address; see your law"),

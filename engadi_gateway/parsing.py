@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -160,15 +160,21 @@ def parse_pairs(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        word = text.strip()
-        found = {candidate.lower(): candidate for candidate in words}.get(word.lower())
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """One of these words, in any case."""
+
+    words: tuple[str, ...]
+
+    def __call__(self, text: str) -> str:
+        found = {word.lower(): word for word in self.words}.get(text.strip().lower())
         if found is None:
-            raise ValueError(f"expected one of {', '.join(words)}")
+            raise ValueError(f"expected one of {', '.join(self.words)}")
         return found
 
-    return parse
+
+def one_of(*words: str) -> OneOf:
+    return OneOf(words)
 
 
 def as_text(value: object) -> str:

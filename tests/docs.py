@@ -21,7 +21,8 @@ def options_table() -> str:
     for option in OPTIONS:
         default = f"`{option.default}`" if option.default else ""
         env = f"`{option.env}`" if option.env else ""
-        option_help = option.help.replace("|", "/")
+        words = ", ".join(f"`{word}`" for word in option.words)
+        option_help = option.help.replace("|", "/") + (words and f"; one of {words}")
         lines.append(f"| `[{option.section}] {option.key}` | {env} | {default} | {option_help} | {option.why} |")
     return "\n".join(lines)
 
@@ -55,7 +56,8 @@ def ini_text() -> str:
             section = option.section
             lines += ["", f"[{section}]"]
         env = f" [{option.env}]" if option.env else ""
-        lines += [f"; {option.help}{env}", f";{option.key} = {option.default}".rstrip()]
+        words = ", ".join(option.words)
+        lines += [f"; {option.help}{words and f'; one of {words}'}{env}", f";{option.key} = {option.default}".rstrip()]
     lines += [
         "",
         "[services]",

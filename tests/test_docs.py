@@ -34,6 +34,17 @@ def test_every_option_has_a_sentence() -> None:
     assert all(option.help for option in OPTIONS)
 
 
+def test_every_word_of_a_choice_can_be_read_before_it_is_needed() -> None:
+    choices = [option for option in OPTIONS if len(option.words) > 1]
+    assert {"jwt.mode", "jwt.public_routes", "log.access", "server.underscore_headers"} <= {one.name for one in choices}
+    ini = (ROOT / "gateway.ini").read_text()
+    for option in choices:
+        (row,) = re.findall(rf"(?m)^\| `\[{option.section}\] {option.key}` .*$", README)
+        (comment,) = re.findall(rf"(?m)^\[{option.section}\](?:\n.+)*?\n; (.*)\n;{option.key} =", ini)
+        for word in option.words:
+            assert (f"`{word}`" in row.partition("one of")[2], word in comment) == (True, True), (option.name, word)
+
+
 def test_every_default_that_could_be_another_has_its_reason() -> None:
     """Numbers, durations, sizes, yes or no, choices; names, paths and lists of one's own have none."""
     named = {"name", "path", "url", "role_claim", "allow_methods", "allow_headers", "expose_headers"}
