@@ -23,6 +23,7 @@ from engadi_gateway import __version__
 from engadi_gateway.assembly import files_wanted, trial_faults
 from engadi_gateway.demo import demo_upstreams
 from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
+from engadi_gateway.explain import MistakenError
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.listeners import BindError, allow_open_files, inherited_sockets
 from engadi_gateway.offline import Offline, all_faults, overruled_at_rest
@@ -250,7 +251,11 @@ def _explain(args: argparse.Namespace) -> int:
         headers.append((name.strip(), value.strip()))
     settings, _ = with_secret(load_settings(args))
     asked = {"host": args.host, "headers": headers, "token": args.token, "client_ip": args.ip, "is_admin": args.admin}
-    answer = Offline(settings).explain(args.method, args.path, **asked)
+    try:
+        answer = Offline(settings).explain(args.method, args.path, **asked)
+    except MistakenError as error:
+        _say(error.refusal.detail)
+        return 2
     print(json.dumps(answer, indent=2, ensure_ascii=False))
     return 0
 

@@ -29,6 +29,13 @@ from engadi_gateway.wire.request import HeadLimits, RefusedHeadError, first_head
 _REQUEST_ID = "00000000-0000-4000-8000-000000000000"
 
 
+class MistakenError(RefusedError):
+    """Raised when there is no such request: what was asked is at fault, and no client would hear of it."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Refusal(Reason.BAD_REQUEST, detail))
+
+
 class Explained(Protocol):
     """What an explanation needs: a running gateway, or one put together from files."""
 
@@ -69,11 +76,11 @@ def explain(  # noqa: PLR0913 - a request has so many parts
         is_admin: it comes to `admin.listen`.
 
     Raises:
-        RefusedError: the request could not even be read, or there is no such listener.
+        RefusedError: the request could not even be read. MistakenError: it is none, or there is no such listener.
     """
     side = console.side(is_admin=is_admin)
     if side is None:
-        raise RefusedError(Refusal(Reason.BAD_REQUEST, "admin.listen is empty: the admin API is with all others"))
+        raise MistakenError("admin.listen is empty: the admin API is with all others")
     raw = raw_head(method, path, host, headers, token)
     exchange, who = _rehearsal(console, side, raw, plain_address(client_ip))
     head, wait = exchange.head, _decide(exchange, console)
@@ -112,7 +119,7 @@ def _rehearsal(console: Explained, side: tuple[Pipeline, Listener], raw: bytes, 
     """What the client's connection does with a head until the stages decide."""
     pipeline, listener = side
     if not peer:
-        raise RefusedError(Refusal(Reason.BAD_REQUEST, "the client's address is none"))
+        raise MistakenError("the client's address is none")
     whole = first_head(raw, console.head_limits)
     assert whole is not None
     refusal = None
@@ -147,17 +154,17 @@ def raw_head(method: str, path: str, host: str, headers: list[tuple[str, str]], 
     """The head as a client would send it; parsed by the code that parses real ones.
 
     Raises:
-        RefusedError: a part that would be more than one line.
+        MistakenError: a part that would be more than one line, or cannot stand in one.
     """
     lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers)]
     if token is not None:
         lines.append(f"Authorization: Bearer {token}")
     if any("\r" in line or "\n" in line for line in lines):
-        raise RefusedError(Refusal(Reason.BAD_REQUEST, "line break in a part of the request"))
+        raise MistakenError("line break in a part of the request")
     try:
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
     except UnicodeEncodeError:
-        raise RefusedError(Refusal(Reason.BAD_REQUEST, "only ISO 8859-1 can stand in a request's head")) from None
+        raise MistakenError("only ISO 8859-1 can stand in a request's head") from None
 
 
 def _candidates(table: RoutingTable, exchange: Exchange, method: str) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 from engadi_gateway.admin.endpoints import GATE
 from engadi_gateway.assembly import Compiler, State, head_limits, header_policy, trial_faults
 from engadi_gateway.errors import ConfigurationError, Fault, Refusal, RefusedError
-from engadi_gateway.explain import explain
+from engadi_gateway.explain import MistakenError, explain
 from engadi_gateway.model import Listener
 from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
@@ -137,9 +137,15 @@ class Offline:
         ]
 
     def explain(self, method: str, path: str, **parts: Any) -> dict[str, Any]:
-        """See explain.explain; a request that cannot be read is answered with its reason."""
+        """See explain.explain; a request that cannot be read is answered with its reason.
+
+        Raises:
+            MistakenError: there is no such request.
+        """
         try:
             return explain(self, method=method, path=path, **parts)
+        except MistakenError:
+            raise
         except RefusedError as error:
             refusal = error.refusal
             return {

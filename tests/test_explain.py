@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from engadi_gateway.explain import explain, raw_head
+from engadi_gateway.explain import MistakenError, explain, raw_head
 from engadi_gateway.offline import Offline
 from tests.fakes import Reply, Seen, raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, running, settings_for, token
@@ -257,10 +257,11 @@ def test_a_stage_that_would_have_to_ask_says_whom(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "nonsense", "a:b", "1.2.3"])
-def test_a_client_without_an_address_is_refused(tmp_path: Path, address: str) -> None:
+def test_a_client_without_an_address_is_no_request(tmp_path: Path, address: str) -> None:
     offline = Offline(settings_for(tmp_path, {"auth": "http://127.0.0.1:1"}))
-    told = offline.explain("GET", "/api/v1/auth/x", host="h", headers=[], token=None, client_ip=address)
-    assert (told["reason"], told["status"]) == ("bad_request", 400)
+    with pytest.raises(MistakenError) as raised:
+        offline.explain("GET", "/api/v1/auth/x", host="h", headers=[], token=None, client_ip=address)
+    assert raised.value.refusal.detail == "the client's address is none"
 
 
 def test_a_trusted_peers_word_is_taken_as_in_traffic(tmp_path: Path) -> None:

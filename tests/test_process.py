@@ -579,6 +579,23 @@ def test_version_routes_token_and_explain(tmp_path: Path) -> None:
     assert (refused["verdict"], refused["status"], refused["reason"]) == ("refuse", 401, "auth_missing")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("GET", "/", "--ip", "zzz"), "the client's address is none"),
+        (("GET", "/", "--admin"), "admin.listen is empty"),
+        (("GET", "/", "--header", "bad"), "not a header: 'bad'"),
+        (("GET", "/", "--header", "X: \u20ac"), "only ISO 8859-1"),
+        (("GET", "/\nX: y"), "line break in a part of the request"),
+    ],
+)
+def test_what_explain_cannot_be_asked_is_exit_2_and_no_verdict(
+    tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    done = _run(tmp_path, "explain", *arguments)
+    assert (done.returncode, done.stdout, said in done.stderr) == (2, "", True), done.stderr
+
+
 def test_config_says_what_holds_and_whence(tmp_path: Path) -> None:
     (tmp_path / "gateway.ini").write_text(
         "[server]\nport = 8080\n[services]\nai = http://ai:1\n[health_paths]\nai = /up\n"
