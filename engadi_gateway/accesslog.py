@@ -1,28 +1,26 @@
 """A line a request on stdout, for those who want one beside the database: combined or JSON.
 
-Written by a thread of its own: a pipe that nobody reads must not stop traffic. What cannot be kept is counted.
+Written by a thread of its own (`lines`): a pipe that nobody reads must not stop traffic.
 Times are UTC and the month names fixed, whatever the locale; every byte that could forge a line is escaped.
 """
 
 from __future__ import annotations
 
 import json
-import queue
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from engadi_gateway.lines import LineWriter, descriptor_of
 from engadi_gateway.model import LogRow
 from engadi_gateway.pipeline.exchange import Exchange
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _UNSAFE = re.compile(r'["\\]|[^ -~]')
 _SECRET_NAME = re.compile(r"(?i)token|key|secret|password|code|sig")
-_QUEUE_BATCHES = 1000
 
 
 class Extra(NamedTuple):
@@ -138,13 +136,14 @@ _FORMATS: dict[str, Callable[[LogRow, Extra], str]] = {"combined": combined, "js
 class AccessLog:
     """Lines are made with their rows, and written with the batch. `kind` off does nothing."""
 
-    def __init__(self, kind: str, write: Callable[[str], object] | None = None) -> None:
+    def __init__(self, kind: str, writer: LineWriter | None = None) -> None:
         self._format = _FORMATS.get(kind)
-        self._write = write or _to_stdout
-        self._queue: queue.Queue[list[str] | None] = queue.Queue(_QUEUE_BATCHES)
-        self._thread: threading.Thread | None = None
+        self._writer = writer or LineWriter(descriptor_of(sys.stdout, sys.__stdout__), "engadi-access")
         self._lines: list[str] = []
-        self.lines_lost = 0
+
+    @property
+    def lines_lost(self) -> int:
+        return self._writer.lost
 
     def write(self, ended: list[Exchange], rows: list[LogRow]) -> None:
         """Write the lines of these exchanges and their rows, with the next `flush`."""
@@ -153,35 +152,11 @@ class AccessLog:
 
     def flush(self) -> None:
         """Let the thread write what there is."""
-        if not self._lines:
-            return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="engadi-access", daemon=True)
-            self._thread.start()
-        lines, self._lines = self._lines, []
-        try:
-            self._queue.put_nowait(lines)
-        except queue.Full:
-            self.lines_lost += len(lines)
-
-    def _run(self) -> None:
-        while (lines := self._queue.get()) is not None:
-            try:
-                self._write("\n".join(lines) + "\n")
-            except (OSError, ValueError):
-                self.lines_lost += len(lines)
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._writer.write("".join([f"{line}\n" for line in lines]).encode())
 
     def close(self) -> None:
-        """Write what waits. Blocking, at most two seconds."""
+        """Write what waits. Blocking, for a bounded time."""
         self.flush()
-        if self._thread is not None:
-            try:
-                self._queue.put(None, timeout=1)
-            except queue.Full:
-                return
-            self._thread.join(timeout=1)
-
-
-def _to_stdout(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+        self._writer.close()

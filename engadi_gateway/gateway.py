@@ -539,11 +539,17 @@ class Gateway:
         await asyncio.sleep(0)  # connections cut just now settle their exchanges
         if hasattr(self, "_recorder"):
             self._recorder.close()
+        await asyncio.to_thread(self._close_files)
+
+    def _close_files(self) -> None:
+        """Blocking. The access lines last, for a successor waits for the databases."""
         if hasattr(self, "journal"):
-            await asyncio.to_thread(self.journal.close)
-            await asyncio.to_thread(self.access_log.close)
+            self.journal.close()
         if hasattr(self, "catalog"):
-            await asyncio.to_thread(self.catalog.close)
+            self.catalog.close()
+        self.access_log.close()
+        if self.access_log.lines_lost:
+            self._log.warning("%d access lines were lost: nobody took them in time", self.access_log.lines_lost)
 
     async def _prune_forever(self) -> None:
         while True:

@@ -70,7 +70,9 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def started(folder: Path, ini: str, *, since: str = "listening on", **environment: str) -> AsyncIterator[Process]:
+async def started(
+    folder: Path, ini: str, stdout: int | None = None, /, *, since: str = "listening on", **environment: str
+) -> AsyncIterator[Process]:
     port = free_port()
     (folder / "gateway.ini").write_text(ini)
     process = await asyncio.create_subprocess_exec(
@@ -78,6 +80,7 @@ async def started(folder: Path, ini: str, *, since: str = "listening on", **envi
         str(ROOT / "run.py"),
         cwd=folder,
         env=environment_of(**{"PORT": str(port), **environment}),
+        stdout=stdout,
         stderr=asyncio.subprocess.PIPE,
     )
     async with Process(process, port, folder).watched(since) as running:

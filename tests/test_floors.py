@@ -18,9 +18,8 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(("net", "store")),
     frozenset(
         (
-            "health", "authority", "metrics", "accesslog", "explain", "admin", "listeners", "secret", "seed", "rows", "demo",
-            "recorder", "assembly", "offline", "sharing", "tls", "pauses", "gateway", "serve",
-            "readiness", "cli",
+            "health", "authority", "metrics", "lines", "accesslog", "explain", "admin", "listeners", "secret", "seed", "rows",
+            "demo", "recorder", "assembly", "offline", "sharing", "tls", "pauses", "gateway", "serve", "readiness", "cli",
         )
     ),
 )  # fmt: skip

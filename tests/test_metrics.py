@@ -207,7 +207,7 @@ def test_the_page_of_a_running_gateway(tmp_path: Path) -> None:
                 await ask(gateway.port, "GET", "/api/v1/auth/x")
             await ask(gateway.port, "GET", "/nowhere")
             await asyncio.sleep(0.1)
-            gateway.access_log.lines_lost = 7
+            gateway.access_log._writer.lost = 7
             reply = await ask(gateway.port, "GET", "/api/v1/gateway/metrics/prometheus", bearer=ADMIN)
             assert b"\nengadi_access_lines_lost_total 7\n" in reply.body
             assert reply.one("content-type") == "text/plain; version=0.0.4; charset=utf-8"

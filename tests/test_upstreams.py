@@ -222,14 +222,14 @@ def test_failures_among_event_streams_are_not_in_a_row(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_access_lines_on_stdout_without_secrets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_access_lines_on_stdout_without_secrets(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     async def run() -> None:
         async with upstream() as auth, running(tmp_path, auth, log_access="json") as gateway:
             headers = {"User-Agent": 'evil" \\ agent', "Referer": "http://r/?token=hidden", "Cookie": "hidden=1"}
             await ask(gateway.port, "GET", "/api/v1/auth/x?token=hidden&a=b", headers=headers, bearer="hidden")
 
     asyncio.run(run())
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     assert "hidden" not in out
     (line,) = [json.loads(text) for text in out.splitlines()]
     assert (line["status"], line["path"], line["client_ip"]) == (200, "/api/v1/auth/x?token=***&a=b", "127.0.0.1")

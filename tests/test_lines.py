@@ -1,0 +1,189 @@
+"""Lines that a thread writes: whoever reads them, or does not, nobody waits, and what is lost is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from engadi_gateway.lines import LineWriter, descriptor_of
+from tests.fakes import upstream
+from tests.harness import ask
+from tests.processes import ini_of, started
+
+
+class Pipe:
+    """Both its ends; `fill` leaves no room in it, `read` takes all that is there."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = os.pipe()
+
+    def fill(self) -> int:
+        """How many bytes went in."""
+        os.set_blocking(self.writing, False)
+        count = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                count += os.write(self.writing, b"\0" * 4096)
+        os.set_blocking(self.writing, True)
+        return count
+
+    def read(self) -> bytes:
+        os.set_blocking(self.reading, False)
+        found = b""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.reading, 65_536):
+                found += data
+        return found.lstrip(b"\0")
+
+    def close_reading(self) -> None:
+        os.close(self.reading)
+        self.reading = -1
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    for descriptor in (pipe.reading, pipe.writing):
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _read(pipe: Pipe, is_enough: Callable[[bytes], bool]) -> bytes:
+    """Read, blocking, until that is so."""
+    os.set_blocking(pipe.reading, True)
+    found = b""
+    while not is_enough(found):
+        found += os.read(pipe.reading, 65_536)
+    return found
+
+
+def test_lines_come_in_their_order_and_whole(pipe: Pipe) -> None:
+    writer = LineWriter(pipe.writing, "lines")
+    lines = [b"%d %b\n" % (number, b"x" * 300) for number in range(1_000)]
+    for line in lines:
+        writer.write(line)
+    assert _read(pipe, lambda found: found.count(b"\n") == 1_000) == b"".join(lines), "more than the pipe holds at once"
+    writer.close()
+    assert writer.lost == 0
+
+
+def test_a_pipe_without_room_is_waited_for_and_what_waits_is_bounded(pipe: Pipe) -> None:
+    pipe.fill()
+    writer = LineWriter(pipe.writing, "lines", max_bytes=40)
+    for number in range(6):
+        writer.write(b"line %d\nmore %d\n" % (number, number))
+    assert writer.lost == 8, "two of fourteen bytes fit into forty"
+    kept = _read(pipe, lambda found: b"more 1\n" in found).lstrip(b"\0")
+    assert kept == b"line 0\nmore 0\nline 1\nmore 1\n"
+    writer.close()
+    assert writer.lost == 8
+
+
+def test_the_end_waits_so_long_and_counts_what_did_not_go(pipe: Pipe) -> None:
+    pipe.fill()
+    writer = LineWriter(pipe.writing, "lines")
+    for _ in range(3):
+        writer.write(b"a\nb\n")
+    for _ in range(2):
+        writer.close(within_s=0.01)
+    writer.write(b"too late\n")
+    assert writer.lost == 7
+    _read(pipe, lambda found: b"b\n" in found)  # what the thread had begun with still goes
+    assert writer._thread is not None
+    writer._thread.join(20)
+    assert not writer._thread.is_alive()
+    assert pipe.read() == b"", "and nothing of what was given up"
+
+
+def test_only_what_did_not_go_is_lost(pipe: Pipe) -> None:
+    writer = LineWriter(pipe.writing, "lines")
+    writer.write(b"x\n" * 100_000)
+    writer.close(within_s=0.2)
+    gone = pipe.read().count(b"\n")
+    assert 100_000 - gone <= writer.lost < 100_000
+
+
+def test_a_descriptor_that_does_not_wait_is_waited_for(pipe: Pipe) -> None:
+    """Whoever shares it can have made it so."""
+    pipe.fill()
+    os.set_blocking(pipe.writing, False)
+    writer = LineWriter(pipe.writing, "lines")
+    writer.write(b"here\n" * 50_000)
+    assert _read(pipe, lambda found: found.count(b"\n") == 50_000).lstrip(b"\0") == b"here\n" * 50_000
+    writer.close()
+    assert writer.lost == 0
+
+
+def test_a_reader_that_left_costs_lines_and_the_next_is_tried(pipe: Pipe) -> None:
+    pipe.close_reading()
+    writer = LineWriter(pipe.writing, "lines")
+    for _ in range(2):
+        writer.write(b"a\nb\n")
+    writer.close()
+    assert writer.lost == 4
+
+
+def test_how_many_were_lost_is_said_once_there_is_room_again(pipe: Pipe) -> None:
+    pipe.fill()
+    writer = LineWriter(pipe.writing, "lines", note="{} were lost".format, max_bytes=4)
+    for text in (b"one\n", b"two\n", b"three\n"):
+        writer.write(text)
+    _read(pipe, lambda found: b"one\n" in found)
+    while writer._bytes:  # until the thread has noticed
+        threading.Event().wait(0.002)
+    for text in (b"four\n", b"five\n"):
+        writer.write(text)
+    writer.close()
+    assert pipe.read().splitlines()[:2] == [b"2 were lost", b"four"]
+
+
+def test_a_stream_that_was_closed_before_the_start_has_no_number(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w") as file:
+        assert descriptor_of(None, file) == file.fileno()
+    assert descriptor_of(file, None) is None, "its number may be a database's by now"
+    writer = LineWriter(None, "lines")
+    writer.write(b"a\n")
+    writer.close()
+    assert writer.lost == 1
+
+
+# the process
+
+
+async def _asked_and_stopped(folder: Path, pipe: Pipe) -> tuple[int, list[str]]:
+    async with (
+        upstream() as auth,
+        started(folder, ini_of(auth.url, "[log]\naccess = json\n"), pipe.writing) as gateway,
+    ):
+        os.close(pipe.writing)
+        pipe.writing = -1
+        assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+        gateway.signal(signal.SIGTERM)
+        return await gateway.code(), gateway.lines
+
+
+def test_a_stop_ends_though_nobody_reads_stdout(tmp_path: Path, pipe: Pipe) -> None:
+    pipe.fill()
+    code, lines = asyncio.run(_asked_and_stopped(tmp_path, pipe))
+    assert code == 0
+    assert any("1 access lines were lost" in line for line in lines)
+    assert lines[-1].endswith("stopped")
+
+
+def test_a_stop_is_clean_though_stdout_was_closed_by_its_reader(tmp_path: Path, pipe: Pipe) -> None:
+    pipe.close_reading()
+    code, lines = asyncio.run(_asked_and_stopped(tmp_path, pipe))
+    assert (code, lines[-1].endswith("stopped")) == (0, True)
+
+
+def test_access_lines_are_there_after_a_clean_stop(tmp_path: Path, pipe: Pipe) -> None:
+    code, _ = asyncio.run(_asked_and_stopped(tmp_path, pipe))
+    assert (code, pipe.read().count(b'"path": "/api/v1/auth/x"')) == (0, 1)
