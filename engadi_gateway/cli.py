@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +25,7 @@ from engadi_gateway.demo import demo_upstreams
 from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.explain import MistakenError
 from engadi_gateway.gateway import Gateway
+from engadi_gateway.lines import LineWriter, descriptor_of, stream_to
 from engadi_gateway.listeners import BindError, allow_open_files, inherited_sockets
 from engadi_gateway.offline import Offline, all_faults, overruled_at_rest
 from engadi_gateway.parsing import as_text, parse_duration_s
@@ -42,10 +43,28 @@ EX_CONFIG = 78
 DEFAULT_CONFIG = "gateway.ini"
 #: What is said whatever `log.level` is: starts, stops, reloads.
 _LOG = logging.getLogger("engadi.cli")
+_LOST = "{} lines on stderr were lost: nobody read them".format
 
 
 def _say(text: str) -> None:
+    """While serving, this is the stream of `_talking`, as for whatever else writes to stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _talking(settings: Settings) -> Iterator[None]:
+    """Set up logging; until the end of the block nobody waits for who reads stderr."""
+    with contextlib.ExitStack() as stack:
+        descriptor = descriptor_of(sys.stderr)
+        if descriptor is not None:  # else it is closed, or something in memory
+            writer = LineWriter(descriptor, "engadi-stderr", note=_LOST)
+            stack.callback(writer.close)
+            stack.enter_context(contextlib.redirect_stderr(stream_to(writer, sys.stderr.encoding)))
+        handler = logging.StreamHandler(sys.stderr)
+        stack.callback(logging.getLogger().removeHandler, handler)
+        logging.basicConfig(level=_level(settings), format="%(asctime)s %(levelname)s %(message)s", handlers=[handler])
+        _LOG.setLevel(logging.INFO)
+        yield
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -294,11 +313,9 @@ def _serve(args: argparse.Namespace) -> int:
     settings = checked_settings(args)
     if Path(DEFAULT_CONFIG).exists():
         args.config = args.config or DEFAULT_CONFIG  # what was there once must be there for a reload too
-    logging.basicConfig(level=_level(settings), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    _LOG.setLevel(logging.INFO)
     allow_open_files(files_wanted(settings))
     factory = _loop_factory(settings)
-    with asyncio.Runner(debug=settings.gateway_debug, loop_factory=factory) as runner:
+    with _talking(settings), asyncio.Runner(debug=settings.gateway_debug, loop_factory=factory) as runner:
         return runner.run(_serve_until_stopped(args, settings))
 
 

@@ -7,12 +7,13 @@ the interpreter waits for. What finds no room, or cannot be written, is lost and
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import select
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 #: Some seconds of access lines at full load.
 _MAX_BYTES = 16 * 1024 * 1024
@@ -127,6 +128,25 @@ class LineWriter:
                 self._has_given_up = True
                 for data in (self._rest, *self._waiting):
                     self._lose(data)
+
+
+class _Raw(io.RawIOBase):
+    """Hands on what is written, at once."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self._writer = writer
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        self._writer.write(bytes(data))
+        return len(data)
+
+
+def stream_to(writer: LineWriter, encoding: str) -> TextIO:
+    """A stream in place of `sys.stderr`; each line goes when it is whole."""
+    return io.TextIOWrapper(io.BufferedWriter(_Raw(writer)), encoding, "backslashreplace", line_buffering=True)
 
 
 def _wait_for_room(descriptor: int) -> None:

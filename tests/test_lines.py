@@ -7,15 +7,15 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from engadi_gateway.lines import LineWriter, descriptor_of
+from engadi_gateway.lines import LineWriter, descriptor_of, stream_to
 from tests.fakes import upstream
 from tests.harness import ask
-from tests.processes import ini_of, started
+from tests.processes import PYTHON, ROOT, environment_of, free_port, ini_of, started
 
 
 class Pipe:
@@ -61,7 +61,9 @@ def _read(pipe: Pipe, is_enough: Callable[[bytes], bool]) -> bytes:
     os.set_blocking(pipe.reading, True)
     found = b""
     while not is_enough(found):
-        found += os.read(pipe.reading, 65_536)
+        data = os.read(pipe.reading, 65_536)
+        assert data, found
+        found += data
     return found
 
 
@@ -145,6 +147,17 @@ def test_how_many_were_lost_is_said_once_there_is_room_again(pipe: Pipe) -> None
     assert pipe.read().splitlines()[:2] == [b"2 were lost", b"four"]
 
 
+def test_a_stream_hands_on_whole_lines_whatever_is_in_them(pipe: Pipe) -> None:
+    writer = LineWriter(pipe.writing, "lines")
+    stream = stream_to(writer, "ascii")
+    print("a", "\u20ac", file=stream)
+    stream.write("b" * 20_000 + "\n")
+    assert _read(pipe, lambda found: found.count(b"\n") == 2) == b"a \\u20ac\n" + b"b" * 20_000 + b"\n"
+    stream.write("half a line")
+    writer.close()
+    assert pipe.read() == b""
+
+
 def test_a_stream_that_was_closed_before_the_start_has_no_number(tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file:
         assert descriptor_of(None, file) == file.fileno()
@@ -187,3 +200,78 @@ def test_a_stop_is_clean_though_stdout_was_closed_by_its_reader(tmp_path: Path, 
 def test_access_lines_are_there_after_a_clean_stop(tmp_path: Path, pipe: Pipe) -> None:
     code, _ = asyncio.run(_asked_and_stopped(tmp_path, pipe))
     assert (code, pipe.read().count(b'"path": "/api/v1/auth/x"')) == (0, 1)
+
+
+async def _answers(port: int) -> None:
+    """Once it listens, it answers."""
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(ConnectionError):
+                assert (await ask(port, "GET", "/api/v1/auth/x")).status == 200
+                return
+            await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def _started_with(folder: Path, pipe: Pipe) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+    """A process whose stderr is this pipe, and its port."""
+    async with upstream() as auth:
+        (folder / "gateway.ini").write_text(ini_of(auth.url))
+        port = free_port()
+        process = await asyncio.create_subprocess_exec(
+            PYTHON, str(ROOT / "run.py"), cwd=folder, env=environment_of(PORT=str(port)), stderr=pipe.writing
+        )
+        os.close(pipe.writing)
+        pipe.writing = -1
+        try:
+            yield process, port
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+def test_nobody_waits_for_who_does_not_read_stderr(tmp_path: Path, pipe: Pipe) -> None:
+    """Not the start, nor traffic, nor a reload, nor the end."""
+    pipe.fill()
+
+    async def run() -> None:
+        async with _started_with(tmp_path, pipe) as (process, port):
+            for number in (signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR2, signal.SIGTERM):
+                await _answers(port)
+                process.send_signal(number)
+            assert await asyncio.wait_for(process.wait(), 20) == 0
+
+    asyncio.run(run())
+
+
+def test_a_stderr_that_its_reader_closed_changes_nothing(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, started(tmp_path, ini_of(auth.url)) as gateway:
+            assert gateway.process.stderr is not None
+            gateway.process._transport.get_pipe_transport(2).close()  # type: ignore[attr-defined]  # no other way
+            gateway.signal(signal.SIGUSR2)
+            for _ in range(3):
+                assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+            gateway.signal(signal.SIGTERM)
+            assert await asyncio.wait_for(gateway.process.wait(), 20) == 0
+
+    asyncio.run(run())
+
+
+def test_every_line_is_there_where_stderr_is_read_late(tmp_path: Path, pipe: Pipe) -> None:
+    """What the pipe does not take waits in the process, and the end waits for it."""
+
+    async def run() -> None:
+        async with _started_with(tmp_path, pipe) as (process, port):
+            for _ in range(200):
+                await _answers(port)
+                process.send_signal(signal.SIGUSR2)
+            await _answers(port)
+            process.send_signal(signal.SIGTERM)
+            said = await asyncio.to_thread(_read, pipe, lambda found: found.endswith(b"stopped\n"))
+            assert len(said) > 65_536
+            assert said.count(b'"circuits"') == 200
+            assert await asyncio.wait_for(process.wait(), 20) == 0
+
+    asyncio.run(run())
