@@ -190,6 +190,7 @@ class Gateway:
                 context.unread.sweep,
                 self._pools.sweep,
                 self._state.buckets.sweep,
+                self.journal.sweep,
             ],
             lambda: self.fault("sweep"),
         )

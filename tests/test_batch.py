@@ -48,6 +48,7 @@ class One:
 
     def __init__(self, turns: Turns, name: str, *, fails: str = "", last: str = "act") -> None:
         self._turns, self._name, self._fails, self._last = turns, name, fails, last
+        self.is_gone = False
 
     def read_head(self, now: float) -> bool:
         self._do("read")
@@ -98,6 +99,36 @@ def test_who_is_stalled_comes_later() -> None:
     turns.is_stalled = False
     turns.later.pop()()
     assert turns.log == ["read a", "decide a", "act a"]
+
+
+def test_a_stall_takes_one_timer_and_keeps_nobody_who_left() -> None:
+    turns = Turns()
+    turns.is_stalled = True
+    everybody = [One(turns, name) for name in "abc"]
+    for one in everybody:
+        turns.batch.add(one)
+        turns.turn()
+    assert len(turns.later) == 1
+    everybody[1].is_gone = True
+    turns.later.pop()()
+    assert (turns.log, len(turns.later)) == ([], 1)
+    turns.is_stalled = False
+    turns.later.pop()()
+    assert turns.log == ["read a", "decide a", "act a", "read c", "decide c", "act c"]
+
+
+def test_a_stall_of_which_all_have_left_takes_no_timer() -> None:
+    turns = Turns()
+    turns.is_stalled = True
+    one = One(turns, "a")
+    turns.batch.add(one)
+    turns.turn()
+    one.is_gone = True
+    turns.later.pop()()
+    assert turns.later == []
+    turns.batch.add(One(turns, "b"))
+    turns.turn()
+    assert len(turns.later) == 1
 
 
 def test_what_is_long_gets_one_piece_a_turn_where_nobody_else_asks() -> None:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import resource
+import signal
 import sqlite3
 import subprocess
 import time
@@ -129,7 +130,7 @@ def test_a_full_log_disk_at_the_start_takes_no_routes_away(
 
     with caplog.at_level(logging.ERROR, "engadi"):
         asyncio.run(run())
-    assert "rows are lost until this ends" in caplog.text
+    assert "no row is written until this ends" in caplog.text
 
 
 def test_a_full_disk_under_the_configuration_is_said_and_is_no_bad_configuration(small_disk: Path) -> None:
@@ -166,6 +167,56 @@ def test_a_file_that_must_not_grow_stops_no_traffic(tmp_path: Path) -> None:
             assert json_of(await ask(port, "GET", "/health"))["request_log"]["status"] == "ok"
             await gateway.wait_for("rows are written again; ")
             assert int(gateway.lines[-1].rsplit("; ", 1)[1].split()[0]) > 0
+
+    asyncio.run(run())
+
+
+STALLING = "[log]\nwhen_full = stall\nqueue_rows = 2\nflush_rows = 1\n[gateway]\ndrain_timeout = 1s\n"
+
+
+def test_where_rows_must_not_be_lost_requests_wait_for_a_full_disk(small_disk: Path) -> None:
+    async def run() -> None:
+        values = {"log_when_full": "stall", "log_queue_rows": 5, "log_flush_rows": 1}
+        async with upstream() as auth, running(small_disk, auth, **values) as gateway:
+            asked = [asyncio.create_task(ask(gateway.port, "GET", "/api/v1/auth/0"))]
+            await asked[0]
+            await gateway.flushed()
+            filler = fill(small_disk)
+            while not gateway.is_stalled():
+                asked.append(asyncio.create_task(ask(gateway.port, "GET", f"/api/v1/auth/{len(asked)}")))
+                await _until(lambda: asked[-1].done() or gateway.is_stalled())
+            late = [asyncio.create_task(ask(gateway.port, "GET", "/health")) for _ in range(3)]
+            await asyncio.sleep(0.2)
+            assert [task.done() for task in late] == [False] * 3
+            stats = gateway.journal.stats()
+            assert (stats.rows_failed, stats.rows_shed) == (0, 0)
+            assert "is the disk full" in stats.last_error or "disk is full" in stats.last_error
+            filler.unlink()
+            assert {reply.status for reply in await asyncio.wait_for(asyncio.gather(*asked, *late), 20)} == {200}
+            reply = await ask(gateway.port, "GET", f"{BASE}/logs?path=/api/v1/auth/*", bearer=ADMIN)
+            paths = [row["path"] for row in json_of(reply)["items"]]
+            assert paths == [f"/api/v1/auth/{number}" for number in reversed(range(len(asked)))]
+            assert gateway.journal.stats().rows_failed == 0
+
+    asyncio.run(run())
+
+
+def test_a_stop_has_an_end_though_requests_wait_for_the_disk(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, started(tmp_path, ini_of(auth.url, STALLING)) as gateway:
+            resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+            asked = [asyncio.create_task(ask(gateway.port, "GET", "/api/v1/auth/x")) for _ in range(4)]
+            await gateway.wait_for("rows wait, and requests once the queue is full, until this ends")
+            await _until(lambda: sum(task.done() for task in asked) >= 2)
+            asked.append(asyncio.create_task(ask(gateway.port, "GET", "/api/v1/auth/x")))
+            await asyncio.sleep(0.2)
+            gateway.signal(signal.SIGTERM)
+            assert await gateway.code() == 0
+            answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 20)
+            assert isinstance(answers[-1], EOFError), "it waited"
+            served = sum(not isinstance(answer, EOFError) for answer in answers)
+            assert any(f" {served} rows are lost, they could not be written" in line for line in gateway.lines)
+            assert gateway.lines[-1].endswith("stopped")
 
     asyncio.run(run())
 

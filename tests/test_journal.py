@@ -464,6 +464,146 @@ def test_a_batch_that_failed_is_tried_once_more(tmp_path: Path) -> None:
         assert asked(journal) == 50, "counted once"
 
 
+# bad days of who stalls requests instead
+
+BIG = [a_row(path="/" + "x" * 4_000)] * 50
+
+
+def _free_disk(connection: Connection) -> None:
+    connection.execute("PRAGMA max_page_count=1000000").fetchall()
+
+
+def _keep(journal: Journal, *batches: list[LogRow]) -> None:
+    """Put, and let the writer try."""
+    for batch in batches:
+        assert journal.put(batch, sheds=False) == 0
+    run(journal, lambda connection: None)
+
+
+def _traced(journal: Journal) -> list[str]:
+    """The statements from now on."""
+    statements: list[str] = []
+    run(journal, lambda connection: connection.set_trace_callback(statements.append))
+    run(journal, lambda connection: None)
+    statements.clear()
+    return statements
+
+
+def _failures(statements: list[str]) -> int:
+    """Transactions that were begun and not ended; a full disk rolls them back by itself."""
+    return statements.count("BEGIN IMMEDIATE") - statements.count("COMMIT")
+
+
+def test_what_cannot_be_written_is_kept_and_fills_the_queue(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"req-{number}" for number in range(103)]
+    with caplog.at_level(logging.WARNING, "engadi"), opened(tmp_path, queue_rows=100) as journal:
+        run(journal, _fill_disk)
+        _keep(journal, [row._replace(request_id=name) for row, name in zip(BIG, names, strict=False)])
+        assert not journal.is_full(0)
+        _keep(journal, [a_row(request_id=name) for name in names[50:100]], [a_row(request_id=names[100])])
+        assert journal.is_full(0)
+        stats = journal.stats()
+        assert (stats.rows_written, stats.rows_failed, stats.rows_shed, stats.queue_depth) == (0, 0, 0, 101)
+        assert "full" in stats.last_error
+        run(journal, _free_disk)
+        _keep(journal, [a_row(request_id=names[101])])
+        assert journal.stats().rows_written == 0, "nothing goes before what came first"
+        journal.sweep(100.0)
+        _keep(journal, [a_row(request_id=names[102])])
+        stats = settled(journal)
+        assert (stats.rows_written, stats.rows_failed, stats.last_error) == (103, 0, "")
+        assert not journal.is_full(0)
+        assert [row["request_id"] for row in everything(journal)] == names[::-1]
+        assert asked(journal) == 103
+        _keep(journal, [a_row()])
+        assert journal.stats().rows_written == 104, "and all is as before"
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("request log: rows wait, and requests once the queue is full, until this ends: ")
+    assert said[1:] == ["request log: rows are written again; 0 were lost"]
+
+
+def test_it_is_tried_once_a_second_and_other_work_goes_on(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        run(journal, _fill_disk)
+        _keep(journal, BIG)
+        statements = _traced(journal)
+        for now, tries in ((10.0, 1), (10.1, 1), (10.9, 1), (11.0, 2), (11.5, 2), (12.1, 3)):
+            for _ in range(3):
+                _keep(journal, [a_row()])
+                journal.sweep(now)
+            assert run(journal, lambda connection: connection.execute("SELECT 1").fetchone()) == (1,)
+            assert _failures(statements) == tries
+        run(journal, _free_disk)
+        journal.sweep(14.0)
+        assert settled(journal).rows_written == 50 + 18
+        del statements[:]
+        journal.sweep(20.0)
+        run(journal, lambda connection: None)
+        assert [text for text in statements if text.startswith("INSERT")] == [], "all is written"
+
+
+def test_a_try_that_takes_long_is_not_joined_by_others(tmp_path: Path) -> None:
+    hold = threading.Event()
+    with opened(tmp_path) as journal:
+        run(journal, _fill_disk)
+        _keep(journal, BIG)
+        statements = _traced(journal)
+        journal._database.submit(lambda connection: hold.wait(20))
+        for now in range(10):
+            journal.sweep(float(now))
+        hold.set()
+        run(journal, lambda connection: None)
+        assert _failures(statements) == 1
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_what_is_kept_is_tried_a_last_time_at_the_stop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, has_room: bool
+) -> None:
+    with opened(tmp_path) as journal:
+        run(journal, _fill_disk)
+        _keep(journal, BIG, [a_row()] * 7, [a_row()])
+        if has_room:
+            run(journal, _free_disk)
+    stats = journal.stats()
+    assert (stats.rows_written, stats.rows_failed, stats.queue_depth) == ((58, 0, 0) if has_room else (0, 58, 0))
+    assert ("58 rows are lost, they could not be written" in caplog.text) is not has_room
+    assert journal.put([a_row()], sheds=False) == 0
+    assert journal.stats().rows_failed == stats.rows_failed + 1, "after the end"
+    with opened(tmp_path) as journal:
+        assert len(everything(journal)) == stats.rows_written
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [a_row(path="\ud800"), a_row(bytes_in=1 << 70), a_row(status_code="many"), a_row(path=object())],
+    ids=["no Unicode", "too large", "against the schema", "no value at all"],
+)
+def test_rows_that_no_database_would_take_hold_nobody_up(tmp_path: Path, poison: LogRow) -> None:
+    with opened(tmp_path) as journal:
+        _keep(journal, [a_row(), poison], [a_row(request_id="next")])
+        stats = settled(journal)
+        assert (stats.rows_written, stats.rows_failed, stats.last_error) == (1, 2, "")
+        assert [row["request_id"] for row in everything(journal)] == ["next"]
+
+
+def test_a_log_that_breaks_loses_nothing_that_is_kept(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        put_in_batches(journal, random_rows(2_000, NOW, NOW + DAY_MS))
+    path = tmp_path / "log.db"
+    with path.open("r+b") as file:
+        file.seek(8192)
+        file.write(b"\xa5" * (path.stat().st_size - 8192))
+    with opened(tmp_path) as journal:
+        assert journal.put([a_row(request_id="after", created_at=NOW + DAY_MS)], sheds=False) == 0
+    stats = journal.stats()
+    assert (stats.rows_written, stats.rows_failed) == (1, 0)
+    assert Path(stats.moved_aside).exists()
+
+
+# the end
+
+
 def test_rows_after_the_end_are_counted(tmp_path: Path) -> None:
     with opened(tmp_path) as journal:
         pass

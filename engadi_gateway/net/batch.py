@@ -21,6 +21,8 @@ _QUIET_S = 0.01
 class Batched(Protocol):
     """A client's connection with at least a part of a head."""
 
+    @property
+    def is_gone(self) -> bool: ...
     def read_head(self, now: float) -> bool:
         """Parse one head; whether there is something to decide on."""
         ...
@@ -50,6 +52,7 @@ class Batch:
         self._is_long_due = False
         self._rests_until = 0.0
         self._asked_at = 0.0  # something that is not long
+        self._stalled: list[tuple[list[Batched], bool]] = []  # turns, and whether they are long
 
     def add(self, connection: Batched) -> None:
         """In the next turn of the loop."""
@@ -98,12 +101,26 @@ class Batch:
 
     def _serve(self, ready: list[Batched], *, is_long: bool) -> None:
         if self._context.upcalls.is_stalled():
-            self._context.loop.call_later(_STALL_S, lambda: self._serve(ready, is_long=is_long))
+            if not self._stalled:
+                self._context.loop.call_later(_STALL_S, self._serve_stalled)
+            self._stalled.append((ready, is_long))
             return
         now, wall = self._clock(), time.time()
         if not is_long:
             self._asked_at = now
         self._step_by_step(ready, now, wall)
+
+    def _serve_stalled(self) -> None:
+        """One timer for all, and nothing is held of those that left: a stall can last, and its clients come again."""
+        stalled, self._stalled = self._stalled, []
+        if self._context.upcalls.is_stalled():
+            turns = [([one for one in ready if not one.is_gone], is_long) for ready, is_long in stalled]
+            self._stalled = [turn for turn in turns if turn[0]]
+            if self._stalled:
+                self._context.loop.call_later(_STALL_S, self._serve_stalled)
+            return
+        for ready, is_long in stalled:
+            self._serve(ready, is_long=is_long)
 
     def _step_by_step(self, ready: list[Batched], now: float, wall: float) -> None:
         deciding, acting = [], []

@@ -637,6 +637,10 @@ class ClientConnection(asyncio.Protocol):
         self._close()
         return True
 
+    @property
+    def is_gone(self) -> bool:
+        return self.state is _CLOSED
+
     def _is_whole_head_queued(self) -> bool:
         """A request that waits for its turn, and not for its client."""
         return self._is_queued and HEAD_END in self._buffer

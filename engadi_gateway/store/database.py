@@ -64,6 +64,10 @@ class UnavailableError(StoreError):
     """Raised when a disk is full or fails, or others hold a lock: the same may go well later."""
 
 
+class UnfitError(StoreError):
+    """Raised when what was to be written is at fault: trying again does not help."""
+
+
 class HeldError(StoreError):
     """Raised when other processes have a file open that must not be shared, or not now."""
 
@@ -546,6 +550,10 @@ _KINDS: dict[int, type[StoreError]] = {
     sqlite3.SQLITE_IOERR: UnavailableError,
     sqlite3.SQLITE_FULL: UnavailableError,
     sqlite3.SQLITE_BUSY: UnavailableError,
+    sqlite3.SQLITE_CONSTRAINT: UnfitError,
+    sqlite3.SQLITE_MISMATCH: UnfitError,
+    sqlite3.SQLITE_TOOBIG: UnfitError,
+    sqlite3.SQLITE_OK: UnfitError,  # the module itself refused: a value of a type that it does not know, say
 }
 
 

@@ -1,7 +1,8 @@
 """The request log: rows in by batches, queries, statistics, retention. Traffic never waits for it.
 
 A batch is handed over and forgotten: what cannot be queued is shed and counted, what cannot be written (a full disk, a
-lock) is tried once more, then counted and dropped. A broken file is moved aside and a new one begun.
+lock) is tried once more, then counted and dropped; or, for who stalls requests instead, kept until it can be written. A
+broken file is moved aside and a new one begun.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
+from enum import Enum, auto
 from typing import Any
 
 from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
@@ -22,6 +25,7 @@ from engadi_gateway.store.database import (
     Database,
     Migration,
     StoreError,
+    UnfitError,
     file_bytes,
     first_row,
     free_share,
@@ -44,6 +48,7 @@ _MINUTES_KEPT_MS = 8 * _DAY_MS  # questions reach a week back
 _VACUUM_PAGES = 64
 _FREE_SHARE = 0.25
 _SUMMED_S = 1.0
+_RETRY_S = 1.0
 
 MIGRATIONS: tuple[Migration, ...] = (
     (
@@ -98,6 +103,14 @@ def refuse_unusable(path: str) -> None:
         database.vet()
 
 
+class _Keeping(Enum):
+    """What becomes of batches that are kept until they are written."""
+
+    FLOWING = auto()  # there is a try on its way for each
+    CATCHING_UP = auto()  # each that is written asks for the next
+    WAITING = auto()  # the oldest could not be written
+
+
 class Journal:
     """The log's database.
 
@@ -126,6 +139,10 @@ class Journal:
         self._tally = Tally(is_shared=is_shared)  # the writer thread's
         self._kinds = None if is_shared else segments.KnownKinds()  # the writer thread's
         self._is_summing = False
+        self._kept: deque[list[LogRow]] = deque()  # the loop's thread adds, the writer's takes
+        self._keeping = _Keeping.FLOWING  # the writer thread's
+        self._retry: Future[Any] | None = None
+        self._retry_at = 0.0
         # each counter is written by one thread alone: these two by the loop's, the others by the writer's
         self._taken = self._shed = 0
         self._written = self._failed = self._failed_before = 0
@@ -142,12 +159,12 @@ class Journal:
         self._say_if_moved()
         self._last_error = self._database.missing
         if self._last_error:
-            self._say_lost()
+            self._say_failing("no row is written")
         self._keep_up()
         self._index()
 
-    def _say_lost(self) -> None:
-        self._log.error("request log: rows are lost until this ends: %s", self._last_error)
+    def _say_failing(self, what: str) -> None:
+        self._log.error("request log: %s until this ends: %s", what, self._last_error)
 
     def _say_if_moved(self) -> None:
         if self._moved_aside != self._database.moved_aside:
@@ -167,15 +184,57 @@ class Journal:
     def put(self, rows: list[LogRow], *, sheds: bool = True) -> int:
         """Hand over a batch; never blocks, never raises. Returns how many rows were shed: what found no room.
 
-        sheds: False for who stalls requests instead; those under way may then be more than there is room for.
+        sheds: False for who stalls requests instead; those under way may then be more than there is room for. What
+            cannot be written is then kept, in its order, until it can be (see `sweep`) or the log is closed.
         """
         room = max(0, self._queue_rows - self._waiting) if sheds else len(rows)
         kept, shed = rows[:room], max(0, len(rows) - room)
         self._shed += shed
         if kept:
             self._taken += len(kept)
-            self._submit(kept, is_second=False)
+            if sheds or self._is_closing:
+                self._submit(kept, is_second=False)
+            else:
+                self._keep(kept)
         return shed
+
+    def _keep(self, rows: list[LogRow]) -> None:
+        self._kept.append(rows)
+        if self._keeping is _Keeping.FLOWING:
+            self._write_oldest()
+
+    def sweep(self, now: float) -> None:
+        """Try again to write what is kept, at most once a second; called from the loop's thread, as `put`."""
+        is_trying = self._retry is not None and not self._retry.done()
+        if self._keeping is _Keeping.WAITING and now >= self._retry_at and not is_trying:
+            self._retry_at = now + _RETRY_S
+            self._retry = self._write_oldest()
+
+    def _write_oldest(self) -> Future[Any]:
+        return self._database.submit(self._insert_oldest, self._oldest_inserted)
+
+    def _insert_oldest(self, connection: Connection) -> tuple[int, float, bool] | None:
+        """None: others have written all."""
+        return self._insert(connection, self._kept[0]) if self._kept else None
+
+    def _oldest_inserted(self, future: Future[tuple[int, float, bool] | None]) -> None:
+        error = future.exception()
+        if error is None:
+            if (result := future.result()) is not None:
+                self._note_written(self._kept.popleft(), result)
+        elif isinstance(error, StoreError) and not isinstance(error, UnfitError):
+            self._keeping = _Keeping.WAITING
+            self._note_failing(error, "rows wait, and requests once the queue is full,")
+            return
+        else:
+            self._note_lost(self._kept.popleft(), error)
+        if self._keeping is not _Keeping.FLOWING:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        self._keeping = _Keeping.CATCHING_UP if self._kept else _Keeping.FLOWING
+        if self._kept:  # also what came just now, when nothing flowed yet
+            self._write_oldest()
 
     def _submit(self, rows: list[LogRow], *, is_second: bool) -> None:
         self._database.submit(
@@ -198,28 +257,42 @@ class Journal:
 
     def _inserted(self, future: Future[tuple[int, float, bool]], rows: list[LogRow], *, is_second: bool) -> None:
         error = future.exception()
-        if error is not None and self._kinds is not None:
-            self._kinds.forget()
         if error is None:
-            first_id, self._last_write_ms, is_closed = future.result()
-            self._tally.add(first_id, rows)
-            self._written += len(rows)
-            if self._last_error:
-                lost, self._failed_before, self._last_error = self._failed - self._failed_before, self._failed, ""
-                self._log.warning("request log: rows are written again; %d were lost", lost)
-            if is_closed:
-                self._index()
-            if self._tally.is_due and not self._is_summing:
-                self._keep_up()
+            self._note_written(rows, future.result())
         elif is_second:
-            was_well = not self._last_error
-            self._failed += len(rows)
-            self._last_error = str(error)
-            if was_well:
-                self._say_lost()
+            self._note_lost(rows, error)
         else:
-            self._say_if_moved()
+            self._forget_failed()
             self._submit(rows, is_second=True)
+
+    def _note_written(self, rows: list[LogRow], result: tuple[int, float, bool]) -> None:
+        first_id, self._last_write_ms, is_closed = result
+        self._tally.add(first_id, rows)
+        self._written += len(rows)
+        if self._last_error:
+            lost, self._failed_before, self._last_error = self._failed - self._failed_before, self._failed, ""
+            self._log.warning("request log: rows are written again; %d were lost", lost)
+        if is_closed:
+            self._index()
+        if self._tally.is_due and not self._is_summing:
+            self._keep_up()
+
+    def _note_lost(self, rows: list[LogRow], error: BaseException) -> None:
+        self._failed += len(rows)
+        self._note_failing(error, "rows are lost")
+
+    def _note_failing(self, error: BaseException, what: str) -> None:
+        self._forget_failed()
+        was_well = not self._last_error
+        self._last_error = str(error)
+        if was_well:
+            self._say_failing(what)
+
+    def _forget_failed(self) -> None:
+        """What a transaction that failed has added is gone; perhaps the whole file is."""
+        if self._kinds is not None:
+            self._kinds.forget()
+        self._say_if_moved()
 
     def _sum_up(self) -> Future[bool]:
         """Take rows into the statistics; whether there are more."""
@@ -381,10 +454,21 @@ class Journal:
         return shrink(connection, _VACUUM_PAGES) if is_needed else 0
 
     def close(self) -> None:
-        """Write what waits, then close. Blocking."""
+        """Write what waits, then close; what cannot be written now is lost. Blocking."""
         self._is_closing = True
+        for _ in range(2 if self._kept else 0):  # the first may find that the file is broken
+            self._write_oldest()
         self._sum_up()
         self._database.close()
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """The writer has ended."""
+        lost = sum(map(len, self._kept))
+        self._kept.clear()
+        if lost:
+            self._failed += lost
+            self._log.error("request log: %d rows are lost, they could not be written: %s", lost, self._last_error)
 
 
 def _health_column(value: Any) -> Any:
