@@ -364,9 +364,9 @@ class Compiler:
             for routes, local in ((table, self._public_local), (RoutingTable((), {}), self._admin_local))
         )
         return Compiled(
-            Pipeline(public, snapshot.revision),
-            Pipeline(admin, snapshot.revision),
-            ReplyParser(drops_cors=cors.is_enabled, drops_rate=limits.is_active),
+            Pipeline(public, snapshot.revision, limits.charge),
+            Pipeline(admin, snapshot.revision, limits.charge),
+            ReplyParser(drops_cors=cors.is_enabled),
             table,
             limits,
             services_of(snapshot, settings.health_path),

@@ -12,7 +12,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from engadi_gateway.errors import Reason, Refusal
 from engadi_gateway.net.fetch import Fetch, FetchError
@@ -20,15 +21,26 @@ from engadi_gateway.pauses import Pause
 from engadi_gateway.pipeline.claims import claims_fault, identity_of
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
 from engadi_gateway.pipeline.identity import NOT_OURS, TokenCache, TokenJudge, invalid, parse_jwks, stated_expiry
+from engadi_gateway.pipeline.limits import network_of
 from engadi_gateway.settings import Settings
 
 _MAX_JWKS_BYTES = 256 << 10
 _MAX_ANSWER_BYTES = 64 << 10
 _MAX_QUESTIONS = 64  # at once; invented tokens must not become as many connections to the auth service
+_MAX_OF_ONE = 16  # of these about tokens of one address: others have some left
 _DEFAULT_PATH = "/api/v1/auth/validate"
 _KEYS = "\0keys"
 _NO_KEYS_COOLDOWN_S = 5.0
 _LEAST_RENEWAL_S = 1.0
+
+
+class Unanswered(NamedTuple):
+    """Nobody could say whose a token is: why, for the log."""
+
+    why: str
+
+
+Answer = Identity | Refusal | Unanswered | None
 
 _UNAVAILABLE = Refusal(Reason.AUTH_UNAVAILABLE, headers=((b"Retry-After", b"5"),))
 
@@ -59,8 +71,10 @@ class Authority:
         self._fetch = fetch
         self._clock = clock
         self._ticks = ticks
-        self._asking: dict[str, asyncio.Task[Identity | Refusal | None]] = {}
+        self._asking: dict[str, asyncio.Task[Answer]] = {}
         self._places = asyncio.Semaphore(_MAX_QUESTIONS)
+        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._trouble = ""
         self._asked_keys_at = float("-inf")
         self._document = b""  # the JWKS that the keys are from
         self._pause = Pause()
@@ -85,12 +99,16 @@ class Authority:
             if not isinstance(verdict, Refusal) or verdict.word not in NOT_OURS:
                 return verdict
             if self._judge.policy.mode != "local-then-remote":
-                return verdict if self._judge.keyring.by_kid else _UNAVAILABLE
-        return await self._once(token, lambda: self._ask(token))
+                return verdict if self._judge.keyring.by_kid else self._unavailable(exchange, "there are no keys yet")
+        answer = await self._once(token, lambda: self._asked(token, exchange.client_ip))
+        return self._unavailable(exchange, answer.why) if isinstance(answer, Unanswered) else answer
 
-    async def _once(
-        self, key: str, ask: Callable[[], Awaitable[Identity | Refusal | None]]
-    ) -> Identity | Refusal | None:
+    @staticmethod
+    def _unavailable(exchange: Exchange, why: str) -> Refusal:
+        exchange.error_message = why
+        return _UNAVAILABLE
+
+    async def _once(self, key: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         """Single flight; one that waits and leaves does not cancel the question for the others."""
         task = self._asking.get(key)
         if task is None:
@@ -145,22 +163,44 @@ class Authority:
 
     # tokens
 
-    async def _ask(self, token: str) -> Identity | Refusal:
+    async def _asked(self, token: str, address: str) -> Identity | Refusal | Unanswered:
+        """In its turn: one address has a share of the places, so that whoever invents tokens leaves some to others."""
+        network = network_of(address, self._settings.limits_ipv6_prefix)
+        share = self._shares.setdefault(network, asyncio.Semaphore(_MAX_OF_ONE))
+        try:
+            async with asyncio.timeout(self._settings.jwt_remote_timeout), share, self._places:
+                answer = await self._ask(token)
+        except TimeoutError:
+            answer = Unanswered(f"the auth service did not answer within {self._settings.jwt_remote_timeout:g} s")
+        self._say_whether_it_answers(answer.why if isinstance(answer, Unanswered) else "")
+        return answer
+
+    def _say_whether_it_answers(self, trouble: str) -> None:
+        log = logging.getLogger("engadi")
+        if trouble and not self._trouble:
+            log.warning("tokens cannot be judged: %s", trouble)
+        elif self._trouble and not trouble:
+            log.warning("tokens are judged again")
+        self._trouble = trouble
+
+    async def _ask(self, token: str) -> Identity | Refusal | Unanswered:
         """GET the validation URL with the token; see `claims_of` for what may come."""
         settings = self._settings
         lines = [(b"Authorization", b"Bearer " + token.encode("latin-1")), (b"Accept", b"application/json")]
         try:
-            async with asyncio.timeout(settings.jwt_remote_timeout), self._places:
-                reply = await self._fetch(_url(settings), lines, settings.jwt_remote_timeout, _MAX_ANSWER_BYTES)
-            if (_url(settings), settings.jwt_mode) != (_url(self._settings), self._settings.jwt_mode):
-                return _UNAVAILABLE  # replaced while we asked: it judges no more, and nothing of it is remembered
-            if reply.status in {401, 403}:
-                return self._no(token, "rejected")
-            if reply.status != 200 or not reply.is_whole:
-                return _UNAVAILABLE
+            reply = await self._fetch(_url(settings), lines, settings.jwt_remote_timeout, _MAX_ANSWER_BYTES)
+        except FetchError as error:
+            return Unanswered(f"the auth service: {error}")
+        if (_url(settings), settings.jwt_mode) != (_url(self._settings), self._settings.jwt_mode):
+            return Unanswered("the auth service was replaced meanwhile")  # it judges no more, and nothing is remembered
+        if reply.status in {401, 403}:
+            return self._no(token, "rejected")
+        if reply.status != 200 or not reply.is_whole:
+            return Unanswered(f"the auth service: {f'status {reply.status}' if reply.is_whole else 'half an answer'}")
+        try:
             claims = claims_of(reply.body, self._judge.policy.role_claim)
-        except (FetchError, TimeoutError, ValueError):
-            return _UNAVAILABLE
+        except ValueError as error:
+            return Unanswered(f"the auth service's answer: {error}")
         return self._no(token, "rejected") if claims is None else self._yes(token, claims)
 
     def _no(self, token: str, word: str) -> Refusal:
@@ -169,7 +209,7 @@ class Authority:
         self._cache.put(token.encode("latin-1"), verdict, fresh_until=until)
         return verdict
 
-    def _yes(self, token: str, claims: dict[str, Any]) -> Identity | Refusal:
+    def _yes(self, token: str, claims: dict[str, Any]) -> Identity | Refusal | Unanswered:
         """A yes is still held to our clock; where it does not say how long it is good, the token itself may."""
         now, cache_s = self._clock(), self._settings.jwt_remote_cache
         fresh_until = self._ticks() + cache_s
@@ -178,18 +218,19 @@ class Authority:
         policy = replace(self._judge.policy, required_claims=("sub",), issuer="", audience="")
         word = claims_fault(claims, policy, now)
         if word:
-            return self._no(token, word) if word in {"expired", "not_yet_valid"} else _UNAVAILABLE
+            is_known = word in {"expired", "not_yet_valid"}
+            return self._no(token, word) if is_known else Unanswered(f"the auth service's answer: {word}")
         identity = identity_of(claims, policy)
         self._cache.put(token.encode("latin-1"), identity, identity.expires_at, fresh_until)
         return identity
 
 
-async def _guarded(ask: Callable[[], Awaitable[Identity | Refusal | None]]) -> Identity | Refusal | None:
+async def _guarded(ask: Callable[[], Awaitable[Answer]]) -> Answer:
     try:
         return await ask()
     except Exception:
         logging.getLogger("engadi").exception("internal error in authority")
-        return _UNAVAILABLE
+        return Unanswered("internal error")
 
 
 def _source(settings: Settings) -> tuple[Any, ...]:

@@ -413,6 +413,7 @@ class Gateway:
     def _swap(self, snapshot: Snapshot, compiled: Compiled) -> None:
         self._snapshot = snapshot
         self._compiled = compiled
+        compiled.limits.begin(time.monotonic())
         context = self._context
         context.pipeline, context.admin_pipeline = compiled.pipeline, compiled.admin_pipeline
         context.reply_parser = compiled.reply_parser

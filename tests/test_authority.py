@@ -103,14 +103,17 @@ class House:
     authority: Authority
     judge: TokenJudge
     cache: TokenCache
+    exchange: Exchange | None = None  # the last one
 
-    async def ask(self, token: str | bytes) -> Identity | Refusal:
+    async def ask(self, token: str | bytes, address: str = "192.0.2.1") -> Identity | Refusal:
         """As a connection does: decide, wait, decide again."""
         text = token.decode() if isinstance(token, bytes) else token
         notes = {b"authorization": b"Bearer " + text.encode()}
         head = RequestHead("GET", b"/a", "/a", "x", b"x", b"", notes, Framing.NONE, 0, False, False, True, b"")
         exchange = Exchange(head, "id", self.clock.now, self.clock.wall, Pipeline((), 1))
         exchange.route = Route("r", "/a", "content")
+        exchange.client_ip = address
+        self.exchange = exchange
         for _ in range(5):
             verdict = self.stage.decide(exchange)
             if verdict is None:
@@ -399,7 +402,10 @@ def test_one_that_leaves_does_not_take_the_answer_from_the_others() -> None:
     with_house(test)
 
 
-def test_invented_tokens_do_not_become_as_many_connections() -> None:
+@pytest.mark.parametrize(("of", "at_once"), [(100, 64), (1, 16)])
+def test_invented_tokens_do_not_become_as_many_connections(of: int, at_once: int) -> None:
+    """And those of one address leave some of these to others."""
+
     async def test(house: House) -> None:
         under_way, most = 0, 0
 
@@ -413,9 +419,36 @@ def test_invented_tokens_do_not_become_as_many_connections() -> None:
 
         settings = Settings.of({"auth": house.origin.server.url}, jwt_mode="remote")
         house.authority = Authority(settings, house.judge, house.cache, counting, house.clock)
-        verdicts = await asyncio.gather(*(house.ask(f"t{number}") for number in range(500)))
+        addresses = [f"192.0.2.{number % of}" for number in range(500)]
+        verdicts = await asyncio.gather(*(house.ask(f"t{at}", address) for at, address in enumerate(addresses)))
         assert verdicts == [REJECTED] * 500
-        assert most == 64
+        assert most == at_once
+
+    with_house(test)
+
+
+WHY = {
+    "status 500": (500, b"", "the auth service: status 500"),
+    "no JSON": (200, b"<html>", "the auth service's answer: "),
+    "nobody": (200, {"role": "user"}, "the auth service's answer: missing_claim"),
+}
+
+
+@pytest.mark.parametrize(("status", "answer", "why"), WHY.values(), ids=WHY.keys())
+def test_why_nobody_can_say_whose_it_is_stands_in_the_row_and_once_in_the_log(
+    status: int, answer: Any, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(house: House) -> None:
+        house.origin.says(answer, status)
+        for number in range(3):
+            assert await house.ask(f"t{number}") == UNAVAILABLE
+            assert house.exchange is not None
+            assert (house.exchange.error_message or "").startswith(why)
+        house.origin.says(CLAIMS)
+        await house.ask("good")
+        said = [record.getMessage() for record in caplog.records]
+        assert [text.partition(": ")[0] for text in said] == ["tokens cannot be judged", "tokens are judged again"]
+        assert why in said[0]
 
     with_house(test)
 

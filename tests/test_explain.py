@@ -250,7 +250,8 @@ def test_a_stage_that_would_have_to_ask_says_whom(tmp_path: Path) -> None:
             )
             assert (told["verdict"], told["would_ask"], told["status"]) == ("wait", "remote", None)
             assert told["jwt"] == {"verdict": "would wait", "asks": "the auth service"}
-            assert (told["limits"], told["breaker"], told["upstream"]) == (None, None, None)
+            assert [rule["name"] for rule in told["limits"]] == ["per_ip"], "what it costs to have somebody asked"
+            assert (told["breaker"], told["upstream"]) == (None, None)
             assert auth.raw == []
 
     asyncio.run(run())

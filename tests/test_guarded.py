@@ -19,7 +19,7 @@ import pytest
 
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.pipeline.identity import make_token
-from tests.fakes import raw_client, upstream
+from tests.fakes import Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, running, token
 from tests.soak import admin
 
@@ -229,5 +229,32 @@ def test_a_page_of_another_site_cannot_drive_it(tmp_path: Path, allowed: str) ->
             else:
                 assert done == set()
                 assert after == before
+
+    asyncio.run(run())
+
+
+def test_who_has_no_tokens_left_has_nobody_asked_about_his(tmp_path: Path) -> None:
+    """Each invented token is a question to the auth service; all of a flood at once are no more than its bucket has."""
+    released = asyncio.Event()
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await released.wait()
+        await wire.send(b"HTTP/1.1 401 x\r\nContent-Length: 0\r\n\r\n")
+
+    async def run() -> None:
+        values = {"limits_per_ip": 5, "jwt_mode": "remote", "jwt_remote_url": ""}
+        async with upstream(script) as auth, running(tmp_path, auth, auth, **values) as gateway:
+            flood = [
+                asyncio.create_task(ask(gateway.port, "GET", "/api/v1/content/x", bearer=f"t{n}")) for n in range(40)
+            ]
+            done, _ = await asyncio.wait(flood, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            while len(done) < 35:
+                more, _ = await asyncio.wait(set(flood) - done, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+                assert more
+                done |= more
+            assert {task.result().status for task in done} == {429}
+            released.set()
+            assert sorted([(await task).status for task in flood]) == [401] * 5 + [429] * 35
+            assert len(auth.seen) == 5
 
     asyncio.run(run())

@@ -189,7 +189,6 @@ def test_rules_that_are_not_active_do_not_count() -> None:
     limits = limits_of(a_rule(capacity=1, is_active=False))
     assert granted(limits, 5) == 5
     assert ask(limits)[1] == {}
-    assert not limits.is_active
     assert limits.status(0.0) == []
 
 
@@ -222,6 +221,38 @@ def test_a_known_user_who_is_refused_spends_the_users_tokens() -> None:
     limits = limits_of(a_rule(USER, capacity=1))
     assert ask(limits, user="u1", refusal=Refusal(Reason.SCOPE_MISSING))[0]
     assert not ask(limits, user="u1")[0]
+
+
+def test_whoever_has_somebody_asked_pays_before() -> None:
+    """Once, whatever the answer is; and a user's own rule when it is known who asks."""
+    limits = limits_of(a_rule(IP, 3), a_rule(USER, 1), a_rule(GLOBAL, 100))
+    for number in range(3):
+        exchange = exchange_of(route=ROUTE, ip="192.0.2.9")
+        assert limits.charge(exchange) is None
+        assert limits.charge(exchange) is None, "who has to wait twice has paid"
+        exchange.identity = Identity(f"u{number}")
+        assert limits.decide(exchange) is None
+        line = b"\r\n".join(exchange.reply_lines).decode()
+        assert (
+            f'"per_ip";r={2 - number};' in line and '"per_user";r=0;' in line and f'"global";r={99 - number};' in line
+        )
+    assert [row["allowed"] for row in limits.status(0.0)] == [3, 3, 3]
+    late = exchange_of(route=ROUTE, ip="192.0.2.9")
+    refused = limits.charge(late)
+    assert refused is not None and refused.reason is Reason.RATE_LIMITED
+    again = exchange_of(route=ROUTE, ip="192.0.2.8")
+    assert limits.charge(again) is None
+    again.identity = Identity("u0")
+    assert limits.decide(again) is not None, "the user has had all"
+
+
+def test_a_changed_window_holds_from_the_change_on() -> None:
+    store = BucketStore(100)
+    limits = limits_of(a_rule(IP, 4, 3600), store=store)
+    assert granted(limits, 5) == 4
+    changed = limits_of(a_rule(IP, 4, 4), store=store)
+    changed.begin(0.0)
+    assert granted(changed, 5, now=4.0) == 4
 
 
 @pytest.mark.parametrize("reason", [Reason.PREFLIGHT, Reason.PREFLIGHT_DENIED, Reason.OPTIONS], ids=lambda r: r.code)
@@ -296,7 +327,6 @@ def test_observing_counts_and_notes_but_never_refuses_nor_shows() -> None:
         assert exchange.reply_lines == []
         notes.append(exchange.observed)
     assert notes == [None, None, *["observed: watch would refuse"] * 2]
-    assert not limits.is_active
     row = limits.status(0.0)[0]
     assert (row["allowed"], row["refused"], row["observed"]) == (2, 0, 2)
     assert granted(limits, 1, now=30.0) == 1
@@ -317,7 +347,6 @@ def test_an_observed_rule_beside_an_enforced_one() -> None:
     assert granted(limits, 5) == 3
     rows = limits.status(0.0)
     assert [(row["allowed"], row["refused"], row["observed"]) for row in rows] == [(1, 0, 4), (3, 2, 0)]
-    assert limits.is_active
 
 
 # fields

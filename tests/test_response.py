@@ -11,6 +11,7 @@ from engadi_gateway.wire.response import (
     ReplyParser,
     client_head,
     informational_head,
+    rate_lines,
     switching_head,
 )
 
@@ -157,11 +158,42 @@ RATE = [
 
 
 @pytest.mark.parametrize("drops_cors", [False, True])
-@pytest.mark.parametrize("drops_rate", [False, True])
-def test_what_the_gateway_says_itself_an_upstream_does_not(drops_cors: bool, drops_rate: bool) -> None:
+def test_what_the_gateway_says_itself_an_upstream_does_not(drops_cors: bool) -> None:
     raw = b"\r\n".join([b"HTTP/1.1 200 OK", CORS, *RATE, b"X: y", b"", b""])
-    lines = ReplyParser(drops_cors, drops_rate).parse(raw, "GET").lines
-    assert lines == [*([] if drops_cors else [CORS]), *([] if drops_rate else RATE), b"X: y"]
+    head = ReplyParser(drops_cors).parse(raw, "GET")
+    assert head.lines == [*([] if drops_cors else [CORS]), b"X: y"]
+    assert head.rate == b"\r\n".join(RATE)
+
+
+OWN = (
+    b'X-RateLimit-Limit: 10\r\nX-RateLimit-Remaining: 5\r\nX-RateLimit-Reset: 99\r\nRateLimit: "a";r=5;t=1,"b";r=7;t=1'
+)
+
+
+@pytest.mark.parametrize(
+    ("own", "status", "theirs", "wanted"),
+    [
+        (None, 200, b"X-RateLimit-Remaining: 9", b"X-RateLimit-Remaining: 9"),
+        (None, 302, b"X-RateLimit-Remaining: 9", b"X-RateLimit-Remaining: 9"),
+        (OWN, 200, b"", OWN),
+        (OWN, 304, b"", OWN),
+        (OWN, 302, b"", b""),
+        (OWN, 302, b"X-RateLimit-Remaining: 1", b""),
+        (OWN, 200, b"X-RateLimit-Remaining: 4", b"X-RateLimit-Remaining: 4"),
+        (OWN, 200, b"x-ratelimit-remaining:4", b"x-ratelimit-remaining:4"),
+        (OWN, 200, b"X-RateLimit-Remaining: 5", OWN),
+        (OWN, 200, b"X-RateLimit-Remaining: 6", OWN),
+        (OWN, 200, b"X-RateLimit-Remaining: many", OWN),
+        (OWN, 200, b'RateLimit: "up";r=1;t=30', b'RateLimit: "up";r=1;t=30'),
+        (OWN, 200, b'RateLimit: "up";r=6;t=30', OWN),
+        (OWN, 200, b'RateLimit-Policy: "up";q=1', OWN),
+        (OWN, 429, b'RateLimit: "up";r=9;t=30', b'RateLimit: "up";r=9;t=30'),
+        (OWN, 429, b"", OWN),
+    ],
+)
+def test_whoever_leaves_less_is_told(own: bytes | None, status: int, theirs: bytes, wanted: bytes) -> None:
+    lines = [b"HTTP/1.1 %d X" % status, *([theirs] if theirs else []), b"", b""]
+    assert b"\r\n".join(rate_lines(own, ReplyParser().parse(b"\r\n".join(lines), "GET"))) == wanted
 
 
 def test_the_memo_of_names_is_bounded_and_forgets_nothing_that_matters() -> None:

@@ -21,7 +21,15 @@ from engadi_gateway.pipeline.breaker import BreakerStage
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.wire.chunked import LAST_CHUNK, chunk
 from engadi_gateway.wire.forwarded import Client
-from engadi_gateway.wire.response import ReplyHead, client_head, informational_head, is_among, switching_head
+from engadi_gateway.wire.response import (
+    REDIRECTS,
+    ReplyHead,
+    client_head,
+    informational_head,
+    is_among,
+    rate_lines,
+    switching_head,
+)
 
 #: Methods that may be sent twice (RFC 9110 section 9.2.2).
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
@@ -343,6 +351,8 @@ class Forward:
         self._client.ends_by_closing = framing is _TO_CLOSE
         is_last = framing is _TO_CLOSE or not self._is_body_complete
         is_closing = self._client.closes_after(exchange, is_last=is_last)
+        if head.rate or (exchange.rate_line is not None and head.status in REDIRECTS):
+            self._choose_rate_lines(head)
         date = b"" if head.has_date else context.date_now()
         out = client_head(head, exchange.reply_lines, framing, date, is_closing=is_closing)
         if body:
@@ -355,6 +365,12 @@ class Forward:
             self._complete()
         else:
             BreakerStage.goes_on(exchange)
+
+    def _choose_rate_lines(self, head: ReplyHead) -> None:
+        lines, own = self.exchange.reply_lines, self.exchange.rate_line
+        if own is not None:
+            lines.remove(own)
+        lines += rate_lines(own, head)
 
     def reply_body(self, body: bytes, is_end: bool) -> None:
         self.exchange.bytes_out += len(body)

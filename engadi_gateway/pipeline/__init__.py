@@ -6,14 +6,26 @@ routing, CORS, JWT, token buckets, circuit breaker.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from engadi_gateway.errors import Refusal
 from engadi_gateway.pipeline.exchange import Exchange, Stage, Wait
 
 
 class Pipeline:
-    """The stages in their order, built from one snapshot; replaced whole when the configuration changes."""
+    """The stages in their order, built from one snapshot; replaced whole when the configuration changes.
 
-    def __init__(self, stages: tuple[Stage, ...], revision: int) -> None:
+    `charge`: who asks for somebody else's time pays before; a refusal, and nobody is asked.
+    """
+
+    def __init__(
+        self,
+        stages: tuple[Stage, ...],
+        revision: int,
+        charge: Callable[[Exchange], Refusal | None] = lambda exchange: None,
+    ) -> None:
         self.stages = stages
+        self._charge = charge
         self.revision = revision
         deciding = [stage for stage in stages if not stage.decides_nothing]
         self._steps = tuple((index, stage.decide, stage.sees_refused) for index, stage in enumerate(deciding))
@@ -30,7 +42,8 @@ class Pipeline:
                 continue
             if isinstance(verdict, Wait):
                 exchange.stage = index
-                return verdict
+                exchange.refusal = self._charge(exchange)
+                return verdict if exchange.refusal is None else None
             exchange.refusal = refusal = verdict
         return None
 

@@ -67,6 +67,8 @@ class Exchange:
     is_local = False
     identity: Identity | None = None
     remote_verdict: Identity | Refusal | None = None
+    rate_line: bytes | None = None  # of `reply_lines`, the one with what the rules leave
+    charged: tuple[object, ...] = ()  # the rules whose tokens were spent before somebody was asked
     target: Target | None = None
     permit: object | None = None
     refusal: Refusal | None = None

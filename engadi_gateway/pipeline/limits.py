@@ -160,44 +160,43 @@ class Limits:
         self._everywhere = None if self._patterned else _plans(self._rules)
         self.decides_nothing = not self._rules
 
-    @property
-    def is_active(self) -> bool:
-        """Whether any rule is enforced: then the gateway sends rate-limit fields."""
-        return any(rule.is_enforced for rule in self._rules)
-
     def decide(self, exchange: Exchange) -> Refusal | None:
+        return self._weigh(exchange, exchange.refusal is not None and exchange.identity is None)
+
+    def charge(self, exchange: Exchange) -> Refusal | None:
+        """Before somebody is asked about a token: what it costs whoever sent it, whatever the answer will be.
+
+        Or invented tokens, each of which is a question, would cost nothing before their answers came.
+        """
+        return None if exchange.charged else self._weigh(exchange, True, is_ahead=True)
+
+    def _weigh(self, exchange: Exchange, is_stranger: bool, *, is_ahead: bool = False) -> Refusal | None:
         refusal, route = exchange.refusal, exchange.route
         if refusal is not None and refusal.reason in _FREE:
             return None
         if exchange.is_local and route is not None and route.is_public:
             return None
-        flavour = (refusal is not None and exchange.identity is None) + 2 * (route is None)
-        plan = (self._everywhere or self._plans_for(exchange.head.path))[flavour]
+        plan = (self._everywhere or self._plans_for(exchange.head.path))[is_stranger + 2 * (route is None)]
         subjects = self._subjects(exchange)
-        now = exchange.now
-        has_violation = False
-        found = []  # for each rule: its clock, and what would be missing from the bucket afterwards
-        for rule in plan.rules:
-            buckets = rule.buckets
-            if buckets.window_s != rule.window_s:
-                buckets.bend(rule.window_s, now)
-            at = (now - buckets.since) / rule.window_s
-            full_at = buckets.full_at.get(subjects[rule.kind], at)
-            missing = full_at - at + rule.cost if full_at > at else rule.cost
-            found.append((rule, at, missing))
-            if missing > rule.most_missing:
-                has_violation = True
+        charged = exchange.charged
+        found, has_violation = _look(plan.rules, subjects, exchange.now)
+        if charged:  # these were looked at then, and what they cost is gone
+            found = [(rule, at, missing - rule.cost * (rule in charged)) for rule, at, missing in found]
+            has_violation = any(missing > rule.most_missing for rule, _, missing in found)
         if has_violation or exchange.trace is not None:
             refused = self._examine(exchange, [Check(rule, subjects[rule.kind], missing) for rule, _, missing in found])
             if refused is not None:
                 return refused
         if not exchange.is_rehearsal:
-            self._spend(found, subjects)
-        if plan.enforced:
-            exchange.reply_lines.append(_lines(plan, found, exchange.wall))
+            self._spend([one for one in found if one[0] not in charged] if charged else found, subjects)
+        if is_ahead:
+            exchange.charged = plan.rules
+        elif plan.enforced:
+            exchange.rate_line = _lines(plan, found, exchange.wall)
+            exchange.reply_lines.append(exchange.rate_line)
         return None
 
-    def _spend(self, found: list[tuple[Rule, float, float]], subjects: tuple[str, ...]) -> None:
+    def _spend(self, found: Found, subjects: tuple[str, ...]) -> None:
         for rule, at, missing in found:
             if missing > rule.most_missing:
                 continue  # an observed rule's empty bucket stays empty, not in debt
@@ -257,9 +256,36 @@ class Limits:
     def settle(self, exchange: Exchange) -> None:
         """Nothing to learn: what was spent stays spent."""
 
+    def begin(self, now: float) -> None:
+        """These rules hold from now on: where a window is another one, its clock goes on at that pace."""
+        for rule in self._rules:
+            if rule.buckets.window_s != rule.window_s:
+                rule.buckets.bend(rule.window_s, now)
+
     def status(self, now: float) -> list[dict[str, Any]]:
         """The rules with their live fill, for GET /rate-limits."""
         return [_status(rule, now) for rule in self._rules]
+
+
+#: For each rule: its clock, and what would be missing from the bucket afterwards.
+Found = list[tuple[Rule, float, float]]
+
+
+def _look(rules: tuple[Rule, ...], subjects: tuple[str, ...], now: float) -> tuple[Found, bool]:
+    """What the rules say of these subjects, and whether any of them is violated."""
+    found = []
+    has_violation = False
+    for rule in rules:
+        buckets = rule.buckets
+        if buckets.window_s != rule.window_s:
+            buckets.bend(rule.window_s, now)
+        at = (now - buckets.since) / rule.window_s
+        full_at = buckets.full_at.get(subjects[rule.kind], at)
+        missing = full_at - at + rule.cost if full_at > at else rule.cost
+        found.append((rule, at, missing))
+        if missing > rule.most_missing:
+            has_violation = True
+    return found, has_violation
 
 
 def _plans(rules: tuple[Rule, ...]) -> Plans:
@@ -273,7 +299,7 @@ def _plans(rules: tuple[Rule, ...]) -> Plans:
     )
 
 
-def _lines(plan: Plan, found: list[tuple[Rule, float, float]], wall: float) -> bytes:
+def _lines(plan: Plan, found: Found, wall: float) -> bytes:
     """X-RateLimit-* of the tightest rule, and the fields of the draft for all that are enforced."""
     numbers = [0, 0, 0]
     tightest = 2.0

@@ -7,6 +7,7 @@ this parser, or this one refuses; a fuzz test holds it to that.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -53,17 +54,17 @@ _MEMO_SIZE = 1024
 class _Names(dict[bytes, int]):
     """What is done with a field, by its name as it is spelt; a name is checked when it is first seen."""
 
-    def __init__(self, dropped: frozenset[int]) -> None:
+    def __init__(self, drops_cors: bool) -> None:
         super().__init__()
-        self._dropped = dropped
+        self._drops_cors = drops_cors
 
     def __missing__(self, name: bytes) -> int:
         if _NAME.fullmatch(name) is None:
             raise MalformedReplyError("malformed head")
         lower = name.lower()
         field = _TABLE.get(lower, _CORS if lower.startswith(b"access-control-") else _KEEP)
-        if field in {_CORS, _RATE}:
-            field = _DROP if field in self._dropped else _KEEP
+        if field == _CORS:
+            field = _DROP if self._drops_cors else _KEEP
         remember(self, name, field, _MEMO_SIZE)
         return field
 
@@ -82,7 +83,7 @@ class _Starts(dict[bytes, tuple[bool, int, bytes]]):
 
 @dataclass(slots=True)
 class ReplyHead:
-    """An upstream's head. `lines` are whole lines to pass on, without line end.
+    """An upstream's head. `lines` are whole lines to pass on, without line end; `rate` those of its limits, in one.
 
     `framing` is of the body that follows on the wire; `content_length` -1 when none was sent. `is_reusable` says
     whether the connection may serve again once the body has ended.
@@ -96,6 +97,7 @@ class ReplyHead:
     is_reusable: bool
     has_date: bool
     upgrade: bytes
+    rate: bytes = b""
 
 
 class ReplyParser:
@@ -103,13 +105,11 @@ class ReplyParser:
 
     Args:
         drops_cors: the gateway answers CORS itself, so the upstream's Access-Control-* must not stand beside it.
-        drops_rate: the gateway sends rate-limit fields; an upstream's, perhaps more generous, must not.
     """
 
-    def __init__(self, drops_cors: bool = False, drops_rate: bool = False) -> None:
+    def __init__(self, drops_cors: bool = False) -> None:
         self._starts = _Starts()
-        kinds = ((_CORS, drops_cors), (_RATE, drops_rate))
-        self._names = _Names(frozenset(field for field, is_dropped in kinds if is_dropped))
+        self._names = _Names(drops_cors)
 
     def parse(self, raw: bytes, method: str) -> ReplyHead:
         """Parse one whole head, with its empty line, of the answer to a request with `method`.
@@ -140,8 +140,7 @@ class ReplyParser:
                 lines.append(line)
                 has_date = True
             elif field != _DROP:
-                value = value.strip(_BLANK)
-                special[field] = special[field] + b", " + value if field in special else value
+                _note(special, field, line if field == _RATE else value.strip(_BLANK))
         coding = special.get(_CODING)
         framing, length = _framing(coding, sent, status, method)
         is_reusable = is_http11 and framing is not _CLOSE
@@ -156,7 +155,9 @@ class ReplyParser:
             )
             has_date = has_date and b"date" not in tokens
             upgrade = special.get(_UPGRADE, b"")
-        return ReplyHead(status, phrase, lines, framing, length, is_reusable, has_date, upgrade)
+        return ReplyHead(
+            status, phrase, lines, framing, length, is_reusable, has_date, upgrade, special.get(_RATE, b"")
+        )
 
     @staticmethod
     def _connection(special: dict[int, bytes], lines: list[bytes]) -> frozenset[bytes]:
@@ -165,6 +166,12 @@ class ReplyParser:
         if named:
             lines[:] = [line for line in lines if line[: line.index(b":")].lower() not in named]
         return tokens
+
+
+def _note(special: dict[int, bytes], field: int, value: bytes) -> None:
+    """Values are one list; of rate limits the lines are kept."""
+    glue = b"\r\n" if field == _RATE else b", "
+    special[field] = special[field] + glue + value if field in special else value
 
 
 def _framing(coding: bytes | None, sent: bytes | None, status: int, method: str) -> tuple[Framing, int]:
@@ -181,6 +188,26 @@ def _framing(coding: bytes | None, sent: bytes | None, status: int, method: str)
     if length < 0:
         return _CLOSE, -1
     return (_COUNTED, length) if length else (_NO_BODY, 0)
+
+
+_REMAINING = re.compile(rb"(?i)(?:^|\n)X-RateLimit-Remaining: *([0-9]{1,18})|;r=([0-9]{1,18})")
+#: A low number there stalls clients for nothing: they have to ask again at once (draft-ietf-httpapi-ratelimit-headers).
+REDIRECTS = frozenset((301, 302, 303, 307, 308))
+
+
+def rate_lines(own: bytes | None, reply: ReplyHead) -> list[bytes]:
+    """The rate-limit fields for the client: ours, `own`, if a rule was enforced, or an upstream's that leaves less."""
+    if own is None:
+        return [reply.rate]
+    if reply.status in REDIRECTS:
+        return []
+    is_theirs = reply.rate and (reply.status == 429 or _remaining(reply.rate) < _remaining(own))
+    return [reply.rate if is_theirs else own]
+
+
+def _remaining(lines: bytes) -> float:
+    """The least that any of them leaves."""
+    return min((int(one or other) for one, other in _REMAINING.findall(lines)), default=math.inf)
 
 
 def is_among(chosen: bytes, asked: bytes) -> bool:

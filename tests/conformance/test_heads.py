@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import OK, Seen, Wire, raw_client, upstream
-from tests.harness import ADMIN, ask, running, token
+from tests.harness import ADMIN, ask, json_of, running, token
 
 #: Lines that a client sends, and the names (lower case) that the upstream must not have seen with these values.
 FORGED: dict[str, tuple[list[str], dict[str, str]]] = {
@@ -157,7 +157,7 @@ def test_an_upstreams_own_cors_and_limits_do_not_stand_beside_ours(tmp_path: Pat
     async def script(seen: Seen, wire: Wire) -> None:
         await wire.send(
             b"HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nX-RateLimit-Limit: 999999999\r\n"
-            b'RateLimit: "theirs";r=9\r\nContent-Length: 0\r\n\r\n'
+            b'RateLimit: "theirs";r=999999999\r\nContent-Length: 0\r\n\r\n'
         )
 
     async def run() -> None:
@@ -167,6 +167,37 @@ def test_an_upstreams_own_cors_and_limits_do_not_stand_beside_ours(tmp_path: Pat
             assert reply.one("access-control-allow-origin") == "https://app.test"
             assert reply.one("x-ratelimit-limit") == "1000000"
             assert "theirs" not in reply.one("ratelimit")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "path_pattern", "shown"),
+    [
+        ("200 OK", "1", "", ["1"]),
+        ("200 OK", "8", "", ["4"]),
+        ("200 OK", "8", "/other/*", ["8"]),
+        ("302 Found", "1", "", []),
+        ("429 Too Many Requests", "8", "", ["8"]),
+    ],
+)
+def test_whoever_leaves_less_is_told_and_nobody_on_redirects(
+    tmp_path: Path, status: str, said: str, path_pattern: str, shown: list[str]
+) -> None:
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(f"HTTP/1.1 {status}\r\nX-RateLimit-Remaining: {said}\r\nContent-Length: 0\r\n\r\n".encode())
+
+    async def run() -> None:
+        rules = "/api/v1/gateway/config/rate-limits"
+        async with upstream(script) as auth, running(tmp_path, auth) as gateway:
+            for rule in json_of(await ask(gateway.port, "GET", rules, bearer=ADMIN))["items"]:
+                is_user = rule["limit_type"] == "per_user"
+                change = {"is_active": False} if is_user else {"max_requests": 5, "path_pattern": path_pattern}
+                assert (
+                    await ask(gateway.port, "PUT", f"{rules}/{rule['id']}", bearer=ADMIN, body=change)
+                ).status == 200
+            reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
+            assert reply.all("x-ratelimit-remaining") == shown
 
     asyncio.run(run())
 
