@@ -17,6 +17,7 @@ from engadi_gateway.model import LimitMode, LimitType, RateLimitRule, Route
 from engadi_gateway.pipeline.buckets import BucketStore
 from engadi_gateway.pipeline.exchange import Exchange, Identity
 from engadi_gateway.pipeline.limits import Limits, network_of, rule_faults
+from engadi_gateway.pipeline.patterns import readings
 from tests.exchanges import WALL, exchange_of, head_of
 
 USER, IP, ENDPOINT, GLOBAL = LimitType
@@ -183,6 +184,21 @@ def test_what_a_path_needs_is_remembered_and_bounded() -> None:
         ask(limits, head=head_of(path=f"/b/{number:0>300}"))
     assert len(limits._by_path) <= 4096
     assert max(map(len, limits._by_path)) <= 256
+
+
+def test_a_long_path_is_read_once_for_all_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some milliseconds of it at worst: anybody can send one, and where there is no route too."""
+    asked: list[str] = []
+
+    def counting(path: str) -> list[list[str]]:
+        asked.append(path)
+        return readings(path)
+
+    monkeypatch.setattr("engadi_gateway.pipeline.limits.readings", counting)
+    limits = limits_of(*(a_rule(id=f"r{at}", path_pattern=f"/p{at}/*") for at in range(20)))
+    ask(limits, head=head_of(path="/%2F" * 2000))
+    ask(limits, head=head_of(path="/x"))
+    assert len(asked) == 2
 
 
 def test_rules_that_are_not_active_do_not_count() -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal
@@ -18,7 +18,7 @@ from engadi_gateway.model import LimitMode, LimitType, RateLimitRule
 from engadi_gateway.options import MAX_REQUESTS
 from engadi_gateway.pipeline.buckets import Buckets, BucketStore
 from engadi_gateway.pipeline.exchange import Exchange
-from engadi_gateway.pipeline.patterns import parse_pattern, pattern_matches, pattern_readings, readings
+from engadi_gateway.pipeline.patterns import parse_pattern, pattern_readings, readings, segments_match
 
 #: A thousandth of a token is forgiven: rounding after months must not cost a whole one.
 _ROUNDING = 0.001
@@ -57,12 +57,16 @@ class Rule:
         self.segments = parse_pattern(rule.path_pattern) if rule.path_pattern else None
         self.readings = pattern_readings(self.segments) if self.segments else []
 
-    def fits(self, path: str) -> bool:
-        """Whether the rule's pattern does. Who spells a path otherwise, for a lenient upstream, is counted as well."""
-        if self.segments is None or pattern_matches(self.segments, path):
+    def fits(self, path: list[str], read: Callable[[], list[list[str]]]) -> bool:
+        """Whether the rule's pattern does. Who spells a path otherwise, for a lenient upstream, is counted as well.
+
+        Args:
+            path: its segments; none for the server as a whole.
+            read: its readings, which cost something where a path is long.
+        """
+        if self.segments is None or (path and segments_match(self.segments, path)):
             return True
-        read = ["/" + "/".join(segments) for segments in readings(path)]
-        return any(pattern_matches(segments, one) for segments in self.readings for one in read)
+        return any(segments_match(segments, one) for segments in self.readings for one in read())
 
 
 class Check(NamedTuple):
@@ -242,7 +246,9 @@ class Limits:
     def _plans_for(self, path: str) -> Plans:
         plans = self._by_path.get(path)
         if plans is None:
-            fit = tuple(rule.fits(path) for rule in self._patterned)
+            given = path[1:].split("/") if path[:1] == "/" else []
+            read = cache(lambda: readings(path))
+            fit = tuple(rule.fits(given, read) for rule in self._patterned)
             plans = self._by_fit.get(fit)
             if plans is None:
                 misfits = {rule for rule, fits in zip(self._patterned, fit, strict=True) if not fits}

@@ -66,9 +66,11 @@ def parameter_names(pattern: str) -> tuple[str, ...]:
 
 def pattern_matches(segments: tuple[str, ...], path: str) -> bool:
     """Whether a parsed pattern matches a normalised path: the slow way, for traces and for rules of one pattern."""
-    if not path.startswith("/"):
-        return False
-    given = path[1:].split("/")
+    return path.startswith("/") and segments_match(segments, path[1:].split("/"))
+
+
+def segments_match(segments: tuple[str, ...], given: list[str]) -> bool:
+    """The same for a path's segments, or for one of its readings; a long path costs no more than the pattern."""
     if segments[-1] == "*":
         segments = segments[:-1]
         if len(given) < len(segments):
