@@ -66,6 +66,7 @@ def pool_limits(settings: Settings) -> PoolLimits:
     return PoolLimits(
         max_connections=settings.upstream_max_connections,
         max_idle=settings.upstream_max_idle,
+        max_upgraded=settings.upstream_max_upgraded,
         idle_timeout_s=settings.upstream_idle_timeout,
         queue_size=settings.upstream_queue_size,
         queue_timeout_s=settings.upstream_queue_timeout,

@@ -149,6 +149,8 @@ OPTIONS: tuple[Option, ...] = (
            why="what the services were built for"),
     Option("upstream", "max_idle", parse_int, "100", "idle connections kept per target; fewer: more dialling",
            why="as many as there may be: with fewer, steady load beyond them dials for each request"),
+    Option("upstream", "max_upgraded", parse_int, "1000", "WebSockets and other upgrades per target, beside these",
+           why="each lasts for hours: among the others they would leave none to requests"),
     Option("upstream", "idle_timeout", parse_duration_s, "55s", "how long an idle connection is kept",
            why="less than the 60s after which many servers close, so that we close first"),
     Option("upstream", "queue_size", parse_int, "1000", "requests that may wait for a connection, per target",

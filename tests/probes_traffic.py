@@ -244,6 +244,19 @@ async def late_splice(world: World) -> bytes:
             return b""
 
 
+async def upgraded(world: World) -> list[int]:
+    """Two upgrades, then a request, for which there is a connection in any case."""
+    statuses = []
+    async with raw_client(world.port) as one, raw_client(world.port) as other:
+        for client in (one, other):
+            await client.send(
+                b"GET /api/v1/auth/ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+            )
+            statuses.append(int((await client.reader.readuntil(b"\r\n\r\n"))[9:12]))
+        statuses.append((await get(world, AUTH + "/x")).status)
+    return statuses
+
+
 async def look_ups(world: World) -> int:
     """How often the resolver is asked for two connections to a named upstream."""
     asked: list[str] = []

@@ -194,6 +194,9 @@ class Lone:
     def give_back(self, connection: UpstreamConnection) -> None:
         self.events.append("given back")
 
+    def let_go(self, connection: UpstreamConnection) -> None:
+        self.events.append("upgraded")
+
     def forget(self, connection: UpstreamConnection) -> None:
         self.events.append("gone")
         self.ended.set()

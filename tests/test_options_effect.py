@@ -85,6 +85,7 @@ ROWS: dict[str, Row] = {
     "upstream.retry_budget_min": Row(times_sent(), 0, 1, 1, 3, {"upstream_retry_budget_percent": 0}),
     "upstream.max_connections": Row(traffic.connections_at_once, 1, 1, 2, 2),
     "upstream.max_idle": Row(traffic.kept_idle, 1, 1, 3, 3),
+    "upstream.max_upgraded": Row(traffic.upgraded, 1, [101, 503, 200], 2, [101, 101, 200], ONE_AT_A_TIME),
     "upstream.idle_timeout": Row(traffic.idle_later, 50.0, 0, 200.0, 1),
     "upstream.queue_size": Row(traffic.turned_away, 0, 2, 1, 1, ONE_AT_A_TIME),
     "upstream.queue_timeout": Row(traffic.turned_away_later, 50.0, 1, 200.0, 0, ONE_AT_A_TIME),

@@ -388,7 +388,7 @@ def test_all_that_wait_for_a_target_that_is_gone_are_told_in_their_order() -> No
         async with a_pool(replace(LIMITS, max_connections=1)) as (pool, server):
             await server.stop()
             waiters = [ask(pool) for _ in range(3)]
-            assert pool.counts() == {"active": 0, "idle": 0, "dialling": 1, "waiting": 3}
+            assert pool.counts() == {"active": 0, "idle": 0, "dialling": 1, "waiting": 3, "upgraded": 0}
             await until(lambda: waiters[0].got is not None)
             await until(lambda: waiters[2].got is not None)
             assert [waiter.got for waiter in waiters] == [Reason.CONNECT_REFUSED] * 3
@@ -403,10 +403,10 @@ def test_all_that_wait_for_a_target_that_is_gone_are_told_in_their_order() -> No
 def test_the_connection_used_last_goes_first() -> None:
     async def check(pool: Pool, server: Upstream) -> None:
         first, second = await asked(pool), await asked(pool)
-        assert pool.counts() == {"active": 2, "idle": 0, "dialling": 0, "waiting": 0}
+        assert pool.counts() == {"active": 2, "idle": 0, "dialling": 0, "waiting": 0, "upgraded": 0}
         pool.give_back(first.connection)
         pool.give_back(second.connection)
-        assert pool.counts() == {"active": 0, "idle": 2, "dialling": 0, "waiting": 0}
+        assert pool.counts() == {"active": 0, "idle": 2, "dialling": 0, "waiting": 0, "upgraded": 0}
         assert [ask(pool).got, ask(pool).got] == [second.got, first.got]
 
     told_in_pool(check)
@@ -417,7 +417,7 @@ def test_beyond_the_bound_they_wait_in_order_and_beyond_the_queue_they_are_refus
         first, second = await asked(pool), await asked(pool)
         third, fourth = ask(pool), ask(pool)
         assert ask(pool).got is Reason.OVERLOADED
-        assert pool.counts() == {"active": 2, "idle": 0, "dialling": 0, "waiting": 2}
+        assert pool.counts() == {"active": 2, "idle": 0, "dialling": 0, "waiting": 2, "upgraded": 0}
         pool.give_back(second.connection)
         assert (third.got, fourth.got) == (second.got, None)
         pool.give_back(first.connection)
@@ -466,7 +466,7 @@ def test_who_left_gets_nothing_and_the_connection_made_for_it_is_kept() -> None:
         pool.leave(gone)
         await until(lambda: pool.counts()["idle"])
         assert gone.got is None
-        assert pool.counts() == {"active": 0, "idle": 1, "dialling": 0, "waiting": 0}
+        assert pool.counts() == {"active": 0, "idle": 1, "dialling": 0, "waiting": 0, "upgraded": 0}
 
     told_in_pool(check)
 
@@ -505,7 +505,7 @@ def test_what_has_served_and_died_is_not_given_to_who_waits_but_another_is_made(
         pool.give_back(first)
         await until(lambda: waiter.got is not None)
         assert waiter.connection is not first
-        assert pool.counts() == {"active": 1, "idle": 0, "dialling": 0, "waiting": 0}
+        assert pool.counts() == {"active": 1, "idle": 0, "dialling": 0, "waiting": 0, "upgraded": 0}
 
     told_in_pool(check, limits=replace(LIMITS, max_connections=1))
 
@@ -549,7 +549,7 @@ def test_no_more_are_kept_idle_than_were_asked_for() -> None:
         first, second = await asked(pool), await asked(pool)
         pool.give_back(first.connection)
         pool.give_back(second.connection)
-        await until(lambda: pool.counts() == {"active": 0, "idle": 1, "dialling": 0, "waiting": 0})
+        await until(lambda: pool.counts() == {"active": 0, "idle": 1, "dialling": 0, "waiting": 0, "upgraded": 0})
         assert ask(pool).got is first.got
 
     told_in_pool(check, limits=replace(LIMITS, max_idle=1))

@@ -381,6 +381,9 @@ class _Taker:
     def give_back(self, connection: UpstreamConnection) -> None:
         self.given_back.append(connection)
 
+    def let_go(self, connection: UpstreamConnection) -> None:
+        """It is a splice from then on."""
+
     def forget(self, connection: UpstreamConnection) -> None:
         self.forgotten.set()
 

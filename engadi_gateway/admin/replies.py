@@ -131,7 +131,7 @@ _PROCESS = thing(
     connections=_COUNT,
     in_flight=_COUNT,
     loop_lag_s=_NUMBER,
-    pools=_map(thing(active=_COUNT, idle=_COUNT, dialling=_COUNT, waiting=_COUNT)),
+    pools=_map(thing(active=_COUNT, idle=_COUNT, dialling=_COUNT, waiting=_COUNT, upgraded=_COUNT)),
     log=record(JournalStats, is_shedding=_YES_OR_NO),
     access_lines_lost=_COUNT,
     certificate_ends_at=_or_null(_NUMBER),

@@ -105,6 +105,9 @@ class Forward:
         self._head_bytes = upstream_request(exchange, origin, who, self._framing, context.instance)
         self._is_body_complete = is_complete
         context.flights.add(self)
+        if exchange.head.upgrade and self._pool.is_full_of_upgraded:
+            self._not_tried(Reason.OVERLOADED, "too many upgraded connections")
+            return
         if body:
             self._keep(body)
         if not is_complete:

@@ -70,6 +70,7 @@ class PoolLimits:
 
     max_connections: int = 100
     max_idle: int = 100
+    max_upgraded: int = 1000
     idle_timeout_s: float = 55.0
     queue_size: int = 1000
     queue_timeout_s: float = 5.0
@@ -161,6 +162,7 @@ class Pool:
         self._tls = tls
         self._idle: list[UpstreamConnection] = []
         self._all: set[UpstreamConnection] = set()
+        self._upgraded: set[UpstreamConnection] = set()  # and these beside them
         self._dials: set[asyncio.Task[None]] = set()
         self._waiters: deque[tuple[float, Waiter]] = deque()
 
@@ -174,6 +176,7 @@ class Pool:
             "idle": len(self._idle),
             "dialling": len(self._dials),
             "waiting": len(self._waiters),
+            "upgraded": len(self._upgraded),
         }
 
     def take(self, waiter: Waiter, *, is_new: bool = False) -> UpstreamConnection | Reason | None:
@@ -200,6 +203,10 @@ class Pool:
     def only_waits(self, waiter: Waiter) -> bool:
         """Whether nothing is being dialled for this one: others have to finish first."""
         return all(one is not waiter for _, one in islice(self._waiters, len(self._dials)))
+
+    @property
+    def is_full_of_upgraded(self) -> bool:
+        return len(self._upgraded) >= self._limits.max_upgraded
 
     @property
     def is_half_taken(self) -> bool:
@@ -238,8 +245,15 @@ class Pool:
         else:
             connection.drop()
 
+    def let_go(self, connection: UpstreamConnection) -> None:
+        """An upgraded one takes no place of those that requests share."""
+        self._all.discard(connection)
+        self._upgraded.add(connection)
+        self._dial_for_waiters()
+
     def forget(self, connection: UpstreamConnection) -> None:
         self._all.discard(connection)
+        self._upgraded.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
         self._dial_for_waiters()
@@ -265,7 +279,7 @@ class Pool:
         for dial in dials:
             dial.cancel()
         await asyncio.gather(*dials, return_exceptions=True)
-        for connection in list(self._all):
+        for connection in [*self._all, *self._upgraded]:
             connection.drop()
         self._idle.clear()
 

@@ -53,6 +53,9 @@ class Owner(Protocol):
 
     def give_back(self, connection: UpstreamConnection) -> None: ...
     def forget(self, connection: UpstreamConnection) -> None: ...
+    def let_go(self, connection: UpstreamConnection) -> None:
+        """It was upgraded: it lasts as long as it likes, and serves nobody else."""
+        ...
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -117,6 +120,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def splice(self) -> None:
         self.state = _SPLICED
+        self.owner.let_go(self)
 
     def drop(self) -> None:
         """Give up on this connection; its user hears nothing more."""
