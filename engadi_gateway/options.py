@@ -85,7 +85,7 @@ OPTIONS: tuple[Option, ...] = (
            why="a gateway is there to be reached"),
     Option("server", "port", parse_int, "8000", "port of all addresses; 0 takes a free one", "PORT", low=0, high=65535,
            why="the one that Mission Engadi's clients know"),
-    Option("server", "unix_socket", parse_socket_path, "", "path of a unix socket to listen on as well"),
+    Option("server", "unix_socket", parse_socket_path, "", "path of a unix socket to listen on as well; whoever comes by it is 127.0.0.1"),
     Option("server", "backlog", parse_int, "2048", "connections that may wait to be accepted", low=1,
            high=65_535,
            why="a burst of arrivals waits instead of being refused; the kernel has its own cap"),
