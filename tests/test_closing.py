@@ -265,6 +265,27 @@ def test_how_a_splice_ended_is_in_its_row(tmp_path: Path, end: str) -> None:
     asyncio.run(run())
 
 
+def test_an_upgraded_connection_that_the_drain_cuts_is_said_to_be(tmp_path: Path) -> None:
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(SWITCHED)
+        await wire.reader.read()
+
+    async def run() -> None:
+        async with upstream(on_head=script) as auth:
+            async with running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+                await client.send(WEBSOCKET)
+                await client.reader.readuntil(b"\r\n\r\n")
+                await gateway.stop(grace_s=0.1)
+                assert await client.rest() == b""
+            async with running(tmp_path, auth) as gateway:
+                (row,) = await rows(gateway, 1)
+                said = (row["status_code"], row["reason"], row["error_message"])
+                assert said == (101, "draining", "the gateway had to stop")
+                assert gateway.breakers.status("auth", 0.0)["failure_count"] == 0
+
+    asyncio.run(run())
+
+
 def test_an_answer_over_several_reads_survives_the_writes_that_fail(tmp_path: Path) -> None:
     """Who refuses an upload closes with it unread, which is a reset; all of the answer is in the kernel by then."""
 

@@ -171,7 +171,7 @@ class ClientConnection(asyncio.Protocol):
         if self._deciding is not None:
             self._deciding.cancel()
         if handler is not None and state is _SPLICED:
-            handler.splice_ended_by_client("reset by the client" if exc is not None else "closed by the client")
+            handler.splice_ended_here("reset by the client" if exc is not None else "closed by the client")
         elif handler is not None:
             handler.client_gone()
         if self._exchange is not None:
@@ -674,8 +674,14 @@ class ClientConnection(asyncio.Protocol):
     def cut(self) -> bool:
         """The end of the drain's patience; whether a request was under way. Where nothing was answered, 503 is."""
         exchange, handler = self._exchange, self._handler
-        if exchange is None or self.state is _SPLICED:
-            self._break_off(is_partial=exchange is not None or self._transport.get_write_buffer_size() > 0)
+        if self.state is _SPLICED and handler is not None:
+            self._handler = None
+            handler.splice_ended_here("the gateway had to stop", Reason.DRAINING)
+            self._settle()
+            self._break_off(is_partial=True)
+            return False
+        if exchange is None:
+            self._break_off(is_partial=self._transport.get_write_buffer_size() > 0)
             return False
         if self._deciding is not None:
             self._deciding.cancel()

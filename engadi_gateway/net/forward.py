@@ -441,13 +441,13 @@ class Forward:
         self._note_splice()
         self._client.write(data)
 
-    def splice_ended_by_client(self, detail: str) -> None:
-        """Flush what is on its way to the upstream, then close it."""
+    def splice_ended_here(self, detail: str, reason: Reason = Reason.OK) -> None:
+        """By the client, or by us: flush what is on its way to the upstream, then close it."""
         self.exchange.error_message = detail
         if self._connection is not None:
             self._connection.close_gracefully(self._context.timeouts.write_s)
             self._connection = None
-        self._end(Reason.OK)
+        self._end(reason)
 
     # ends
 

@@ -94,7 +94,7 @@ class LocalCall:
     def client_resumed(self) -> None:
         """See `client_paused`."""
 
-    def splice_ended_by_client(self, detail: str) -> None:
+    def splice_ended_here(self, detail: str, reason: Reason = Reason.OK) -> None:
         """A local target never switches protocols."""
 
     def expired(self, now: float) -> None:
