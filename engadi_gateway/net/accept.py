@@ -35,8 +35,9 @@ _MOST_S = 0.001
 #: After a longer time nobody was waiting; a burst from rest begins with one.
 _LONGEST_TURN_S = 0.1
 _PAUSE_S = 0.2
-#: The oldest may be those who lose something by it: so many are asked.
+#: The oldest may be those who lose something by it: so many are asked, and others as long as some leave the queue.
 _ASKED_TO_GO = 8
+_ROUNDS = 8
 _WARN_EVERY_S = 60.0
 #: What is missing is the process's or the host's to give; it comes back when connections go.
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
@@ -166,7 +167,10 @@ class Acceptor:
         context = self._context
         for queue in (context.lingers, context.idle, context.heads):
             asked: list[Idle] = []
-            while asked != (asked := queue.oldest(_ASKED_TO_GO)):  # other ones, as long as some leave the queue
+            for _ in range(_ROUNDS):
+                before, asked = asked, queue.oldest(_ASKED_TO_GO)
+                if asked == before:  # nobody has left the queue
+                    break
                 if any(isinstance(oldest, ClientConnection) and oldest.give_way() for oldest in asked):
                     return True
         return False
