@@ -28,7 +28,7 @@ from engadi_gateway.pipeline.cors import Cors, cors_faults
 from engadi_gateway.pipeline.identity import IdentityStage, Keyring, TokenCache, TokenJudge, keyring_of
 from engadi_gateway.pipeline.limits import Limits
 from engadi_gateway.pipeline.routing import Routing, RoutingTable
-from engadi_gateway.pipeline.targets import TargetPicker, services_of
+from engadi_gateway.pipeline.targets import TargetPicker, services_of, urls_of
 from engadi_gateway.settings import Settings
 from engadi_gateway.tls import client_tls, server_tls
 from engadi_gateway.wire.headers import RESERVED, HeaderPolicy
@@ -292,6 +292,7 @@ class Compiled:
     table: RoutingTable
     limits: Limits
     services: Mapping[str, Service]
+    urls: Mapping[str, frozenset[str]]  # with the services behind them
 
 
 def say_circuit(service: str, move: Transition) -> None:
@@ -371,4 +372,5 @@ class Compiler:
             table,
             limits,
             services_of(snapshot, settings.health_path),
+            urls_of(table),
         )

@@ -7,10 +7,11 @@ past `exp`. Without an answer nobody is let in.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -27,7 +28,8 @@ from engadi_gateway.settings import Settings
 _MAX_JWKS_BYTES = 256 << 10
 _MAX_ANSWER_BYTES = 64 << 10
 _MAX_QUESTIONS = 64  # at once; invented tokens must not become as many connections to the auth service
-_MAX_OF_ONE = 16  # of these about tokens of one address: others have some left
+_MAX_OF_ONE = 32  # of these about tokens of one address: others have some left
+_CALM_S = 10.0
 _DEFAULT_PATH = "/api/v1/auth/validate"
 _KEYS = "\0keys"
 _NO_KEYS_COOLDOWN_S = 5.0
@@ -75,6 +77,7 @@ class Authority:
         self._places = asyncio.Semaphore(_MAX_QUESTIONS)
         self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._trouble = ""
+        self._trouble_at = 0.0
         self._asked_keys_at = float("-inf")
         self._document = b""  # the JWKS that the keys are from
         self._pause = Pause()
@@ -164,24 +167,36 @@ class Authority:
     # tokens
 
     async def _asked(self, token: str, address: str) -> Identity | Refusal | Unanswered:
-        """In its turn: one address has a share of the places, so that whoever invents tokens leaves some to others."""
-        network = network_of(address, self._settings.limits_ipv6_prefix)
-        share = self._shares.setdefault(network, asyncio.Semaphore(_MAX_OF_ONE))
+        """In its turn, which is waited for as long as for an answer: or a queue would use up the time to answer."""
         try:
-            async with asyncio.timeout(self._settings.jwt_remote_timeout), share, self._places:
+            async with self._turn(address):
                 answer = await self._ask(token)
         except TimeoutError:
-            answer = Unanswered(f"the auth service did not answer within {self._settings.jwt_remote_timeout:g} s")
+            return Unanswered("too many tokens to ask about at once")
         self._say_whether_it_answers(answer.why if isinstance(answer, Unanswered) else "")
         return answer
 
+    @contextlib.asynccontextmanager
+    async def _turn(self, address: str) -> AsyncIterator[None]:
+        """One address has a share of the places, so that whoever invents tokens leaves some to others."""
+        network = network_of(address, self._settings.limits_ipv6_prefix)
+        share = self._shares.setdefault(network, asyncio.Semaphore(_MAX_OF_ONE))
+        async with contextlib.AsyncExitStack() as places:
+            async with asyncio.timeout(self._settings.jwt_remote_timeout):
+                await places.enter_async_context(share)
+                await places.enter_async_context(self._places)
+            yield
+
     def _say_whether_it_answers(self, trouble: str) -> None:
-        log = logging.getLogger("engadi")
-        if trouble and not self._trouble:
-            log.warning("tokens cannot be judged: %s", trouble)
-        elif self._trouble and not trouble:
+        """Once, though some answers come in between."""
+        log, now = logging.getLogger("engadi"), self._ticks()
+        if trouble:
+            if not self._trouble:
+                log.warning("tokens cannot be judged: %s", trouble)
+            self._trouble, self._trouble_at = trouble, now
+        elif self._trouble and now - self._trouble_at >= _CALM_S:
             log.warning("tokens are judged again")
-        self._trouble = trouble
+            self._trouble = ""
 
     async def _ask(self, token: str) -> Identity | Refusal | Unanswered:
         """GET the validation URL with the token; see `claims_of` for what may come."""

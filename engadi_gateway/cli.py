@@ -43,6 +43,8 @@ EX_CONFIG = 78
 DEFAULT_CONFIG = "gateway.ini"
 #: What is said whatever `log.level` is: starts, stops, reloads.
 _LOG = logging.getLogger("engadi.cli")
+#: What `health` goes by: other slips in the settings are for who reloads, and no reason to end what is running.
+_WHERE = frozenset(("server.host", "server.port", "server.unix_socket", "server.tls_certificate", "server.tls_key"))
 _LOST = "{} lines on stderr were lost: nobody read them".format
 
 
@@ -301,7 +303,12 @@ def _token(args: argparse.Namespace) -> int:
 
 
 def _health(args: argparse.Namespace) -> int:
-    why_not = why_not_ready(load_settings(args))
+    faults: list[Fault] = []
+    settings = _read_settings(args, faults)
+    faults = [fault for fault in faults if fault.pointer in _WHERE or fault.pointer == (args.config or DEFAULT_CONFIG)]
+    if faults:
+        raise ConfigurationError(faults)
+    why_not = why_not_ready(settings)
     if why_not:
         _say(f"not ready: {why_not}")
         return EX_FAILED

@@ -48,12 +48,12 @@ from engadi_gateway.net.client import ClientConnection
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.net.deadlines import Ticker
 from engadi_gateway.net.fetch import Fetcher
-from engadi_gateway.net.pool import Pools, origin_of, target_name
+from engadi_gateway.net.pool import Pools
 from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
 from engadi_gateway.pipeline.routing import RoutingTable
-from engadi_gateway.pipeline.targets import urls_of, without_route, without_target
+from engadi_gateway.pipeline.targets import without_route, without_target
 from engadi_gateway.recorder import Recorder
 from engadi_gateway.secret import with_secret
 from engadi_gateway.seed import overruled, seed_of, timestamp
@@ -343,11 +343,10 @@ class Gateway:
         return self._compiled.services
 
     def targets(self) -> Mapping[str, str]:
-        """The names of the services at each `scheme://host:port`, with commas between."""
+        """The names of the services at each `scheme://host:port` that was asked, with commas between."""
         found: dict[str, frozenset[str]] = {}
-        for url, names in urls_of(self._compiled.table).items():
-            target = target_name(origin_of(url).key)
-            found[target] = found.get(target, frozenset()) | names
+        for url, target in self._pools.urls().items():
+            found[target] = found.get(target, frozenset()) | self._compiled.urls.get(url, frozenset())
         return {target: ",".join(sorted(names)) for target, names in found.items()}
 
     def state(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ _MAX_BYTES = 16 * 1024 * 1024
 _PIECE_BYTES = 65_536
 _CLOSING_S = 2.0
 _POLL_MS = 100
+_NEWLINE = ord("\n")
 
 
 def descriptor_of(*streams: TextIO | None) -> int | None:
@@ -62,6 +63,7 @@ class LineWriter:
         self._is_closing = False
         self._has_given_up = False
         self._told = 0
+        self._is_mid_line = False  # of a line whose rest was lost
         self.lost = 0
 
     def write(self, data: bytes) -> None:
@@ -104,7 +106,9 @@ class LineWriter:
             while not self._rest and not self._waiting and not self._is_closing:
                 self._changed.wait()
             if not self._rest and self._waiting:
-                self._rest = memoryview(self._waiting.popleft())
+                data = self._waiting.popleft()
+                self._rest = memoryview(b"\n" + data if self._is_mid_line else data)
+                self._bytes += self._is_mid_line
             return len(self._rest) > 0 and not self._has_given_up
 
     def _done(self, count: int, *, is_lost: bool = False) -> None:
@@ -113,6 +117,8 @@ class LineWriter:
                 return
             if is_lost:
                 self._lose(self._rest)
+            else:
+                self._is_mid_line = self._rest[count - 1] != _NEWLINE
             self._rest = self._rest[count:]
             self._bytes -= count
 
@@ -131,16 +137,21 @@ class LineWriter:
 
 
 class _Raw(io.RawIOBase):
-    """Hands on what is written, at once."""
+    """Hands on whole lines; above a buffer's size, a line and its end come apart."""
 
     def __init__(self, writer: LineWriter) -> None:
         self._writer = writer
+        self._begun = b""
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any, /) -> int:
-        self._writer.write(bytes(data))
+        whole, end, self._begun = (self._begun + bytes(data)).rpartition(b"\n")
+        if len(self._begun) > _PIECE_BYTES:  # nobody means to end it
+            whole, end, self._begun = whole + end + self._begun, b"\n", b""
+        if end:
+            self._writer.write(whole + end)
         return len(data)
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
+import http
+import re
 import socket
 import ssl
+import time
 
 from engadi_gateway.settings import Settings
 
 #: Less than what checks have themselves (Docker: 30 s, Kubernetes: 1 s unless told otherwise).
 _TIMEOUT_S = 3.0
+_LEAST_S = 0.001
+_LONGEST_LINE = 1024
+_START_LINE = re.compile(rb"HTTP/1\.[01] ([0-9]{3}) ")
 #: Who listens everywhere is asked here.
 _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -20,12 +25,13 @@ def why_not_ready(settings: Settings) -> str:
     where = f"{settings.server_host[0]} port {settings.server_port}" if settings.server_host else "unix_socket"
     if settings.server_host and not settings.server_port:
         return "server.port is 0: only the gateway itself knows which one it took"
+    deadline = time.monotonic() + _TIMEOUT_S
     try:
         with contextlib.closing(_connected(settings)) as sock, contextlib.closing(_with_tls(sock, settings)) as stream:
-            status = _status(stream)
-    except (OSError, http.client.HTTPException) as error:
+            status = _status(stream, deadline)
+    except OSError as error:
         return f"{where}: {error}"
-    return "" if status == http.HTTPStatus.OK else f"{where} says {status}"
+    return "" if status == http.HTTPStatus.OK else f"{where} says {status or 'nothing that is HTTP'}"
 
 
 def _connected(settings: Settings) -> socket.socket:
@@ -52,8 +58,15 @@ def _with_tls(sock: socket.socket, settings: Settings) -> socket.socket:
     return context.wrap_socket(sock)
 
 
-def _status(stream: socket.socket) -> int:
-    connection = http.client.HTTPConnection("localhost")
-    connection.sock = stream
-    connection.request("GET", "/readyz", headers={"Connection": "close"})
-    return connection.getresponse().status
+def _status(stream: socket.socket, deadline: float) -> int:
+    """Of the reply; 0 for what is none."""
+    stream.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    said = b""
+    while b"\r\n" not in said and len(said) < _LONGEST_LINE:
+        stream.settimeout(max(deadline - time.monotonic(), _LEAST_S))
+        more = stream.recv(_LONGEST_LINE)
+        if not more:
+            break
+        said += more
+    match = _START_LINE.match(said)
+    return int(match[1]) if match else 0

@@ -51,6 +51,14 @@ class Process:
         self._is_reload_due = False
         self._stopping = asyncio.Event()
         self._reloads: set[asyncio.Task[None]] = set()
+        self._handlers = {
+            signal.SIGTERM: self._stop,
+            signal.SIGINT: self._stop,
+            signal.SIGQUIT: self._stop_at_once,
+            signal.SIGHUP: self._reload,
+            signal.SIGUSR1: self._flush,
+            signal.SIGUSR2: self._tell_state,
+        }
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT; a second one, or SIGQUIT, stops at once. SIGHUP reads the configuration again.
@@ -59,6 +67,12 @@ class Process:
             BindError, ConfigurationError, StoreError: it cannot start.
         """
         self._handle_signals()
+        try:
+            await self._serve()
+        finally:
+            self._deafen()
+
+    async def _serve(self) -> None:
         if await self._start():
             watchdog = asyncio.create_task(_feed_watchdog(watchdog_interval_s() / 2))
             try:
@@ -73,16 +87,16 @@ class Process:
         _LOG.info("stopped")
 
     def _handle_signals(self) -> None:
-        handlers = {
-            signal.SIGTERM: self._stop,
-            signal.SIGINT: self._stop,
-            signal.SIGQUIT: self._stop_at_once,
-            signal.SIGHUP: self._reload,
-            signal.SIGUSR1: self._flush,
-            signal.SIGUSR2: self._tell_state,
-        }
-        for number, handler in handlers.items():
+        for number, handler in self._handlers.items():
             asyncio.get_running_loop().add_signal_handler(number, handler)
+
+    def _deafen(self) -> None:
+        """It ends in any case: what still comes, be it another SIGTERM, must not make that look like a crash."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._handlers)
+        for number in self._handlers:
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._handlers)
 
     async def _start(self) -> bool:
         """Whether it serves: one that is stopped while it waits for its predecessor does not."""

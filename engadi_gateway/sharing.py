@@ -111,4 +111,5 @@ async def _in_a_thread(open_it: Callable[[], T]) -> T:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
         await asyncio.wait((opening,))
+        opening.exception()  # it failed: that is no news any more
         raise

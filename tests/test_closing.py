@@ -155,6 +155,96 @@ def test_empty_lines_begin_no_time_anew(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("tail", [b"", b"\r\n", b"\r"])
+def test_who_asks_nothing_more_is_idle_whatever_stands_behind_the_request(tmp_path: Path, tail: bytes) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            context = gateway._context
+            await client.send(GET + tail)
+            assert (await client.reply()).status == 200
+            await until(lambda: len(context.idle) + len(context.heads) == 1)
+            for queue in (context.idle, context.heads):
+                queue.sweep(time.monotonic() + 80)
+            await until(lambda: not gateway._connections)
+
+    asyncio.run(run())
+
+
+def test_each_that_has_its_last_answer_makes_room_for_one(tmp_path: Path) -> None:
+    """All of these come within one turn of the loop, before anybody is gone."""
+
+    async def run() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            auth = await stack.enter_async_context(upstream())
+            gateway = await stack.enter_async_context(running(tmp_path, auth, server_max_connections=4))
+            lingering = await stack.enter_async_context(raw_client(gateway.port))
+            await lingering.send(b"GET / HTTP/1.1\r\n\r\n")
+            assert (await lingering.reply()).status == 400
+            half = b"POST /api/v1/auth/x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n"
+            for _ in range(3):
+                await (await stack.enter_async_context(raw_client(gateway.port))).send(half)
+            await until(lambda: len(gateway._context.lingers) == 1 and len(gateway._context.flights) == 3)
+            for _ in range(12):
+                newcomer = stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
+                newcomer.send(half)
+            await until(lambda: len(gateway._context.flights) == 4)
+            await asyncio.sleep(0.05)
+            assert len(gateway._context.flights) == 4
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_an_addresss_next_connection_takes_the_place_of_one_that_has_its_answer(tmp_path: Path, version: bytes) -> None:
+    request = b"GET /api/v1/auth/x HTTP/%b\r\nHost: h\r\nConnection: close\r\n\r\n" % version
+
+    async def run() -> None:
+        values = {"server_max_connections_per_ip": 1}
+        async with upstream() as auth, running(tmp_path, auth, **values) as gateway:
+            for _ in range(60):
+                async with raw_client(gateway.port) as client:
+                    await client.send(request)
+                    assert (await client.reply()).status == 200
+            async with raw_client(gateway.port) as one, raw_client(gateway.port) as other:
+                await until(lambda: len(gateway._connections) == 2)
+                assert (await other.reply()).status == 503
+                await one.send(request)
+                assert (await one.reply()).status == 200
+            await until(lambda: not gateway._connections)
+            assert gateway._context.seats.by_address == {} and gateway._context.seats.taken == 0
+
+    asyncio.run(run())
+
+
+def test_who_reads_on_after_he_was_asked_to_go_is_not_cut_later(tmp_path: Path) -> None:
+    """What he had not read then is not held against what he asked for since."""
+    size = 30_000_000
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+
+    async def run() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            auth = await stack.enter_async_context(upstream(script))
+            gateway = await stack.enter_async_context(running(tmp_path, auth, server_max_connections=1))
+            client = await stack.enter_async_context(slow_reader(gateway.port))
+            await until(lambda: len(gateway._connections) == 1)
+            (one,) = gateway._connections
+            one.write(bytes(10_000_000))
+            assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 503
+            assert one not in gateway._context.idle
+            await client.reader.readexactly(10_000_000)
+            await client.send(GET)
+            await client.reader.readuntil(b"\r\n\r\n")
+            await until(lambda: one._transport.get_write_buffer_size() > 0)
+            gateway._context.closing.sweep(time.monotonic() + 31)
+            assert len(await client.reader.readexactly(size)) == size
+            await until(lambda: one in gateway._context.idle)
+            assert len(gateway._context.closing) == 0
+
+    asyncio.run(run())
+
+
 # whoever has left
 
 
@@ -231,6 +321,25 @@ def test_nobody_is_asked_for_a_body_that_the_admin_api_would_not_take(
 
 WEBSOCKET = GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 SWITCHED = b"HTTP/1.1 101 x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+def test_no_more_are_upgraded_than_may_be_however_many_ask_at_once(tmp_path: Path) -> None:
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(SWITCHED)
+        await wire.reader.read()
+
+    async def run() -> None:
+        values = {"upstream_max_upgraded": 2, "upstream_max_connections": 3}
+        async with contextlib.AsyncExitStack() as stack:
+            auth = await stack.enter_async_context(upstream(on_head=script))
+            gateway = await stack.enter_async_context(running(tmp_path, auth, **values))
+            clients = [await stack.enter_async_context(raw_client(gateway.port)) for _ in range(9)]
+            for client in clients:
+                await client.send(WEBSOCKET)
+            heads = [await client.reader.readuntil(b"\r\n\r\n") for client in clients]
+            assert sorted(head[9:12] for head in heads) == [b"101"] * 2 + [b"503"] * 7
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(

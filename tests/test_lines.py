@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -111,6 +113,44 @@ def test_only_what_did_not_go_is_lost(pipe: Pipe) -> None:
     writer.close(within_s=0.2)
     gone = pipe.read().count(b"\n")
     assert 100_000 - gone <= writer.lost < 100_000
+
+
+def test_a_line_that_was_lost_half_way_spoils_no_other(pipe: Pipe) -> None:
+    """A disk that is full takes a part; what comes once there is room again begins a line of its own."""
+    writer = LineWriter(pipe.writing, "test")
+    real, left = os.write, [3]
+
+    def full(descriptor: int, data: bytes) -> int:
+        if descriptor != pipe.writing or left[0] < 0:
+            return real(descriptor, data)
+        if left[0] == 0:
+            left[0] = -1
+            raise OSError(errno.ENOSPC, "full")
+        taken, left[0] = left[0], 0
+        return real(descriptor, data[:taken])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engadi_gateway.lines.os.write", full)
+        writer.write(b"lost\n")
+        _read(pipe, lambda found: found == b"los")
+        while writer.lost == 0:
+            time.sleep(0.001)
+        writer.write(b"good\n")
+        assert _read(pipe, lambda found: found.endswith(b"good\n")) == b"\ngood\n"
+    writer.close()
+    assert writer.lost == 1
+
+
+def test_a_long_line_and_its_end_are_taken_or_lost_together(pipe: Pipe) -> None:
+    pipe.fill()
+    writer = LineWriter(pipe.writing, "test", max_bytes=30_000)
+    stream = stream_to(writer, "utf-8")
+    for _ in range(3):
+        print("x" * 20_000, file=stream)
+    assert writer.lost == 2
+    pipe.read()
+    assert len(_read(pipe, lambda found: found.endswith(b"\n")).lstrip(b"\0")) == 20_001
+    writer.close()
 
 
 def test_a_descriptor_that_does_not_wait_is_waited_for(pipe: Pipe) -> None:

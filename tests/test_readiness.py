@@ -55,6 +55,21 @@ def test_who_is_ready_says_so_until_it_drains_and_after_that_nobody_does(tmp_pat
     asyncio.run(run())
 
 
+def test_a_slip_that_a_reload_refuses_makes_nobody_unready(tmp_path: Path) -> None:
+    """Or a typing error, harmless so far, would have a container's host end a gateway that serves."""
+
+    async def run() -> None:
+        ini = f"[server]\n{LISTENING['an address']}[health]\ninterval = 0\n"
+        async with started(tmp_path, ini) as gateway:
+            (tmp_path / "gateway.ini").write_text(f"{ini}[nosuch]\nport = x\n")
+            assert await health(tmp_path, gateway.port) == (0, "ready\n", "")
+            (tmp_path / "gateway.ini").write_text(ini.replace("127.0.0.1", "256.0.0.1:x"))
+            code, _, said = await health(tmp_path, gateway.port)
+            assert (code, said.startswith("server.host: ")) == (78, True), said
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("answer", [b"", b"220 mail\r\n", None], ids=["nothing", "another protocol", "silence"])
 def test_who_is_no_gateway_is_not_ready(monkeypatch: pytest.MonkeyPatch, answer: bytes | None) -> None:
     monkeypatch.setattr("engadi_gateway.readiness._TIMEOUT_S", 0.1)
@@ -71,7 +86,7 @@ def test_who_is_no_gateway_is_not_ready(monkeypatch: pytest.MonkeyPatch, answer:
         async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             settings = Settings.of(server_host="127.0.0.1", server_port=port, jwt_secret_key=SECRET)
-            assert (await asyncio.to_thread(why_not_ready, settings)).startswith(f"127.0.0.1 port {port}: ")
+            assert (await asyncio.to_thread(why_not_ready, settings)).startswith(f"127.0.0.1 port {port}")
 
     asyncio.run(run())
 

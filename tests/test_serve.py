@@ -99,7 +99,16 @@ def test_a_start_that_waits_is_not_ended_by_the_other_signals_and_reloads_when_i
 # reloads that go wrong
 
 
-@pytest.mark.usefixtures("collector_as_it_was")
+@pytest.fixture
+def signals_as_they_were() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("collector_as_it_was", "signals_as_they_were")
 def test_a_reload_that_fails_as_nobody_foresaw_keeps_the_old_is_counted_and_is_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,8 @@ _PAUSE_S = 0.2
 _ASKED_TO_GO = 8
 _ROUNDS = 8
 _WARN_EVERY_S = 60.0
+#: The end of TLS; ours come sooner, and know who still reads.
+_SHUTDOWN_S = 3600.0
 #: What is missing is the process's or the host's to give; it comes back when connections go.
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 #: What befell a connection that was to be accepted: it is gone, and the next one is not (accept(2), "Error handling").
@@ -147,8 +149,10 @@ class Acceptor:
         seat = network_of(peer, seats.ipv6_prefix) if is_counted else ""
         seats.take(seat)
         refused = ""
-        if seats.are_spent_by(seat):
+        if seats.are_spent_by(seat) and not self._context.lingering.make_room(seat, _ASKED_TO_GO):
             refused = "too many connections of this address"
+            seats.leave(seat)
+            seats.take(seat := "")  # a refusal is nobody's share
         elif seats.are_short and not self.make_room():
             refused = "too many connections"
         if refused and (self._tls is not None or seats.are_overfull):
@@ -178,7 +182,7 @@ class Acceptor:
     async def _connect(self, sock: socket.socket, connection: ClientConnection) -> None:
         timeouts = self._context.timeouts
         waits = {} if self._tls is None else {
-            "ssl_handshake_timeout": timeouts.head_s, "ssl_shutdown_timeout": min(timeouts.linger_s, timeouts.write_s),
+            "ssl_handshake_timeout": timeouts.head_s, "ssl_shutdown_timeout": _SHUTDOWN_S,
         }  # fmt: skip
         try:
             await self._context.loop.connect_accepted_socket(lambda: connection, sock, ssl=self._tls, **waits)

@@ -102,6 +102,7 @@ class ClientConnection(asyncio.Protocol):
         self._deciding: asyncio.Task[None] | None = None
         self._lingered = 0
         self._unread_bytes = 0
+        self._requests_then = 0
         self.deadline = math.inf
 
     # what the transport says
@@ -161,10 +162,8 @@ class ClientConnection(asyncio.Protocol):
         state, self.state = self.state, _CLOSED
         context = self._context
         self._connections.discard(self)
-        context.idle.discard(self)
-        context.heads.discard(self)
+        self._leave_queues()
         context.closing.discard(self)
-        context.lingers.discard(self)
         context.unread.discard(self)
         self.leave_seat()
         handler, self._handler = self._handler, None
@@ -264,8 +263,10 @@ class ClientConnection(asyncio.Protocol):
     def _await_head(self, now: float) -> None:
         """The head's time runs from its first byte to its end, and not per read."""
         context = self._context
-        if not self._buffer:
-            return  # empty lines are nothing, and no time begins anew by them
+        if not self._buffer:  # empty lines are nothing, and no time begins anew by them
+            if not self._is_head_awaited and self not in context.idle:
+                context.idle.add(self, now)
+            return
         self._set_reading(True)  # a head may be longer than what pipelined requests may fill
         if not self._is_head_awaited:
             self._is_head_awaited = True
@@ -498,6 +499,7 @@ class ClientConnection(asyncio.Protocol):
     def _expire_in(self, seconds: float) -> None:
         self.deadline = time.monotonic() + seconds
         self._unread_bytes = self.unread_bytes()
+        self._requests_then = self._requests
         self._context.closing.add(self)
 
     def _settle(self) -> None:
@@ -517,14 +519,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _finish(self, *, is_clean: bool) -> None:
         """Close; where bytes of the client may still be on their way, half-close and read them off first."""
-        self._context.idle.discard(self)
-        self._context.heads.discard(self)
+        self._leave_queues()
         if self.state is _CLOSED:
             return
-        if is_clean and not self._buffer and not self._transport.can_write_eof():
-            self._close()  # TLS says itself that it is the end, and reads on
-            return
         self.state = _LINGER
+        has_more = bool(self._buffer)
         self._buffer = b""
         self._later = b""
         self.is_upload_paused = False
@@ -532,12 +531,15 @@ class ClientConnection(asyncio.Protocol):
         try:
             if self._transport.can_write_eof():
                 self._transport.write_eof()
+            elif is_clean and not has_more:
+                self._transport.close()  # TLS says itself that it is the end, and reads on
         except OSError:  # the client has reset it, which the loop has not told us yet
             self._transport.abort()
         if self.refused:  # it has no seat to give
             self._expire_in(self._context.timeouts.linger_s)
         else:
             self._context.lingers.add(self, time.monotonic())
+            self._context.lingering.add(self)
 
     def _close(self) -> None:
         """Flush what there is, then close."""
@@ -547,15 +549,27 @@ class ClientConnection(asyncio.Protocol):
 
     def expired(self, now: float) -> None:
         """Did not read what was written."""
-        if self.state is not _LINGER and not self._transport.get_write_buffer_size():
-            self._context.closing.discard(self)  # it did
-            if self.state is _HEAD and not self._buffer:
-                self._context.idle.add(self, now)
-        elif _FIN_BYTES < self.unread_bytes() < self._unread_bytes:  # slowly, but it reads
+        if self._exchange is not None or (self.state is _HEAD and not self._transport.get_write_buffer_size()):
+            self._context.closing.discard(self)  # it did, or has asked again
+            if self._exchange is None and not self._is_queued:
+                self._wait_in_queue(now)
+        elif (
+            self._requests != self._requests_then or _FIN_BYTES < self.unread_bytes() < self._unread_bytes
+        ):  # slowly, but it reads
             self._expire_in(self._context.timeouts.write_s)
         else:
             self._context.closing.discard(self)
             self._break_off(is_partial=self._transport.get_write_buffer_size() > 0)
+
+    def _wait_in_queue(self, now: float) -> None:
+        queue = self._context.heads if self._is_head_awaited else self._context.idle
+        queue.discard(self)
+        queue.add(self, now)
+
+    def _leave_queues(self) -> None:
+        for queue in (self._context.lingers, self._context.idle, self._context.heads):
+            queue.discard(self)
+        self._context.lingering.discard(self)
 
     def _lingered_out(self) -> None:
         """Whoever still reads has the time for it."""
@@ -621,7 +635,7 @@ class ClientConnection(asyncio.Protocol):
         if self.state is not _HEAD:
             return
         if self._is_whole_head_queued():
-            (self._context.heads if self._is_head_awaited else self._context.idle).add(self, now)
+            self._wait_in_queue(now)
         elif self._buffer:
             self._context.upcalls.unreadable(Reason.CLIENT_TIMEOUT)
             self._answer_unread(Refusal(Reason.CLIENT_TIMEOUT))
@@ -632,8 +646,7 @@ class ClientConnection(asyncio.Protocol):
         """Whether nothing is under way here, so that it was closed. A request in the socket would be lost by that."""
         if self.state is not _HEAD or self._buffer or has_unread(self._transport):
             return False
-        self._context.idle.discard(self)
-        self._context.heads.discard(self)
+        self._leave_queues()
         self._close()
         return True
 
@@ -650,14 +663,14 @@ class ClientConnection(asyncio.Protocol):
 
         Who has not read all leaves the queue, and has its time for that: it must not stand before those who would go.
         """
-        context = self._context
         if self.state is _LINGER and self.unread_bytes() <= _FIN_BYTES:
+            self._leave_queues()
+            self.leave_seat()
             self._transport.abort()
             return True
         if self.state is _LINGER or (self.state is _HEAD and self._transport.get_write_buffer_size()):
-            for queue in (context.lingers, context.idle, context.heads):
-                queue.discard(self)
-            self._expire_in(context.timeouts.write_s)
+            self._leave_queues()
+            self._expire_in(self._context.timeouts.write_s)
             return False
         if self.state is not _HEAD or self._is_whole_head_queued():
             return False
@@ -665,8 +678,8 @@ class ClientConnection(asyncio.Protocol):
             return False
         if self._buffer:
             self._context.upcalls.unreadable(Reason.OVERLOADED)
-        self._context.idle.discard(self)
-        self._context.heads.discard(self)
+        self._leave_queues()
+        self.leave_seat()
         self.state = _LINGER
         self._transport.abort()
         return True
@@ -680,6 +693,12 @@ class ClientConnection(asyncio.Protocol):
             self._settle()
             self._break_off(is_partial=True)
             return False
+        refusal = Refusal(Reason.DRAINING, "not answered before the gateway had to stop")
+        if exchange is None and self._is_whole_head_queued():  # it waits for the log, say
+            self._context.upcalls.unreadable(refusal.reason)
+            self._answer_unread(refusal)
+            self._transport.close()
+            return True
         if exchange is None:
             self._break_off(is_partial=self._transport.get_write_buffer_size() > 0)
             return False
@@ -688,7 +707,6 @@ class ClientConnection(asyncio.Protocol):
         if handler is not None:
             handler.client_gone()
         self._handler = None
-        refusal = Refusal(Reason.DRAINING, "not answered before the gateway had to stop")
         if exchange.status:
             exchange.reason, exchange.error_message = refusal.reason, refusal.detail
             self.abort()

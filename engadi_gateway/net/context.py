@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from engadi_gateway.errors import HeaderLine, Reason, Refusal
 from engadi_gateway.net.deadlines import FixedWait, Sweep
 from engadi_gateway.net.pool import Pools
-from engadi_gateway.net.seats import Seats
+from engadi_gateway.net.seats import Lingering, Seats
 from engadi_gateway.net.sockets import Unread
 from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
@@ -204,6 +204,7 @@ class Context:
     heads: FixedWait = field(default_factory=lambda: FixedWait(10.0))
     idle: FixedWait = field(default_factory=lambda: FixedWait(75.0))
     lingers: FixedWait = field(default_factory=lambda: FixedWait(2.0))  # whose last answer was sent
+    lingering: Lingering = field(default_factory=Lingering)
     unread: Unread = field(default_factory=Unread)
     ids: RequestIds = field(default_factory=RequestIds)
     date: DateLine = field(default_factory=DateLine)

@@ -47,6 +47,7 @@ _RETRYABLE = frozenset(
 )
 
 
+_FULL = "too many upgraded connections"
 _NO_BODY, _CHUNKED, _TO_CLOSE = Framing.NONE, Framing.CHUNKED, Framing.CLOSE
 
 
@@ -106,7 +107,7 @@ class Forward:
         self._is_body_complete = is_complete
         context.flights.add(self)
         if exchange.head.upgrade and self._pool.is_full_of_upgraded:
-            self._not_tried(Reason.OVERLOADED, "too many upgraded connections")
+            self._not_tried(Reason.OVERLOADED, _FULL)
             return
         if body:
             self._keep(body)
@@ -414,7 +415,13 @@ class Forward:
     # splice
 
     def _switch(self, head: ReplyHead) -> None:
-        assert self._connection is not None
+        assert self._connection is not None and self._pool is not None
+        if self._pool.is_full_of_upgraded:  # others were quicker
+            self._give_up_connection()
+            self._not_tried(Reason.OVERLOADED, _FULL)
+            return
+        if head.rate:
+            self._choose_rate_lines(head)
         self._stop_retrying()
         self._phase = _SPLICED
         self.exchange.upstream_status = self.exchange.status = 101

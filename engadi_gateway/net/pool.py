@@ -14,7 +14,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
@@ -438,6 +438,10 @@ class Pools:
     def counts(self) -> dict[str, dict[str, int]]:
         """Per `scheme://host:port`."""
         return {target_name(key): pool.counts() for key, pool in self._pools.items()}
+
+    def urls(self) -> Mapping[str, str]:
+        """The URLs that were asked for, with their targets' names."""
+        return {url: target_name(origin.key) for url, (origin, _) in self._known.items()}
 
     def sweep(self, now: float) -> None:
         for pool in self._pools.values():

@@ -3,6 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol
+
+
+class Seated(Protocol):
+    """A connection; its seat is "" or None where it is not counted by address."""
+
+    seat: str | None
+
+    def give_way(self) -> bool: ...
+
+
+class Lingering:
+    """By address, those that have their last answer: the next connection of that address takes the place of one."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, dict[Seated, None]] = {}
+
+    def add(self, one: Seated) -> None:
+        if one.seat:
+            self._of.setdefault(one.seat, {})[one] = None
+
+    def discard(self, one: Seated) -> None:
+        address = one.seat or ""
+        mine = self._of.get(address)
+        if mine is not None:
+            mine.pop(one, None)
+            if not mine:
+                del self._of[address]
+
+    def make_room(self, address: str, most: int) -> bool:
+        """Whether one of that address goes, of so many that are asked."""
+        return any(one.give_way() for one in [*islice(self._of.get(address, ()), most)])
 
 
 @dataclass(slots=True)

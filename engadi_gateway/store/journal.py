@@ -146,7 +146,7 @@ class Journal:
         # each counter is written by one thread alone: these two by the loop's, the others by the writer's
         self._taken = self._shed = 0
         self._written = self._failed = self._failed_before = 0
-        self._last_error = ""
+        self._last_error = self._said = ""
         self._last_write_ms = 0.0
         self._moved_aside = ""
         self._is_closing = False
@@ -164,6 +164,7 @@ class Journal:
         self._index()
 
     def _say_failing(self, what: str) -> None:
+        self._said = what
         self._log.error("request log: %s until this ends: %s", what, self._last_error)
 
     def _say_if_moved(self) -> None:
@@ -271,6 +272,7 @@ class Journal:
         self._written += len(rows)
         if self._last_error:
             lost, self._failed_before, self._last_error = self._failed - self._failed_before, self._failed, ""
+            self._said = ""
             self._log.warning("request log: rows are written again; %d were lost", lost)
         if is_closed:
             self._index()
@@ -283,9 +285,8 @@ class Journal:
 
     def _note_failing(self, error: BaseException, what: str) -> None:
         self._forget_failed()
-        was_well = not self._last_error
         self._last_error = str(error)
-        if was_well:
+        if what != self._said:
             self._say_failing(what)
 
     def _forget_failed(self) -> None:

@@ -164,8 +164,14 @@ class ReplyParser:
         tokens = frozenset(token.strip() for token in special[_CONNECTION].lower().split(b","))
         named = tokens - {b"close", b"keep-alive", b"upgrade", b""}
         if named:
-            lines[:] = [line for line in lines if line[: line.index(b":")].lower() not in named]
+            lines[:] = _unnamed(lines, named)
+            if _RATE in special:
+                special[_RATE] = b"\r\n".join(_unnamed(special[_RATE].split(b"\r\n"), named))
         return tokens
+
+
+def _unnamed(lines: list[bytes], named: frozenset[bytes]) -> list[bytes]:
+    return [line for line in lines if line[: line.index(b":")].lower() not in named]
 
 
 def _note(special: dict[int, bytes], field: int, value: bytes) -> None:
@@ -190,7 +196,8 @@ def _framing(coding: bytes | None, sent: bytes | None, status: int, method: str)
     return (_COUNTED, length) if length else (_NO_BODY, 0)
 
 
-_REMAINING = re.compile(rb"(?i)(?:^|\n)X-RateLimit-Remaining: *([0-9]{1,18})|;r=([0-9]{1,18})")
+_OWN_REMAINING = re.compile(rb"X-RateLimit-Remaining: ([0-9]+)")
+_REMAINING = re.compile(rb"(?i)(?:^|\n)X-RateLimit-Remaining:[ \t]*([0-9]{1,18})|; *r=([0-9]{1,18})")
 #: A low number there stalls clients for nothing: they have to ask again at once (draft-ietf-httpapi-ratelimit-headers).
 REDIRECTS = frozenset((301, 302, 303, 307, 308))
 
@@ -201,8 +208,9 @@ def rate_lines(own: bytes | None, reply: ReplyHead) -> list[bytes]:
         return [reply.rate]
     if reply.status in REDIRECTS:
         return []
-    is_theirs = reply.rate and (reply.status == 429 or _remaining(reply.rate) < _remaining(own))
-    return [reply.rate if is_theirs else own]
+    left = _OWN_REMAINING.search(own)
+    is_less = left is not None and _remaining(reply.rate) < int(left[1])
+    return [reply.rate if reply.rate and (reply.status == 429 or is_less) else own]
 
 
 def _remaining(lines: bytes) -> float:

@@ -151,7 +151,7 @@ def test_every_fault(tmp_path: Path, how: str) -> None:
                     failures.append(f"{stage.case.name} ({stage.case.rule.section}): {error!r}")
             assert gateway.state()["in_flight"] == 0
             (pool,) = gateway.state()["pools"].values()
-            assert pool == {"active": 0, "idle": pool["idle"], "dialling": 0, "waiting": 0}
+            assert pool == {"active": 0, "idle": pool["idle"], "dialling": 0, "waiting": 0, "upgraded": 0}
         await theatre.upstream.stop()
         return failures
 
