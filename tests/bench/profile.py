@@ -40,6 +40,7 @@ STAGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("loop", "asyncio/", ()),
     ("loop", "/selectors.py", ()),
     ("client connection", "engadi_gateway/net/client.py", ()),
+    ("client connection", "engadi_gateway/net/endable.py", ()),
     ("client connection", "engadi_gateway/net/batch.py", ()),
     ("request: h11", "/h11/", ()),
     ("request: checks", "engadi_gateway/wire/request.py", ()),
