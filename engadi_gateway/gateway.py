@@ -158,8 +158,8 @@ class Gateway:
         )
         patience_s = settings.gateway_drain_delay + settings.gateway_drain_timeout + _PATIENCE_S
         seed = seed_of(settings, timestamp(time.time()))
-        self._snapshot = await when_free(lambda: self.catalog.open(seed), patience_s)
-        await when_free(self.journal.open, patience_s)
+        self._snapshot = await when_free(lambda: self.catalog.open(seed), patience_s, self.catalog.give_up)
+        await when_free(self.journal.open, patience_s, self.journal.give_up)
 
     def _build(self) -> None:
         settings = self.settings

@@ -85,8 +85,10 @@ class Sharing:
             await sleep(LOOK_S)
 
 
-async def when_free(open_it: Callable[[], T], patience_s: float) -> T:
+async def when_free(open_it: Callable[[], T], patience_s: float, give_up: Callable[[], None] = lambda: None) -> T:
     """Open a database in a thread. One that is not shared may still be a predecessor's, which ends: wait so long.
+
+    give_up: ends what waits in that thread, when this is cancelled.
 
     Raises:
         HeldError: it is not free yet. StoreError: it cannot be used.
@@ -94,7 +96,7 @@ async def when_free(open_it: Callable[[], T], patience_s: float) -> T:
     deadline, is_said = time.monotonic() + patience_s, False
     while True:
         try:
-            return await _in_a_thread(open_it)
+            return await _in_a_thread(open_it, give_up)
         except HeldError as error:
             if time.monotonic() >= deadline:
                 raise
@@ -104,12 +106,13 @@ async def when_free(open_it: Callable[[], T], patience_s: float) -> T:
         await asyncio.sleep(_FREE_LOOK_S)
 
 
-async def _in_a_thread(open_it: Callable[[], T]) -> T:
+async def _in_a_thread(open_it: Callable[[], T], give_up: Callable[[], None]) -> T:
     """Who is cancelled meanwhile waits for the thread, which nobody can stop: what it opens is there to be closed."""
     opening = asyncio.ensure_future(asyncio.to_thread(open_it))
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
+        give_up()
         await asyncio.wait((opening,))
         opening.exception()  # it failed: that is no news any more
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sqlite3
@@ -24,6 +25,7 @@ from engadi_gateway.model import CorsPolicy, Route, Service, Snapshot
 from engadi_gateway.sharing import LOOK_S, Sharing, when_free
 from engadi_gateway.store.catalog import Catalog, Change, Seed
 from engadi_gateway.store.database import HeldError, StoreError
+from engadi_gateway.store.locks import FileLock
 from tests.fakes import OK, Reply, Seen, Upstream, Wire, upstream
 from tests.harness import ADMIN, ask, json_of, settings_for
 from tests.processes import Process, free_port, ini_of, started
@@ -338,6 +340,27 @@ def test_who_is_cancelled_while_it_opens_waits_until_that_is_done(tmp_path: Path
         assert ended == [True]
 
     asyncio.run(run())
+
+
+def test_who_waits_for_a_turn_while_it_opens_can_be_stopped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Somebody who hangs in a write would hold up the stop for half a minute; what fails then is no news."""
+    catalog = Catalog(str(tmp_path / "config.db"), is_shared=True)
+    turn = FileLock(str(tmp_path / "config.db.turn"))
+    assert turn.take()
+
+    async def run() -> None:
+        opening = asyncio.create_task(when_free(lambda: catalog.open(SEED), 60, catalog.give_up))
+        async with asyncio.timeout(_DEADLINE_S):
+            while not catalog._database._locks._turn._descriptor >= 0:
+                await asyncio.sleep(0.01)
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+        gc.collect()
+
+    asyncio.run(run())
+    turn.close()
+    assert "never retrieved" not in caplog.text
 
 
 def test_a_database_of_another_process_is_exit_69_and_one_line(

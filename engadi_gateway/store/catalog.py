@@ -143,6 +143,10 @@ class Catalog:
         self._services: Mapping[str, Service] = {}
         self._settings_cors = CorsPolicy()
 
+    def give_up(self) -> None:
+        """See `Database.give_up`."""
+        self._database.give_up()
+
     def open(self, seed: Seed) -> Snapshot:
         """Open, seed a new file, let what comes from the settings follow them. Blocking.
 

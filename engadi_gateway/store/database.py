@@ -140,6 +140,10 @@ class Database:
         self._writer = threading.Thread(target=self._write_forever, name="engadi-writer", daemon=True)
         self._writer.start()
 
+    def give_up(self) -> None:
+        """Whoever opens it in another thread need not go on waiting for others to end their turn."""
+        self._locks.give_up()
+
     def _usable(self) -> Connection:
         """The file opened, or what takes its place."""
         if self._broken is None or self._broken != files.identity(self.path):

@@ -163,6 +163,10 @@ class Journal:
         self._keep_up()
         self._index()
 
+    def give_up(self) -> None:
+        """See `Database.give_up`."""
+        self._database.give_up()
+
     def _say_failing(self, what: str) -> None:
         self._said = what
         self._log.error("request log: %s until this ends: %s", what, self._last_error)

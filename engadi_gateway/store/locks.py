@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 import time
 
 _LEAST_PAUSE_S = 0.0005
@@ -16,11 +17,12 @@ _MOST_PAUSE_S = 0.02
 
 
 class FileLock:
-    """One lock. Not for several threads at once."""
+    """One lock. Not for several threads at once, but for the event."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._descriptor = -1
+        self.has_given_up = threading.Event()  # whoever waits for it waits no more
 
     def take(self, *, is_shared: bool = False, wait_s: float = 0.0) -> bool:
         """Whether it could be had in time. Held in the other way, it is converted, and lost if that fails.
@@ -36,11 +38,11 @@ class FileLock:
             try:
                 fcntl.flock(self._descriptor, operation)
             except BlockingIOError:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= deadline or self.has_given_up.is_set():
                     return False
             else:
                 return True
-            time.sleep(pause_s)  # flock knows no time-out
+            self.has_given_up.wait(pause_s)  # flock knows no time-out
             pause_s = min(pause_s * 2, _MOST_PAUSE_S)
 
     def give(self) -> None:
@@ -87,6 +89,10 @@ class Locks:
                 return False
             self._is_held = is_held
         return True
+
+    def give_up(self) -> None:
+        """From now on a turn is had at once or not at all; from any thread."""
+        self._turn.has_given_up.set()
 
     def give_turn(self) -> None:
         if not self._is_held:
