@@ -407,11 +407,14 @@ def test_an_answer_over_several_reads_survives_the_writes_that_fail(tmp_path: Pa
     async def run() -> None:
         head = b"POST /api/v1/auth/x HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\n"
         async with upstream(on_head=script) as auth, running(tmp_path, auth) as gateway:
-            for _ in range(10):
+
+            async def upload() -> None:
                 async with raw_client(gateway.port) as client:
                     client.writer.write(head + bytes(9_000_000))
                     reply = await client.reply("POST")
                     assert (reply.status, len(reply.body), reply.is_whole) == (413, 100_000, True)
+
+            await asyncio.gather(*(upload() for _ in range(10)))
             assert gateway.breakers.status("auth", 0.0)["failure_count"] == 0
 
     asyncio.run(run())

@@ -522,11 +522,14 @@ def test_an_upload_that_is_refused_early_is_nobodys_failure(tmp_path: Path) -> N
     async def run() -> None:
         head = b"POST /api/v1/auth/x HTTP/1.1\r\nHost: a\r\nContent-Length: 5000000\r\n\r\n"
         async with upstream(on_head=script) as auth, running(tmp_path, auth) as gateway:
-            for _ in range(6):
+
+            async def upload() -> None:
                 async with raw_client(gateway.port) as client:
                     client.writer.write(head + b"x" * 5_000_000)
                     reply = await client.reply("POST")
                     assert (reply.status, reply.body) == (413, b"no")
+
+            await asyncio.gather(*(upload() for _ in range(6)))
             assert gateway.breakers.status("auth", 0.0)["failure_count"] == 0
 
     asyncio.run(run())
