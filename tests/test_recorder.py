@@ -60,7 +60,9 @@ def test_shedding_is_said_once_and_ends_a_minute_after_the_last_row(
             for _ in range(3):
                 recorder.add(exchange_of())
             assert recorder.is_shedding
-            assert len([handle for after_s, handle in timers.set if after_s == CALM_S and not handle.cancelled()]) == 1
+            assert (
+                len([handle for after_s, handle, _ in timers.set if after_s == CALM_S and not handle.cancelled()]) == 1
+            )
             assert caplog.messages == [BEGUN]
             timers.pass_time(CALM_S)
             assert not recorder.is_shedding
