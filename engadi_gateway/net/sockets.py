@@ -19,8 +19,9 @@ _WAITING_BYTES = 65536
 #: A record of TLS is 16 KiB and some; asyncio allots 256 KiB to each connection, however idle.
 _TLS_READ_BYTES = 18 << 10
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-#: The peer has closed its side. Where the kernel does not tell, whoever left is noticed by the time-outs.
-_LEFT = getattr(select, "POLLRDHUP", 0)
+#: The peer has closed its side. Where the kernel does not tell, whoever left is noticed by the time-outs. PyPy has no
+#: name for it.
+_LEFT = getattr(select, "POLLRDHUP", 0x2000 if sys.platform == "linux" else 0)
 
 
 class Left(Protocol):
