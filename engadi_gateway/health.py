@@ -105,6 +105,7 @@ class HealthChecker:
         self._tell()
 
     def of(self, name: str) -> ServiceHealth | None:
+        """What the last probes of a service say; None where there is no such service."""
         return self._health.get(name)
 
     def status(self) -> dict[str, ServiceHealth]:

@@ -396,13 +396,21 @@ def test_an_upgraded_connection_that_the_drain_cuts_is_said_to_be(tmp_path: Path
     asyncio.run(run())
 
 
-def test_an_answer_over_several_reads_survives_the_writes_that_fail(tmp_path: Path) -> None:
-    """Who refuses an upload closes with it unread, which is a reset; all of the answer is in the kernel by then."""
+@pytest.mark.parametrize("size_bytes", [2, 100_000])
+def test_an_upload_that_is_refused_early_is_nobodys_failure(tmp_path: Path, size_bytes: int) -> None:
+    """Who refuses an upload closes with it unread, which is a reset; all of the answer is in the kernel by then.
+
+    A small one is there with its head, a large one takes several reads while writes fail.
+    """
 
     async def script(seen: Seen, wire: Wire) -> None:
-        await wire.send(b"HTTP/1.1 413 x\r\nContent-Length: 100000\r\nConnection: close\r\n\r\n")
-        await asyncio.sleep(0.003)
-        await wire.send(bytes(100_000))
+        head = b"HTTP/1.1 413 x\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % size_bytes
+        if size_bytes == 2:
+            await wire.send(head + bytes(size_bytes))
+        else:
+            await wire.send(head)
+            await asyncio.sleep(0.003)
+            await wire.send(bytes(size_bytes))
         wire.close()
 
     async def run() -> None:
@@ -413,7 +421,7 @@ def test_an_answer_over_several_reads_survives_the_writes_that_fail(tmp_path: Pa
                 async with raw_client(gateway.port) as client:
                     client.writer.write(head + bytes(9_000_000))
                     reply = await client.reply("POST")
-                    assert (reply.status, len(reply.body), reply.is_whole) == (413, 100_000, True)
+                    assert (reply.status, len(reply.body), reply.is_whole) == (413, size_bytes, True)
 
             await asyncio.gather(*(upload() for _ in range(10)))
             assert gateway.breakers.status("auth", 0.0)["failure_count"] == 0

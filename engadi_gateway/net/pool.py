@@ -40,6 +40,7 @@ class Origin:
 
 
 def target_name(key: tuple[str, str, int]) -> str:
+    """How a target is written, of its scheme, host and port."""
     return "{}://{}:{}".format(*key)
 
 
@@ -206,6 +207,7 @@ class Pool:
 
     @property
     def is_full_of_upgraded(self) -> bool:
+        """Whether as many connections are tunnels as may be (`[upstream] max_upgraded`)."""
         return len(self._upgraded) >= self._limits.max_upgraded
 
     @property

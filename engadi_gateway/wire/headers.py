@@ -226,7 +226,7 @@ def scan(lines: list[HeaderLine], policy: HeaderPolicy) -> tuple[bytes, dict[byt
     kept = found.pick_kept(values)
     notes = dict(zip(found.noted, found.pick_noted(values)))  # noqa: B905 - as many by their making, and a check costs
     if found.has_repeats:
-        notes = _joined(found.noted, found.pick_noted(values))
+        notes = joined(zip(found.noted, found.pick_noted(values), strict=True))
     gone = _NOTHING
     if b"connection" in notes:
         gone = connection_tokens(notes[b"connection"]) - _HARMLESS
@@ -238,9 +238,10 @@ def scan(lines: list[HeaderLine], policy: HeaderPolicy) -> tuple[bytes, dict[byt
     return _without(gone, found, kept) if gone else found.template % kept, notes
 
 
-def _joined(names: Values, values: Values) -> dict[bytes, bytes]:
+def joined(lines: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """The value of each name; lines of one name are one list (RFC 9110, section 5.3)."""
     notes: dict[bytes, bytes] = {}
-    for name, value in zip(names, values, strict=True):
+    for name, value in lines:
         notes[name] = notes[name] + b", " + value if name in notes else value
     return notes
 

@@ -15,7 +15,7 @@ import h11
 from engadi_gateway.errors import HeaderLine, Reason, Refusal, RefusedError
 from engadi_gateway.model import Framing, RequestHead
 from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
-from engadi_gateway.wire.headers import HeaderPolicy, connection_tokens, scan
+from engadi_gateway.wire.headers import HeaderPolicy, connection_tokens, joined, scan
 from engadi_gateway.wire.target import normalise
 from engadi_gateway.wire.text import is_tame
 
@@ -203,10 +203,6 @@ def _method(method: bytes) -> str:
 def _incoherent(request: h11.Request) -> RequestHead:
     """What can be said of a head that is refused: enough for the log, for CORS, and for the buckets of an address."""
     path = request.target.partition(b"?")[0][:_SHOWN_PATH_BYTES].decode("latin-1")
-    notes: dict[bytes, bytes] = {}
-    for name, value in request.headers:
-        if name in _BELIEVED:
-            notes[name] = notes[name] + b", " + value if name in notes else value
     return RequestHead(
         method=request.method.decode("ascii"),
         target=request.target,
@@ -214,7 +210,7 @@ def _incoherent(request: h11.Request) -> RequestHead:
         host="",
         authority=b"",
         fields=b"".join(b"%b: %b\r\n" % line for line in request.headers if line[0] in _SHOWN),
-        notes=notes,
+        notes=joined(line for line in request.headers if line[0] in _BELIEVED),
         framing=Framing.CLOSE,
         content_length=0,
         has_encoded_slash=False,
