@@ -579,12 +579,58 @@ def test_what_is_kept_is_tried_a_last_time_at_the_stop(
     [a_row(path="\ud800"), a_row(bytes_in=1 << 70), a_row(status_code="many"), a_row(path=object())],
     ids=["no Unicode", "too large", "against the schema", "no value at all"],
 )
-def test_rows_that_no_database_would_take_hold_nobody_up(tmp_path: Path, poison: LogRow) -> None:
+@pytest.mark.parametrize("sheds", [True, False])
+@pytest.mark.parametrize("place", [0, 7, 12])
+def test_a_row_that_no_database_would_take_is_lost_alone_and_holds_nobody_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, poison: LogRow, sheds: bool, place: int
+) -> None:
+    names = [f"row-{number}" for number in range(12)]
+    batch = [a_row(request_id=name) for name in names]
+    batch.insert(place, poison)
+    with caplog.at_level(logging.WARNING, "engadi"), opened(tmp_path) as journal:
+        journal.put(batch, sheds=sheds)
+        journal.put([a_row(request_id="next")], sheds=sheds)
+        assert (settled(journal).rows_written, journal.stats().rows_failed) == (13, 1)
+        journal.put([a_row(request_id="last")], sheds=sheds)
+        assert settled(journal).last_error == ""
+        found = [row["request_id"] for row in everything(journal)][::-1]
+        if not sheds:
+            assert found == [*names, "next", "last"], "in their order"
+        assert sorted(found) == sorted([*names, "next", "last"])
+        assert asked(journal) == 14
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("request log: rows are lost until this ends: ")
+    assert said[1:] == ["request log: rows are written again; 1 were lost"]
+
+
+def test_where_no_row_fits_batches_are_not_tried_in_pieces_for_ever(tmp_path: Path) -> None:
     with opened(tmp_path) as journal:
-        _keep(journal, [a_row(), poison], [a_row(request_id="next")])
+        number = run(journal, lambda connection: segments._open(connection).number)
+        run(journal, lambda connection: connection.execute(f"ALTER TABLE log_row_{number} RENAME COLUMN path TO way"))
+        run(journal, lambda connection: connection.execute(f"ALTER TABLE log_row_{number} ADD COLUMN path BLOB"))
+        statements = _traced(journal)
+        for _ in range(20):
+            journal.put([a_row()] * 100)
         stats = settled(journal)
-        assert (stats.rows_written, stats.rows_failed, stats.last_error) == (1, 2, "")
-        assert [row["request_id"] for row in everything(journal)] == ["next"]
+        assert (stats.rows_written, stats.rows_failed) == (0, 2_000)
+        assert 64 < _failures(statements) < 200
+        run(journal, lambda connection: connection.execute(f"ALTER TABLE log_row_{number} DROP COLUMN path"))
+        run(journal, lambda connection: connection.execute(f"ALTER TABLE log_row_{number} RENAME COLUMN way TO path"))
+        journal.put([a_row()])
+        journal.put([a_row(), a_row(bytes_in=1 << 70)])
+        stats = settled(journal)
+        assert (stats.rows_written, stats.rows_failed) == (2, 2_001)
+
+
+def test_rows_at_fault_behind_a_full_disk_hold_nobody_up(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        run(journal, _fill_disk)
+        _keep(journal, BIG, [a_row(), a_row(bytes_in=1 << 70), a_row()], [a_row(request_id="next")])
+        run(journal, _free_disk)
+        journal.sweep(100.0)
+        stats = settled(journal)
+        assert (stats.rows_written, stats.rows_failed, stats.queue_depth, stats.last_error) == (53, 1, 0, "")
+        assert everything(journal)[0]["request_id"] == "next", "in their order"
 
 
 def test_a_log_that_breaks_loses_nothing_that_is_kept(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 A batch is handed over and forgotten: what cannot be queued is shed and counted, what cannot be written (a full disk, a
 lock) is tried once more, then counted and dropped; or, for who stalls requests instead, kept until it can be written. A
-broken file is moved aside and a new one begun.
+row that no database would take is lost alone. A broken file is moved aside and a new one begun.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ _VACUUM_PAGES = 64
 _FREE_SHARE = 0.25
 _SUMMED_S = 1.0
 _RETRY_S = 1.0
+#: Batches that are halved with nothing written in between: after that it is not one row's fault.
+_MOST_HALVED = 64
 
 MIGRATIONS: tuple[Migration, ...] = (
     (
@@ -141,6 +143,7 @@ class Journal:
         self._is_summing = False
         self._kept: deque[list[LogRow]] = deque()  # the loop's thread adds, the writer's takes
         self._keeping = _Keeping.FLOWING  # the writer thread's
+        self._halved = 0  # the writer thread's
         self._retry: Future[Any] | None = None
         self._retry_at = 0.0
         # each counter is written by one thread alone: these two by the loop's, the others by the writer's
@@ -227,12 +230,15 @@ class Journal:
         if error is None:
             if (result := future.result()) is not None:
                 self._note_written(self._kept.popleft(), result)
-        elif isinstance(error, StoreError) and not isinstance(error, UnfitError):
+        elif not _is_of_rows(error):
             self._keeping = _Keeping.WAITING
             self._note_failing(error, "rows wait, and requests once the queue is full,")
             return
         else:
-            self._note_lost(self._kept.popleft(), error)
+            parts = self._without_lost(self._kept.popleft(), error)
+            self._kept.extendleft(reversed(parts))
+            for _ in parts if self._keeping is _Keeping.FLOWING else ():
+                self._write_oldest()
         if self._keeping is not _Keeping.FLOWING:
             self._catch_up()
 
@@ -264,16 +270,30 @@ class Journal:
         error = future.exception()
         if error is None:
             self._note_written(rows, future.result())
+        elif _is_of_rows(error):
+            for part in self._without_lost(rows, error):
+                self._submit(part, is_second=False)
         elif is_second:
             self._note_lost(rows, error)
         else:
             self._forget_failed()
             self._submit(rows, is_second=True)
 
+    def _without_lost(self, rows: list[LogRow], error: BaseException) -> list[list[LogRow]]:
+        """What to try of rows one of which is at fault: their halves, until that one stands alone and is lost."""
+        self._halved += 1
+        if len(rows) == 1 or self._halved > _MOST_HALVED:
+            self._note_lost(rows, error)
+            return []
+        self._forget_failed()
+        middle = len(rows) // 2
+        return [rows[:middle], rows[middle:]]
+
     def _note_written(self, rows: list[LogRow], result: tuple[int, float, bool]) -> None:
         first_id, self._last_write_ms, is_closed = result
         self._tally.add(first_id, rows)
         self._written += len(rows)
+        self._halved = 0
         if self._last_error:
             lost, self._failed_before, self._last_error = self._failed - self._failed_before, self._failed, ""
             self._said = ""
@@ -474,6 +494,11 @@ class Journal:
         if lost:
             self._failed += lost
             self._log.error("request log: %d rows are lost, they could not be written: %s", lost, self._last_error)
+
+
+def _is_of_rows(error: BaseException) -> bool:
+    """Whether it is the rows' fault, such that trying them again does not help."""
+    return isinstance(error, UnfitError) or not isinstance(error, StoreError)
 
 
 def _health_column(value: Any) -> Any:
