@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
-from functools import partial
 from typing import Any
 
 from engadi_gateway import __version__
@@ -32,19 +31,12 @@ from engadi_gateway.assembly import (
 )
 from engadi_gateway.authority import Authority
 from engadi_gateway.errors import ConfigurationError, Reason, Refusal, RefusedError
+from engadi_gateway.front import Front
 from engadi_gateway.health import HealthChecker
-from engadi_gateway.listeners import (
-    Door,
-    Inherited,
-    notify_systemd,
-    open_doors,
-    with_admin_door,
-)
+from engadi_gateway.listeners import Inherited, notify_systemd, open_doors, with_admin_door
 from engadi_gateway.metrics import Metrics
 from engadi_gateway.model import Listener, Service, Snapshot
-from engadi_gateway.net.accept import Acceptor
 from engadi_gateway.net.batch import Batch
-from engadi_gateway.net.client import ClientConnection
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.net.deadlines import Ticker
 from engadi_gateway.net.fetch import Fetcher
@@ -69,11 +61,6 @@ from engadi_gateway.wire.request import HeadLimits
 _PRUNE_EVERY_S = 60.0
 #: Beyond its drain, for a process before this one to let go of the databases.
 _PATIENCE_S = 5.0
-_DRAIN_LOOK_S = 0.02
-#: While draining: a connection that asked nothing for so long is idle, and closed.
-_DRAIN_IDLE_S = 1.0
-#: While draining: a handshake that was begun is waited for; its connection is not yet one of ours.
-_HANDSHAKE_S = 1.0
 _FLUSHED_S = 1.0
 
 
@@ -100,13 +87,10 @@ class Gateway:
         self.access_log = AccessLog(settings.log_access)
         self._inherited = inherited
         self._log = logging.getLogger("engadi")
-        self._doors: list[Door] = []
-        self._acceptors: list[Acceptor] = []
-        self._connections: set[ClientConnection] = set()
+        self._front = Front()
         self._started_at = 0.0
         self._certificate_ends_at: float | None = None
         self._background: list[asyncio.Task[None]] = []
-        self._hurry = asyncio.Event()
 
     async def __aenter__(self) -> Gateway:
         await self.start()
@@ -123,7 +107,7 @@ class Gateway:
         Raises:
             BindError: an address cannot be had. ConfigurationError, StoreError: nothing is left open.
         """
-        self._doors = open_doors(self.settings, self._inherited)
+        self._front = Front(open_doors(self.settings, self._inherited))
         try:
             refuse_faults(self.settings)
             self.settings, said = with_secret(self.settings)
@@ -132,7 +116,9 @@ class Gateway:
             await self._open_stores()
             self._build()
             await self._restore_health()
-            await self._listen()
+            self._front.prepare(self._context, self._batch, server_tls(self.settings))
+            self._say_what_is_amiss()
+            self._front.start()
         except BaseException:
             await self._close_all()
             raise
@@ -213,22 +199,14 @@ class Gateway:
         except StoreError as error:
             self._log.warning("health not saved: %s", error)
 
-    async def _listen(self) -> None:
-        self._tls = server_tls(self.settings)
-        for door in self._doors:
-            make = partial(ClientConnection, self._context, self._batch, door.listener, self._connections)
-            self._acceptors.append(Acceptor(self._context, door.socket, self._tls, make))
-        self._say_what_is_amiss()
-        for acceptor in self._acceptors:
-            acceptor.start()
-
     def _say_what_is_amiss(self) -> None:
         """Too few files, a certificate that ends, routes that lead nowhere, settings that do not hold."""
         most, wanted = self._context.seats.most, self.settings.server_max_connections
         if most < wanted:
             self._log.warning("%d client connections at most, not %d: too few files may be open", most, wanted)
-        if self._tls is not None:
-            validity = validity_of(self._tls, self.settings)
+        tls = self._front.tls
+        if tls is not None:
+            validity = validity_of(tls, self.settings)
             self._certificate_ends_at = None if validity is None else validity.ends_at
             warning = warning_of(validity, time.time())
             if warning:
@@ -248,11 +226,11 @@ class Gateway:
 
     @property
     def addresses(self) -> list[str]:
-        return [door.name for door in self._doors]
+        return self._front.addresses
 
     @property
     def port(self) -> int:
-        return next((door.listener.port for door in self._doors if door.listener.port), 0)
+        return self._front.port
 
     # what the connections ask (net.context.Upcalls)
 
@@ -323,8 +301,8 @@ class Gateway:
     def side(self, *, is_admin: bool) -> tuple[Pipeline, Listener] | None:
         """Of the first door of that kind."""
         pipeline = self._context.admin_pipeline if is_admin else self._context.pipeline
-        listeners = (door.listener for door in self._doors if door.listener.is_admin is is_admin)
-        return next(((pipeline, listener) for listener in listeners), None)
+        listener = self._front.listener(is_admin=is_admin)
+        return None if listener is None else (pipeline, listener)
 
     def routing_table(self) -> RoutingTable:
         return self._compiled.table
@@ -355,7 +333,7 @@ class Gateway:
             "lifecycle": str(self.lifecycle),
             "version": __version__,
             "uptime_s": round(time.monotonic() - self._started_at, 3) if self._started_at else 0.0,
-            "connections": len(self._connections),
+            "connections": len(self._front.connections),
             "in_flight": len(self._context.flights),
             "loop_lag_s": round(self._ticker.lag_s, 6),
             "pools": self._pools.counts(),
@@ -450,19 +428,16 @@ class Gateway:
         if _keys_of(settings) != _keys_of(self.settings):
             self._state.tokens.clear()
         self.settings, self._compiler = settings, compiler
-        if self._tls is not None:
+        if self._front.tls is not None:
             try:
-                renew_tls(self._tls, settings)
+                renew_tls(self._front.tls, settings)
             except ConfigurationError:  # it was good a moment ago
                 self.fault("renewing the certificate")
         self._state.take(settings)
         self._recorder.take(settings)
         self._fetch.renew(settings.upstream_dns_cache)
         refresh(self._context, settings)
-        seats = self._context.seats
-        for _ in range(seats.taken - seats.most):  # as many as are idle; the others go when they are
-            if not self._acceptors[0].make_room():
-                break
+        self._front.make_room()
         self.authority.replace_settings(settings, compiler.judge)
         self.checker.replace_settings(settings)
         self.journal.retention_days = settings.log_retention_days
@@ -489,45 +464,20 @@ class Gateway:
         await self._close_all()
 
     async def _drain(self, grace_s: float) -> None:
-        """No new connections, but whoever has one is served; whoever asks nothing for a while is let go."""
         notify_systemd("STOPPING=1")
         self.lifecycle = Lifecycle.DRAINING
-        self._context.is_draining = True
-        if self.settings.gateway_drain_delay:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), self.settings.gateway_drain_delay)
-        deadline = time.monotonic() + grace_s
-        self._close_doors()
-        settled = time.monotonic() + (_HANDSHAKE_S if self._tls else _DRAIN_LOOK_S)
-        self._context.idle.timeout_s = min(self._context.idle.timeout_s, _DRAIN_IDLE_S)
-        while not self._hurry.is_set() and (now := time.monotonic()) < deadline:
-            if not self._connections and now >= settled and not any(one.is_settling for one in self._acceptors):
-                break
-            await asyncio.sleep(_DRAIN_LOOK_S)  # a set that empties has no event to wait for
-        self.cut()
-
-    def _close_doors(self) -> None:
-        """Take in who stands before a door that nobody else keeps open, and close it."""
-        for door, acceptor in zip(self._doors, self._acceptors, strict=True):
-            door.remove_path()
-            if not door.is_inherited:
-                acceptor.take_in()
-            acceptor.close()
+        self._say_cut(await self._front.drain(delay_s=self.settings.gateway_drain_delay, grace_s=grace_s))
 
     def cut(self) -> None:
         """End the drain's patience now."""
-        self._hurry.set()
-        count = sum([connection.cut() for connection in list(self._connections)])
+        self._say_cut(self._front.cut())
+
+    def _say_cut(self, count: int) -> None:
         if count:
             self._log.warning("%d requests were cut off", count)
 
     async def _close_all(self) -> None:
-        for door in self._doors:
-            door.remove_path()
-        for acceptor in self._acceptors:
-            acceptor.close()
-        for door in self._doors:
-            door.socket.close()
+        self._front.close()
         if hasattr(self, "_ticker"):
             self._ticker.stop()
         tasks = [*self._background, *(self._context.tasks if hasattr(self, "_context") else ())]

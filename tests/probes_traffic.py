@@ -57,7 +57,7 @@ async def health_name(world: World) -> str:
 
 async def backlog(world: World) -> int:
     """What the kernel knows of the listening socket (tcp_info: the largest number that may wait)."""
-    info = world.gateway._doors[0].socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    info = world.gateway._front.doors[0].socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
     return int(struct.unpack_from("8B6I", info)[8 + 5])
 
 

@@ -75,7 +75,7 @@ def test_what_comes_late_does_not_take_the_last_answer_back(
             async with slow_reader(gateway.port) as client:
                 await client.send(request_bytes)
                 await client.reader.readuntil(b"\r\n\r\n")
-                await until(lambda: {one.state.name for one in gateway._connections} <= {"LINGER"})
+                await until(lambda: {one.state.name for one in gateway._front.connections} <= {"LINGER"})
                 await client.send(late)
                 body = await client.rest()
             assert len(body) == LARGE
@@ -91,7 +91,7 @@ def test_who_keeps_a_socket_after_the_last_answer_keeps_it_for_two_seconds(tmp_p
             context = gateway._context
             await until(lambda: len(context.lingers) == 1)
             context.lingers.sweep(time.monotonic() + 2.0)
-            await until(lambda: not gateway._connections)
+            await until(lambda: not gateway._front.connections)
             assert len(context.closing) == 0
 
     asyncio.run(run())
@@ -123,7 +123,7 @@ def test_those_who_do_not_read_do_not_stand_before_those_who_would_go(tmp_path: 
             gateway = await stack.enter_async_context(running(tmp_path, auth, server_max_connections=2 * count))
             for _ in range(2 * count):
                 await stack.enter_async_context(raw_client(gateway.port))
-            await until(lambda: len(gateway._connections) == 2 * count)
+            await until(lambda: len(gateway._front.connections) == 2 * count)
             hostile = [one for one in gateway._context.idle.oldest(count) if isinstance(one, ClientConnection)]
             assert len(hostile) == count
             for connection in hostile:
@@ -147,11 +147,11 @@ def test_empty_lines_begin_no_time_anew(tmp_path: Path) -> None:
             began = time.monotonic()
             await client.send(b"\r")
             await until(lambda: len(context.heads) == 1)
-            (connection,) = gateway._connections
+            (connection,) = gateway._front.connections
             await client.send(b"\n\r\n\r\n")
             await until(lambda: not connection._buffer and not connection._is_queued)
             context.heads.sweep(began + 10.1)
-            await until(lambda: not gateway._connections)
+            await until(lambda: not gateway._front.connections)
 
     asyncio.run(run())
 
@@ -166,7 +166,7 @@ def test_who_asks_nothing_more_is_idle_whatever_stands_behind_the_request(tmp_pa
             await until(lambda: len(context.idle) + len(context.heads) == 1)
             for queue in (context.idle, context.heads):
                 queue.sweep(time.monotonic() + 80)
-            await until(lambda: not gateway._connections)
+            await until(lambda: not gateway._front.connections)
 
     asyncio.run(run())
 
@@ -207,11 +207,11 @@ def test_an_addresss_next_connection_takes_the_place_of_one_that_has_its_answer(
                     await client.send(request)
                     assert (await client.reply()).status == 200
             async with raw_client(gateway.port) as one, raw_client(gateway.port) as other:
-                await until(lambda: len(gateway._connections) == 2)
+                await until(lambda: len(gateway._front.connections) == 2)
                 assert (await other.reply()).status == 503
                 await one.send(request)
                 assert (await one.reply()).status == 200
-            await until(lambda: not gateway._connections)
+            await until(lambda: not gateway._front.connections)
             assert gateway._context.seats.by_address == {} and gateway._context.seats.taken == 0
 
     asyncio.run(run())
@@ -229,8 +229,8 @@ def test_who_reads_on_after_he_was_asked_to_go_is_not_cut_later(tmp_path: Path) 
             auth = await stack.enter_async_context(upstream(script))
             gateway = await stack.enter_async_context(running(tmp_path, auth, server_max_connections=1))
             client = await stack.enter_async_context(slow_reader(gateway.port))
-            await until(lambda: len(gateway._connections) == 1)
-            (one,) = gateway._connections
+            await until(lambda: len(gateway._front.connections) == 1)
+            (one,) = gateway._front.connections
             one.write(bytes(10_000_000))
             assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 503
             assert one not in gateway._context.idle

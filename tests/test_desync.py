@@ -82,7 +82,7 @@ def test_a_body_that_filled_the_buffer_before_the_decision_is_read_on(tmp_path: 
             await client.send(head + b"Transfer-Encoding: chunked\r\n\r\n")
             await asked.wait()
             sending = asyncio.create_task(client.send(b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n"))
-            (connection,) = gateway._connections
+            (connection,) = gateway._front.connections
             await _until(lambda: not connection._is_reading)
             let_go.set()
             assert (await asyncio.wait_for(client.reply("POST"), 10)).status == 200
@@ -111,7 +111,7 @@ def test_what_filled_the_buffer_before_the_switch_is_spliced_and_so_is_the_rest(
         ):
             sending = asyncio.create_task(client.send(UPGRADE + b"x" * 200_000))
             await _until(lambda: len(auth.raw) == 1)
-            (connection,) = gateway._connections
+            (connection,) = gateway._front.connections
             await _until(lambda: not connection._is_reading)
             switch.set()
             await client.reader.readuntil(b"\r\n\r\n")

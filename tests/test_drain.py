@@ -107,9 +107,9 @@ def test_a_request_in_the_socket_is_answered_though_its_connections_time_is_up(t
     async def run() -> None:
         async with upstream() as auth, running(tmp_path, auth) as gateway:
             with socket.create_connection(("127.0.0.1", gateway.port)) as sock:
-                while not gateway._connections:
+                while not gateway._front.connections:
                     await asyncio.sleep(0.001)
-                (connection,) = gateway._connections
+                (connection,) = gateway._front.connections
                 sock.sendall(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
                 gateway._context.idle.discard(connection)
                 connection.timed_out(time.monotonic())

@@ -400,7 +400,7 @@ def test_an_answer_that_cannot_be_written_takes_no_neighbour_along(
     async def run() -> None:
         async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as bad:
             assert (await ask_on(bad, "GET", "/livez")).status == 200
-            (broken,) = gateway._connections
+            (broken,) = gateway._front.connections
             broken._transport = _Unwritable(broken._transport)  # type: ignore[assignment]  # stands in for it
             async with raw_client(gateway.port) as good:
                 assert (await ask_on(good, "GET", "/livez")).status == 200
@@ -630,8 +630,8 @@ def test_no_request_is_served_while_replies_before_it_are_not_read(tmp_path: Pat
                 sent += 1
                 await until(lambda: connection._requests == sent or connection._is_write_paused)
 
-            await until(lambda: gateway._connections)
-            (connection,) = gateway._connections
+            await until(lambda: gateway._front.connections)
+            (connection,) = gateway._front.connections
             while not connection._is_write_paused:
                 await send_one()
             served, unsent_bytes = connection._requests, connection._transport.get_write_buffer_size()
@@ -661,8 +661,8 @@ def test_who_reads_slowly_is_not_cut_and_who_does_not_is(tmp_path: Path, is_own:
         async with upstream(script) as auth, running(tmp_path, auth, server_keep_alive_requests=0) as gateway:
             with socket.create_connection(("127.0.0.1", gateway.port)) as client:
                 client.setblocking(False)
-                await until(lambda: gateway._connections)
-                (connection,) = gateway._connections
+                await until(lambda: gateway._front.connections)
+                (connection,) = gateway._front.connections
                 loop = asyncio.get_running_loop()
                 while not connection._is_write_paused:
                     page = GET.replace(b"/api/v1/auth/x", b"/nowhere") * 200 if is_own else GET
@@ -679,9 +679,9 @@ def test_who_reads_slowly_is_not_cut_and_who_does_not_is(tmp_path: Path, is_own:
                         return  # it has caught up
                     waiting.expired(time.monotonic())
                     assert waiting.deadline > time.monotonic() + 20
-                    assert connection in gateway._connections
+                    assert connection in gateway._front.connections
                 waiting.expired(time.monotonic())
-                await until(lambda: connection not in gateway._connections)
+                await until(lambda: connection not in gateway._front.connections)
 
     asyncio.run(run())
 
@@ -703,7 +703,7 @@ def test_a_whole_request_that_waits_for_its_turn_is_no_idle_client(tmp_path: Pat
     async def run() -> None:
         async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
             assert (await ask_on(client, "GET", "/api/v1/auth/x")).status == 200
-            (connection,) = gateway._connections
+            (connection,) = gateway._front.connections
             connection.data_received(GET)
             if what == "time":
                 gateway._context.idle.discard(connection)
@@ -724,7 +724,7 @@ def test_a_whole_request_that_waits_for_its_turn_is_no_idle_client(tmp_path: Pat
 def test_what_befell_a_connection_before_it_was_accepted_is_no_fault_of_ours(tmp_path: Path) -> None:
     async def run() -> None:
         async with upstream() as auth, running(tmp_path, auth) as gateway:
-            (acceptor,) = gateway._acceptors
+            (acceptor,) = gateway._front._acceptors
             with mock.patch.object(acceptor, "_socket") as listener:
                 listener.accept.side_effect = OSError(errno.EPROTO, "x")
                 assert not acceptor._accept()
@@ -744,7 +744,7 @@ def test_who_reads_its_reply_gives_no_room_and_the_next_does(tmp_path: Path) -> 
             raw_client(gateway.port) as idle,
         ):
             assert (await ask_on(slow, "GET", "/api/v1/auth/x")).status == 200
-            (reading,) = (c for c in gateway._connections if c._requests == 1)
+            (reading,) = (c for c in gateway._front.connections if c._requests == 1)
             assert (await ask_on(idle, "GET", "/api/v1/auth/x")).status == 200
             with mock.patch.object(reading, "_transport", wraps=reading._transport) as transport:
                 transport.get_write_buffer_size.return_value = 1
@@ -765,7 +765,7 @@ def test_a_fault_of_ours_amid_a_relayed_500_is_no_second_reply(tmp_path: Path) -
         async with upstream(script) as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
             await client.send(GET)
             assert (await client.reader.readuntil(b"half")).startswith(b"HTTP/1.1 500 ")
-            (connection,) = gateway._connections
+            (connection,) = gateway._front.connections
             connection.crash()
             with contextlib.suppress(ConnectionError):
                 assert await client.reader.read() == b""

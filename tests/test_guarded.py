@@ -44,8 +44,8 @@ def test_guessing_admin_tokens_ends_in_429(tmp_path: Path, has_own_port: bool) -
         if has_own_port:
             values["admin_listen"] = "127.0.0.1:0"
         async with upstream() as auth, running(tmp_path, auth, **values) as gateway:
-            port = gateway._doors[-1].listener.port
-            assert gateway._doors[-1].listener.is_admin is has_own_port
+            port = gateway._front.doors[-1].listener.port
+            assert gateway._front.doors[-1].listener.is_admin is has_own_port
             wrong = make_token("another secret, just as long as the other", "HS256", {"sub": "root", "role": "admin"})
             guesses = [None, wrong, "x.y.z", token("alice", "user")]
             async with raw_client(port) as client:

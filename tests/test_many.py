@@ -180,8 +180,8 @@ def test_an_idle_client_that_did_not_read_its_reply_is_not_waited_for_for_ever(t
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 client.setblocking(False)
                 await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", gateway.port))
-                await until(lambda: len(gateway._connections) == 1)
-                (connection,) = gateway._connections
+                await until(lambda: len(gateway._front.connections) == 1)
+                (connection,) = gateway._front.connections
                 while not connection._transport.get_write_buffer_size():
                     client.send(HALF_A_HEAD + b"\r\n")
                     await until_served(connection, connection._requests + 1)
@@ -525,7 +525,7 @@ def test_tiny_chunks_for_an_upstream_that_does_not_read_wait_as_others_do(tmp_pa
             raw_client(gateway.port) as one,
         ):
             sending = asyncio.create_task(one.send(head + chunks))
-            await until(lambda: any(connection.is_upload_paused for connection in gateway._connections))
+            await until(lambda: any(connection.is_upload_paused for connection in gateway._front.connections))
             reading.set()
             assert (await asyncio.wait_for(one.reply(), 60)).status == 200
             await sending

@@ -110,11 +110,15 @@ def test_the_clock_reaches_all_that_ends_by_itself(tmp_path: Path) -> None:
         async with a_world(tmp_path, limits_per_user=10, limits_per_ip=10) as world, raw_client(world.port) as client:
             gateway = world.gateway
             await ask_on(client, "GET", AUTH + "/x")
-            assert (len(gateway._state.buckets), await idle_upstream(world), len(gateway._connections)) == (2, 1, 1)
+            assert (len(gateway._state.buckets), await idle_upstream(world), len(gateway._front.connections)) == (
+                2,
+                1,
+                1,
+            )
             for sweep in gateway._ticker._sweeps:
                 sweep(time.monotonic() + 3600)
             assert (len(gateway._state.buckets), await idle_upstream(world)) == (0, 0)
-            await until(lambda: not gateway._connections)
+            await until(lambda: not gateway._front.connections)
 
     asyncio.run(run())
 
@@ -230,7 +234,7 @@ def test_a_write_that_nobody_waits_for_is_finished(tmp_path: Path) -> None:
                         + body
                     )
                     await until(lambda: "local" in _tasks(world.gateway))
-                await until(lambda: not world.gateway._connections)
+                await until(lambda: not world.gateway._front.connections)
             await until(lambda: "local" not in _tasks(world.gateway))
             assert (await get(world, "/x")).status == 200
 
@@ -260,7 +264,7 @@ def test_small_writes_are_not_held_back_on_either_side(tmp_path: Path) -> None:
         async with a_world(tmp_path) as world, raw_client(world.port) as client:
             await client.send(b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n")
             await client.reply()
-            (connection,) = world.gateway._connections
+            (connection,) = world.gateway._front.connections
             (pool,) = world.gateway._pools._pools.values()
             for transport in (connection._transport, pool._idle[0].transport):
                 assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
