@@ -15,7 +15,8 @@ import pytest
 
 from engadi_gateway import Gateway
 from engadi_gateway.errors import Reason
-from engadi_gateway.net.pool import Pool, PoolLimits, Resolver, origin_of
+from engadi_gateway.net.pool import Pool, PoolLimits, origin_of
+from engadi_gateway.net.resolver import Resolver
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.wire.response import ReplyHead, ReplyParser
 from tests.certificates import certify
