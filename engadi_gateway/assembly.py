@@ -368,7 +368,7 @@ class Compiler:
             for routes, local in ((table, self._public_local), (RoutingTable((), {}), self._admin_local))
         )
         return Compiled(
-            Pipeline(public, snapshot.revision, limits.charge),
+            Pipeline(public, snapshot.revision, limits.charge, breaker.another_target),
             Pipeline(admin, snapshot.revision, limits.charge),
             ReplyParser(drops_cors=cors.is_enabled),
             table,
