@@ -16,7 +16,7 @@ from engadi_gateway.admin.api import local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.errors import ConfigurationError, Fault
 from engadi_gateway.model import BreakerState, Service, Snapshot
-from engadi_gateway.net.context import Context, RetryBudget, RetryPolicy, Timeouts, Upcalls
+from engadi_gateway.net.context import Context, RequestIds, RetryBudget, RetryPolicy, Timeouts, Upcalls
 from engadi_gateway.net.deadlines import FixedWait
 from engadi_gateway.net.pool import PoolLimits, Pools
 from engadi_gateway.net.seats import Seats
@@ -84,11 +84,11 @@ def head_limits(settings: Settings) -> HeadLimits:
     )
 
 
-def header_policy(settings: Settings) -> HeaderPolicy:
+def header_policy(settings: Settings, ids: RequestIds) -> HeaderPolicy:
     """What a client may not say: the claims' own header names are among it."""
     own = [header for _, header in settings.jwt_claim_headers]
     dropped = [] if settings.jwt_forward_authorization else ["authorization"]
-    return HeaderPolicy(own, settings.server_underscore_headers == "reject", note_only=dropped)
+    return HeaderPolicy(own, settings.server_underscore_headers == "reject", dropped, ids.new_trace)
 
 
 def seats(settings: Settings) -> Seats:
@@ -115,13 +115,14 @@ def context_of(
     """What the connections share."""
     retry = retry_policy(settings)
     waits = timeouts(settings)
+    ids = RequestIds()
     return Context(
         loop=asyncio.get_running_loop(),
         upcalls=upcalls,
         pipeline=compiled.pipeline,
         admin_pipeline=compiled.admin_pipeline,
         reply_parser=compiled.reply_parser,
-        header_policy=header_policy(settings),
+        header_policy=header_policy(settings, ids),
         head_limits=head_limits(settings),
         timeouts=waits,
         retry=retry,
@@ -135,6 +136,7 @@ def context_of(
         heads=FixedWait(waits.head_s),
         idle=FixedWait(waits.keep_alive_s),
         lingers=FixedWait(waits.linger_s),
+        ids=ids,
     )
 
 
@@ -147,7 +149,7 @@ def refresh(context: Context, settings: Settings) -> None:
     context.heads.timeout_s = context.timeouts.head_s
     if not context.is_draining:
         context.idle.timeout_s = context.timeouts.keep_alive_s
-    context.header_policy = header_policy(settings)
+    context.header_policy = header_policy(settings, context.ids)
     context.head_limits = head_limits(settings)
     context.trusted = settings.server_trusted_proxies
     context.max_body_bytes = settings.server_max_body_bytes
@@ -366,7 +368,7 @@ class Compiler:
             for routes, local in ((table, self._public_local), (RoutingTable((), {}), self._admin_local))
         )
         return Compiled(
-            Pipeline(public, snapshot.revision, limits.charge),
+            Pipeline(public, snapshot.revision, limits.charge, breaker.another_target),
             Pipeline(admin, snapshot.revision, limits.charge),
             ReplyParser(drops_cors=cors.is_enabled),
             table,

@@ -10,6 +10,7 @@ from engadi_gateway.assembly import Compiler, State, head_limits, header_policy,
 from engadi_gateway.errors import ConfigurationError, Fault, Refusal, RefusedError
 from engadi_gateway.explain import MistakenError, explain
 from engadi_gateway.model import Listener
+from engadi_gateway.net.context import RequestIds
 from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange
@@ -86,7 +87,7 @@ class Offline:
 
     @property
     def header_policy(self) -> HeaderPolicy:
-        return header_policy(self._settings)
+        return header_policy(self._settings, RequestIds())
 
     @property
     def trusted(self) -> tuple[IpNetwork, ...]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -529,6 +529,211 @@ def test_who_is_found_down_is_passed_over_unless_all_are() -> None:
     assert asked(1.0) == ("two", True, True)
     registry.of("two").failed(registry.of("two").take_permit(0.0), 0.0, registry.limits, "x")
     assert asked(1.0) == ("one", False, True)
+
+
+# another attempt, elsewhere
+
+
+class Shares:
+    """A stage in front of a split, and requests to it; `now` is the test's."""
+
+    def __init__(self, *targets: str, is_enabled: bool = True, limits: Thresholds = LIMITS) -> None:
+        self.targets = [Target(name[:1], f"http://{name}.test") for name in targets]
+        self.registry = BreakerRegistry(limits)
+        self.stage = BreakerStage(self.registry, lambda exchange: self.targets, is_enabled)
+        self.now = 0.0
+
+    def begin(self) -> Exchange:
+        exchange = exchange_of(now=self.now, route=ROUTE)
+        assert self.stage.decide(exchange) is None
+        return exchange
+
+    def goes_to(self, exchange: Exchange, reason: Reason = Reason.CONNECT_REFUSED) -> str | None:
+        """Where the next attempt goes after one that failed; None: it stays."""
+        has_moved = self.stage.another_target(exchange, reason, self.now)
+        assert exchange.target is not None
+        return exchange.target.url[len("http://") : -len(".test")] if has_moved else None
+
+    def end(self, exchange: Exchange, reason: Reason = Reason.OK, status: int = 200) -> None:
+        exchange.reason, exchange.upstream_status, exchange.ended = reason, status, self.now
+        self.stage.settle(exchange)
+        assert exchange.permit is None
+
+    def trip(self, name: str) -> None:
+        breaker = self.registry.of(name)
+        while breaker.state is not OPEN:
+            breaker.failed(breaker.take_permit(self.now), self.now, self.registry.limits, "test")
+
+    def failures(self) -> dict[str, int]:
+        return {name: self.registry.peek(name).failures for name in self.registry.names()}
+
+
+def test_the_next_attempt_goes_to_the_next_share_and_each_circuit_learns_of_its_own() -> None:
+    shares = Shares("a", "b", "c")
+    exchange = shares.begin()
+    assert exchange.target == shares.targets[0]
+    assert [shares.goes_to(exchange) for _ in range(4)] == ["b", "c", "a", "b"]
+    assert shares.failures() == {"a": 2, "b": 1, "c": 1}
+    shares.end(exchange)
+    assert shares.failures() == {"a": 2, "b": 0, "c": 1}, "the last one answered"
+    other = shares.begin()
+    assert shares.goes_to(other) == "b"
+    shares.end(other, Reason.UPSTREAM_5XX, 503)
+    assert shares.failures() == {"a": 3, "b": 1, "c": 1}
+    assert shares.registry.cause_of("a") == "3 failures in a row, the last: connect_refused"
+
+
+def test_who_is_open_or_found_down_is_not_tried_and_where_nobody_else_is_well_it_stays() -> None:
+    shares = Shares("a", "b", "c", "d")
+    exchange = shares.begin()
+    permit = exchange.permit
+    shares.trip("b")
+    shares.registry.unhealthy = frozenset("c")
+    assert shares.goes_to(exchange) == "d"
+    assert shares.goes_to(exchange) == "a"
+    shares.registry.unhealthy = frozenset("cd")
+    assert [shares.goes_to(exchange) for _ in range(3)] == [None] * 3
+    assert exchange.target == shares.targets[0]
+    assert exchange.permit is permit
+    assert (shares.failures()["a"], shares.failures()["d"]) == (1, 1), "the attempts that stay count when it ends"
+    shares.end(exchange, Reason.CONNECT_REFUSED, 0)
+    assert shares.failures()["a"] == 2
+
+
+def test_one_that_its_own_failure_opens_is_left_for_the_others() -> None:
+    shares = Shares("a", "b", limits=replace(LIMITS, failure_threshold=1))
+    exchange = shares.begin()
+    assert shares.goes_to(exchange) == "b"
+    assert shares.registry.peek("a").state is OPEN
+    assert shares.goes_to(exchange) is None
+    shares.end(exchange)
+    assert shares.begin().target == shares.targets[1]
+
+
+@pytest.mark.parametrize("is_known", [False, True], ids=["the client left", "it answered"])
+def test_a_probe_that_fails_opens_again_and_a_place_taken_elsewhere_is_given_back(is_known: bool) -> None:
+    shares = Shares("a", "b", limits=replace(LIMITS, success_threshold=1))
+    for name in ("a", "b"):
+        shares.trip(name)
+    shares.now = 60.0
+    exchange = shares.begin()
+    assert shares.goes_to(exchange) == "b"
+    one, two = shares.registry.of("a"), shares.registry.of("b")
+    assert (one.state, one.opened_at, one.history[-1].cause) == (OPEN, 60.0, "probe failed: connect_refused")
+    assert (two.state, two.probe_since) == (HALF_OPEN, 60.0)
+    if is_known:
+        shares.end(exchange)
+        assert two.state is CLOSED
+    else:
+        shares.end(exchange, Reason.CLIENT_CLOSED, 0)
+        assert (two.state, two.probe_since) == (HALF_OPEN, None)
+
+
+def test_targets_of_one_service_have_one_circuit_which_counts_the_end() -> None:
+    shares = Shares("a1", "a2")
+    shares.trip("a")
+    shares.now = 60.0
+    exchange = shares.begin()
+    probe = exchange.permit
+    assert [shares.goes_to(exchange) for _ in range(3)] == ["a2", "a1", "a2"]
+    assert exchange.permit is probe
+    shares.end(exchange)
+    assert shares.registry.peek("a").successes == 1
+    slow = shares.begin()
+    assert shares.goes_to(slow) == "a2"
+    shares.stage.ran_out_of_time(slow)
+    shares.end(slow, Reason.UPSTREAM_TIMEOUT, 0)
+    assert shares.registry.peek("a").state is OPEN, "both were its own"
+
+
+def test_what_is_given_little_time_is_not_blamed_for_it() -> None:
+    shares = Shares("a", "b")
+    shares.trip("b")
+    shares.now = 60.0
+    exchange = shares.begin()
+    assert shares.goes_to(exchange, Reason.UPSTREAM_CLOSED) == "b"
+    shares.stage.ran_out_of_time(exchange)
+    shares.end(exchange, Reason.UPSTREAM_TIMEOUT, 0)
+    two = shares.registry.peek("b")
+    assert (two.state, two.probe_since) == (HALF_OPEN, None)
+    first = shares.begin()
+    shares.stage.ran_out_of_time(first)
+    shares.end(first, Reason.UPSTREAM_TIMEOUT, 0)
+    assert shares.failures()["a"] == 2, "one that had all of it is"
+
+
+def test_without_circuits_it_goes_round_and_nothing_is_counted() -> None:
+    shares = Shares("a", "b", "b", is_enabled=False)
+    shares.registry.unhealthy = frozenset("b")
+    exchange = shares.begin()
+    assert [shares.goes_to(exchange) for _ in range(3)] == ["b", "a", "b"], "a share that stands there twice is one"
+    shares.stage.ran_out_of_time(exchange)
+    shares.end(exchange, Reason.CONNECT_REFUSED, 0)
+    assert shares.registry.names() == []
+
+
+def test_a_route_of_one_target_has_no_other() -> None:
+    shares = Shares("a")
+    assert shares.goes_to(shares.begin()) is None
+
+
+class Ledger(Breaker):
+    """A circuit that knows how many permits are out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = 0
+
+    def take_permit(self, now: float) -> Permit:
+        self.out += 1
+        return super().take_permit(now)
+
+    def succeeded(self, permit: Permit, now: float, limits: Thresholds) -> None:
+        super().succeeded(permit, now, limits)  # which gives it up as well
+
+    def failed(self, permit: Permit, now: float, limits: Thresholds, cause: str, *, is_cut: bool = False) -> None:
+        self.out -= 1
+        super().failed(permit, now, limits, cause, is_cut=is_cut)
+
+    def gave_up(self, permit: Permit) -> None:
+        self.out -= 1
+        super().gave_up(permit)
+
+
+ENDS = st.sampled_from([(Reason.OK, 200), (Reason.UPSTREAM_5XX, 503), (Reason.CLIENT_CLOSED, 0), (Reason.OVERLOADED, 0),
+                        (Reason.CONNECT_REFUSED, 0), (Reason.UPSTREAM_TIMEOUT, 0)])  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.booleans(), ENDS, st.integers(0, 70)), max_size=30))
+def test_every_permit_is_given_back_once_wherever_a_request_went(
+    steps: list[tuple[int, int, bool, tuple[Reason, int], int]],
+) -> None:
+    """Four requests at a time, of which each goes on a while, and ends in some way."""
+    shares = Shares("a", "b", "c", limits=Thresholds(2, 1, 60.0))
+    ledgers = {name: Ledger() for name in "abc"}
+    shares.registry._breakers.update(ledgers)
+    under_way: dict[int, Exchange] = {}
+    for slot, times, is_late, (reason, status), seconds in steps:
+        shares.now += seconds
+        exchange = under_way.setdefault(slot, exchange_of(now=shares.now, route=ROUTE))
+        if exchange.target is None and (refusal := shares.stage.decide(exchange)) is not None:
+            shares.end(under_way.pop(slot), refusal.reason, 0)
+            continue
+        for _ in range(times):
+            shares.goes_to(exchange)
+            permit = exchange.permit
+            assert isinstance(permit, Permit)
+            assert exchange.target is not None
+            assert permit.breaker is ledgers[exchange.target.service], "it is of whom is asked"
+        assert sum(ledger.out for ledger in ledgers.values()) == len(under_way)
+        if not times:
+            if is_late:
+                shares.stage.ran_out_of_time(exchange)
+            shares.end(under_way.pop(slot), reason, status)
+    for exchange in under_way.values():
+        shares.end(exchange, Reason.CLIENT_CLOSED, 0)
+    assert [ledger.out for ledger in ledgers.values()] == [0, 0, 0]
+    assert all(ledger.state is not HALF_OPEN or ledger.probe_since is None for ledger in ledgers.values())
 
 
 def test_the_gateways_own_endpoints_have_no_target() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from engadi_gateway.net.context import DateLine, RequestIds, RetryBudget, RetryPolicy
+from engadi_gateway.wire.headers import HeaderPolicy, scan
 from tests.exchanges import WALL
 from tests.world import a_world, until
 
@@ -41,6 +42,15 @@ def test_ids_are_uuids_of_version_4_and_never_the_same() -> None:
     for place in range(36):
         if place not in {8, 13, 14, 18, 19, 23}:
             assert len({text[place] for text in made}) == 16, f"all digits come at {place}"
+
+
+def test_each_new_trace_is_one_of_version_00_that_nobody_asked_to_record() -> None:
+    ids = RequestIds()
+    made = [ids.new_trace() for _ in range(20_000)]
+    lines = [[(b"traceparent", trace)] for trace in made]
+    assert [scan(line, HeaderPolicy())[1] for line in lines] == [{b"traceparent": trace} for trace in made], "all go on"
+    assert all(trace.startswith(b"00-") and trace.endswith(b"-00") for trace in made)
+    assert len({trace[3:35] for trace in made}) == len({trace[36:52] for trace in made}) == len(made)
 
 
 def test_the_date_is_the_second_that_it_is() -> None:

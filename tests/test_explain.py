@@ -112,6 +112,20 @@ def test_credentials_are_not_shown(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_trace_that_would_begin_is_shown_online_and_offline(tmp_path: Path) -> None:
+    trace, broken = re.compile("traceparent: 00-[0-9a-f]{32}-[0-9a-f]{16}-00"), {"traceparent": "broken"}
+
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            online = await _explain(gateway.port, method="GET", path="/api/v1/auth/x", headers=broken)
+            parts: dict[str, Any] = {"host": "h", "headers": list(broken.items()), "token": None}
+            offline = Offline(gateway.settings).explain("GET", "/api/v1/auth/x", client_ip="127.0.0.1", **parts)
+            for told in (online, offline):
+                assert len([line for line in told["upstream"]["head"] if trace.fullmatch(line)]) == 1
+
+    asyncio.run(run())
+
+
 BIG = "a" * 8000
 SPECIAL: dict[str, tuple[dict[str, Any], str, int | None]] = {
     "a loop": ({"method": "GET", "path": "/api/v1/auth/x", "headers": {"Via": "1.1 {instance}"}}, "loop", 502),

@@ -155,26 +155,79 @@ def test_tokens_of_a_list() -> None:
 TRACE_ID = b"4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"
 
 
+NEW_TRACE = b"00-" + b"d" * 32 + b"-" + b"e" * 16 + b"-00"
+STATE, OTHER = (b"TraceState", b"a=b"), (b"X", b"y")
+
+
+def _lines_of(sent: list[bytes]) -> list[HeaderLine]:
+    return [*((b"Traceparent", value) for value in sent), STATE, OTHER]
+
+
+@pytest.mark.parametrize("flags", [b"00", b"01", b"03", b"ff"])
+def test_a_trace_goes_on_as_it_came(flags: bytes) -> None:
+    sent = b"00-" + TRACE_ID + b"-" + flags
+    lines = _lines_of([sent])
+    assert _scan(lines, HeaderPolicy(new_trace=lambda: NEW_TRACE)) == (lines, {b"traceparent": sent})
+
+
 @pytest.mark.parametrize(
-    ("sent", "is_kept"),
+    ("sent", "flags"),
     [
-        ([b"00-" + TRACE_ID + b"-01"], True),
-        ([b"cc-" + TRACE_ID + b"-01-what comes later"], True),
-        ([b"00-" + TRACE_ID + b"-01-more"], False),
-        ([b"ff-" + TRACE_ID + b"-01"], False),
-        ([b"00-" + TRACE_ID.upper() + b"-01"], False),
-        ([b"00-" + b"0" * 32 + b"-00f067aa0ba902b7-01"], False),
-        ([b"00-4bf92f3577b34da6a3ce929d0e0e4736-" + b"0" * 16 + b"-01"], False),
-        ([b"junk"], False),
-        ([b""], False),
-        ([b"00-" + TRACE_ID + b"-01"] * 2, False),
+        (b"01-" + TRACE_ID + b"-01", b"01"),
+        (b"cc-" + TRACE_ID + b"-00-what comes later", b"00"),
+        (b"fe-" + TRACE_ID + b"-fe-", b"02"),
+        (b"10-" + TRACE_ID + b"-ff", b"03"),
     ],
 )
-def test_a_trace_goes_on_or_is_dropped_with_its_state(sent: list[bytes], is_kept: bool) -> None:
-    lines = [*((b"Traceparent", value) for value in sent), (b"TraceState", b"a=b"), (b"X", b"y")]
-    kept, notes = _scan(lines, HeaderPolicy())
-    assert kept == (lines if is_kept else [(b"X", b"y")])
-    assert notes == ({b"traceparent": sent[0]} if is_kept else {})
+def test_of_a_trace_of_a_later_version_goes_on_what_is_understood(sent: bytes, flags: bytes) -> None:
+    kept, notes = _scan(_lines_of([sent]), HeaderPolicy(new_trace=lambda: NEW_TRACE))
+    understood = b"00-" + TRACE_ID + b"-" + flags
+    assert kept == [STATE, OTHER, (b"traceparent", understood)]
+    assert notes == {b"traceparent": understood}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [b"00-" + TRACE_ID + b"-01-more"],
+        [b"00-" + TRACE_ID + b"-01-"],
+        [b"00-" + TRACE_ID + b"-0"],
+        [b"ff-" + TRACE_ID + b"-01"],
+        [b"CC-" + TRACE_ID + b"-01"],
+        [b"cc-" + TRACE_ID + b"-01."],
+        [b"cc-" + TRACE_ID + b"-0"],
+        [b"cc-" + TRACE_ID.upper() + b"-01"],
+        [b"00-" + TRACE_ID.upper() + b"-01"],
+        [b"00-" + b"0" * 32 + b"-00f067aa0ba902b7-01"],
+        [b"cc-" + b"0" * 32 + b"-00f067aa0ba902b7-01"],
+        [b"00-4bf92f3577b34da6a3ce929d0e0e4736-" + b"0" * 16 + b"-01"],
+        [b"cc-4bf92f3577b34da6a3ce929d0e0e4736-" + b"0" * 16 + b"-01"],
+        [b"junk"],
+        [b""],
+        [b"00-" + TRACE_ID + b"-01"] * 2,
+        [b"cc-" + TRACE_ID + b"-01-with more"] * 2,
+    ],
+)
+def test_in_place_of_what_is_no_trace_a_new_one_begins_without_its_state(sent: list[bytes]) -> None:
+    kept, notes = _scan(_lines_of(sent), HeaderPolicy(new_trace=lambda: NEW_TRACE))
+    assert kept == [OTHER, (b"traceparent", NEW_TRACE)]
+    assert notes == {b"traceparent": NEW_TRACE}
+    assert _scan(_lines_of(sent), HeaderPolicy()) == ([OTHER], {}), "nobody is there to make one"
+
+
+@pytest.mark.parametrize(
+    "connection", [[], [(b"Connection", b"Traceparent"), (b"Traceparent", b"00-" + TRACE_ID + b"-01")]]
+)
+def test_without_a_trace_none_begins_and_there_is_no_state(connection: list[HeaderLine]) -> None:
+    kept, notes = _scan([*connection, STATE, OTHER], HeaderPolicy(new_trace=lambda: NEW_TRACE))
+    assert kept == [OTHER]
+    assert b"traceparent" not in notes
+
+
+def test_a_trace_goes_on_without_a_state_that_is_not_for_us_to_pass_on() -> None:
+    trace = (b"traceparent", b"00-" + TRACE_ID + b"-01")
+    kept, _ = _scan([(b"Connection", b"tracestate"), trace, STATE, OTHER], HeaderPolicy(new_trace=lambda: NEW_TRACE))
+    assert kept == [trace, OTHER]
 
 
 # the memo

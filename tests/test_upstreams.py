@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import socket
 import ssl
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 
 from engadi_gateway import Gateway
 from engadi_gateway.errors import Reason
-from engadi_gateway.net.pool import Pool, PoolLimits, Resolver, origin_of
+from engadi_gateway.net.pool import Pool, PoolLimits, origin_of
+from engadi_gateway.net.resolver import Resolver
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.wire.response import ReplyHead, ReplyParser
 from tests.certificates import certify
@@ -233,6 +235,31 @@ def test_access_lines_on_stdout_without_secrets(tmp_path: Path, capfd: pytest.Ca
     assert "hidden" not in out
     (line,) = [json.loads(text) for text in out.splitlines()]
     assert (line["status"], line["path"], line["client_ip"]) == (200, "/api/v1/auth/x?token=***&a=b", "127.0.0.1")
+
+
+def test_in_place_of_a_broken_trace_a_new_one_is_sent_and_stands_in_the_access_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ids = f"{'a' * 32}-{'b' * 16}"
+    traces: list[list[str]] = []
+
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth, log_access="json") as gateway:
+            for sent in (None, f"00-{ids}-01", f"01-{ids}-03-more", "00-1-2-3", ""):
+                trace = {} if sent is None else {"traceparent": sent}
+                await ask(gateway.port, "GET", "/api/v1/auth/x", headers={"tracestate": "a=b", **trace})
+                await gateway.reload(gateway.settings)
+            assert [seen.all("tracestate") for seen in auth.seen] == [[], ["a=b"], ["a=b"], [], []]
+            traces.extend(seen.all("traceparent") for seen in auth.seen)
+
+    asyncio.run(run())
+    none, good, later, broken, empty = traces
+    assert (none, good, later) == ([], [f"00-{ids}-01"], [f"00-{ids}-03"])
+    (one,), (other,) = broken, empty
+    assert all(re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-00", trace) for trace in (one, other))
+    assert one[3:35] != other[3:35]
+    shown = [json.loads(text)["trace_id"] for text in capfd.readouterr().out.splitlines()]
+    assert shown == [None, "a" * 32, "a" * 32, one[3:35], other[3:35]]
 
 
 def test_the_database_log_keeps_no_query_and_no_token(tmp_path: Path) -> None:

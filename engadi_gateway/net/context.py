@@ -163,6 +163,14 @@ class RequestIds:
         self._at = at + self._DIGITS
         return f"{self._digits[at : at + 8]}{self._middle}{self._digits[at + 8 : at + 20]}"
 
+    def new_trace(self) -> bytes:
+        """The traceparent of a trace that begins here and that nobody asked to record (W3C Trace Context, section 3.2).
+
+        Of digits as an id has; the two that are fixed keep them from being all zeros, which would be invalid.
+        """
+        trace_id, parent_id = self.next().replace("-", ""), self.next().replace("-", "")[16:]
+        return f"00-{trace_id}-{parent_id}-00".encode("ascii")
+
 
 class DateLine:
     """The Date value, made once a second."""

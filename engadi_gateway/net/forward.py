@@ -99,23 +99,29 @@ class Forward:
 
     def start(self, who: Client, body: bytes, *, is_complete: bool) -> None:
         """Send the request, with what there is of its body."""
-        exchange = self.exchange
-        assert exchange.target is not None
-        context = self._context
-        origin, self._pool = context.pools.at(exchange.target.url)
-        self._head_bytes = upstream_request(exchange, origin, who, self._framing, context.instance)
+        exchange, context = self.exchange, self._context
+        self._who = who
+        pool = self._pool = self._aim()
         self._is_body_complete = is_complete
         context.flights.add(self)
-        if exchange.head.upgrade and self._pool.is_full_of_upgraded:
+        if exchange.head.upgrade and pool.is_full_of_upgraded:
             self._not_tried(Reason.OVERLOADED, _FULL)
             return
         if body:
             self._keep(body)
         if not is_complete:
-            self.deadline = exchange.now + self._context.timeouts.body_s
-            self._is_held = self._pool.is_half_taken and not self._is_too_long_to_hold()
+            self.deadline = exchange.now + context.timeouts.body_s
+            self._is_held = pool.is_half_taken and not self._is_too_long_to_hold()
         if not self._is_held:
             self._attempt()
+
+    def _aim(self) -> Pool:
+        """The pool of the exchange's target, for which the head is made."""
+        exchange, context = self.exchange, self._context
+        assert exchange.target is not None
+        origin, pool = context.pools.at(exchange.target.url)
+        self._head_bytes = upstream_request(exchange, origin, self._who, self._framing, context.instance)
+        return pool
 
     def body(self, data: bytes) -> None:
         """More of the request's body, in order."""
@@ -314,7 +320,15 @@ class Forward:
 
     def _attempt_again(self) -> None:
         if self._phase is _WAITING:
+            self._go_elsewhere()
             self._attempt()
+
+    def _go_elsewhere(self) -> None:
+        """Where another target may be asked, it is; how the one before it failed says nothing about it."""
+        assert self._failure is not None
+        if self.exchange.pipeline.another_target(self.exchange, self._failure[0], time.monotonic()):
+            self._failure = None
+            self._pool = self._aim()
 
     def _stop_retrying(self) -> None:
         if self._is_retrying:
@@ -476,6 +490,8 @@ class Forward:
             self._end(Reason.CLIENT_TIMEOUT)
             self._client.refuse(self.exchange, Refusal(Reason.CLIENT_TIMEOUT))
         else:
+            if self._failure is None:
+                BreakerStage.ran_out_of_time(self.exchange)
             self._give_up(*self._what_took_long())
 
     def _what_took_long(self) -> tuple[Reason, str]:

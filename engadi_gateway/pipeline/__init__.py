@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engadi_gateway.errors import Refusal
+from engadi_gateway.errors import Reason, Refusal
 from engadi_gateway.pipeline.exchange import Exchange, Stage, Wait
 
 
@@ -16,6 +16,7 @@ class Pipeline:
     """The stages in their order, built from one snapshot; replaced whole when the configuration changes.
 
     `charge`: who asks for somebody else's time pays before; a refusal, and nobody is asked.
+    `another_target`: after an attempt that failed for a reason at a time, whether the next goes to another target.
     """
 
     def __init__(
@@ -23,9 +24,11 @@ class Pipeline:
         stages: tuple[Stage, ...],
         revision: int,
         charge: Callable[[Exchange], Refusal | None] = lambda exchange: None,
+        another_target: Callable[[Exchange, Reason, float], bool] = lambda exchange, reason, now: False,
     ) -> None:
         self.stages = stages
         self._charge = charge
+        self.another_target = another_target
         self.revision = revision
         deciding = [stage for stage in stages if not stage.decides_nothing]
         self._steps = tuple((index, stage.decide, stage.sees_refused) for index, stage in enumerate(deciding))

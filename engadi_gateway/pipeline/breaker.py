@@ -3,7 +3,8 @@
 CLOSED passes. OPEN refuses, after `failure_threshold` failures in a row. HALF_OPEN, `timeout` later, lets one probe at
 a time through: `success_threshold` good ones close it, one bad one opens it again. A failure is a transport error, a
 time-out, or a 502 503 504 of the upstream; never a 4xx, never a client that left. Any other reply's head ends the row,
-for its body may take hours; one that is then cut short is a failure. State survives configuration changes.
+for its body may take hours; one that is then cut short is a failure. Of attempts at one service the last counts; one
+that sends a request elsewhere counts where it failed. State survives configuration changes.
 """
 
 from __future__ import annotations
@@ -307,6 +308,39 @@ class BreakerStage:
             "passed_over": list(others),
             **self._registry.status(service, exchange.now),
         }
+
+    def another_target(self, exchange: Exchange, reason: Reason, now: float) -> bool:
+        """After an attempt that failed at `now`: whether the next one goes to another target, which is then its target.
+
+        That is the next in their order, round and round, that may be asked. How this one failed its circuit learns now,
+        and the end is the other's; targets of one service have one circuit, which learns the end alone.
+        """
+        failed, permit = exchange.target, exchange.permit
+        assert failed is not None
+        order = list(dict.fromkeys(self._targets(exchange)))
+        at = order.index(failed)
+        for target in order[at + 1 :] + order[:at]:
+            if isinstance(permit, Permit) and target.service != failed.service:
+                if not self._is_well(target.service, now):
+                    continue
+                permit.breaker.failed(permit, now, self._registry.limits, reason.code)
+                exchange.permit = self._registry.of(target.service).take_permit(now)
+                exchange.has_moved = True
+            exchange.target = target
+            return True
+        return False
+
+    def _is_well(self, service: str, now: float) -> bool:
+        registry = self._registry
+        return service not in registry.unhealthy and registry.peek(service).wait_s(now, registry.limits) == 0.0
+
+    @staticmethod
+    def ran_out_of_time(exchange: Exchange) -> None:
+        """Where that was what another service had left of it, it says nothing about this one."""
+        permit = exchange.permit
+        if exchange.has_moved and isinstance(permit, Permit):
+            exchange.permit = None
+            permit.breaker.gave_up(permit)
 
     @staticmethod
     def goes_on(exchange: Exchange) -> None:

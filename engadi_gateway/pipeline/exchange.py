@@ -71,6 +71,7 @@ class Exchange:
     charged: tuple[object, ...] = ()  # the rules whose tokens were spent before somebody was asked
     target: Target | None = None
     permit: object | None = None
+    has_moved = False  # to another service, when an attempt had failed
     refusal: Refusal | None = None
     observed: str | None = None  # what a rule in observe mode would have refused
     # how it went

@@ -17,8 +17,8 @@ class TargetPicker:
 
     A share is sticky by user, else by address: the same hash of the same words gives the same point of the line on
     which the shares lie side by side. Who is in a share stays there when another route changes. The next ones are for
-    when its circuit is open; they are drawn in the same way among those that are left, so that the load of a share goes
-    to the others by their weights, and back when it is well.
+    when its circuit is open, or an attempt there failed; they are drawn in the same way among those that are left, so
+    that the load of a share goes to the others by their weights, and back when it is well.
     """
 
     def __init__(self, table: RoutingTable) -> None:

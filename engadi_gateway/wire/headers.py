@@ -159,6 +159,8 @@ class Names:
 
     def __init__(self, names: Values, actions: Actions) -> None:
         kept = [index for index, name in enumerate(names) if actions[name] in _FORWARDED]
+        if b"traceparent" not in [name.lower() for name in names]:  # the state of no trace says nothing
+            kept = [index for index in kept if names[index].lower() != b"tracestate"]
         noted = [index for index, name in enumerate(names) if actions[name] in _NOTED]
         self.fault = _fault(names, actions)
         self.kept = tuple(names[index].lower() for index in kept)
@@ -196,13 +198,19 @@ class HeaderPolicy(dict[Values, Names]):
         claim_headers: names that the gateway itself sets from claims; never taken from a client.
         rejects_underscores: names with `_`, `.` or another odd sign are refused instead of dropped.
         note_only: names that are decided on but not forwarded.
+        new_trace: makes the traceparent that is sent in place of one that is none; b"": none is sent.
     """
 
     def __init__(
-        self, claim_headers: Iterable[str] = (), rejects_underscores: bool = False, note_only: Iterable[str] = ()
+        self,
+        claim_headers: Iterable[str] = (),
+        rejects_underscores: bool = False,
+        note_only: Iterable[str] = (),
+        new_trace: Callable[[], bytes] = lambda: b"",
     ) -> None:
         super().__init__()
         self.actions = Actions(claim_headers, rejects_underscores, note_only)
+        self.new_trace = new_trace
 
     def __missing__(self, names: Values) -> Names:
         if len(self) >= _NAMES_MEMO_SIZE:
@@ -230,11 +238,12 @@ def scan(lines: list[HeaderLine], policy: HeaderPolicy) -> tuple[bytes, dict[byt
     gone = _NOTHING
     if b"connection" in notes:
         gone = connection_tokens(notes[b"connection"]) - _HARMLESS
-        for name in gone - _NEEDED:
-            notes.pop(name, None)
-    if b"traceparent" in notes and not _is_trace(notes[b"traceparent"]):
-        del notes[b"traceparent"]
-        gone |= _TRACE
+        if gone:
+            gone = _TRACE | gone if b"traceparent" in gone else gone
+            for name in gone - _NEEDED:
+                notes.pop(name, None)
+    if b"traceparent" in notes and not _is_current(notes[b"traceparent"]):
+        return _with_another_trace(found, kept, gone, notes, policy.new_trace), notes
     return _without(gone, found, kept) if gone else found.template % kept, notes
 
 
@@ -251,20 +260,46 @@ def _without(gone: frozenset[bytes], found: Names, kept: Values) -> bytes:
     return b"".join([line + b"\r\n" for name, line in zip(found.kept, lines, strict=True) if name not in gone])
 
 
+def _with_another_trace(
+    found: Names, kept: Values, gone: frozenset[bytes], notes: dict[bytes, bytes], new_trace: Callable[[], bytes]
+) -> bytes:
+    """The lines, and in the notes too, with what is understood of a later version; else with a new trace, no state."""
+    sent = notes.pop(b"traceparent")
+    trace = b"" if found.noted.count(b"traceparent") > 1 else _understood(sent)
+    fields = _without(gone | (_TRACEPARENT if trace else _TRACE), found, kept)
+    trace = trace or new_trace()
+    if trace:
+        notes[b"traceparent"] = trace
+        fields += b"traceparent: %b\r\n" % trace
+    return fields
+
+
 _NOTHING: frozenset[bytes] = frozenset()
 _TRACE = frozenset((b"traceparent", b"tracestate"))
-_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+_TRACEPARENT = frozenset((b"traceparent",))
+_LATER_TRACE = re.compile(rb"(?!00|ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+#: Sampled, and random; what the other bits say is not known of any version (W3C Trace Context, section 3.2.2.5).
+_KNOWN_FLAGS = 0b11
 _NO_TRACE, _NO_PARENT = b"0" * 32, b"0" * 16
 #: A trace of version 00 with a 0 for each digit, and what makes them so.
 _TRACE_SHAPE = b"00-" + _NO_TRACE + b"-" + _NO_PARENT + b"-00"
 _DIGITS_AS_0 = bytes(ord("0") if code in b"0123456789abcdef" else code for code in range(256))
 
 
-def _is_trace(value: bytes) -> bool:
-    """Whether a trace goes on (W3C Trace Context, section 3.2); what is none, or two, is dropped with its state."""
-    if value[:3] == b"00-":  # the usual one, at half the cost of the expression
-        return value.translate(_DIGITS_AS_0) == _TRACE_SHAPE and value[3:35] != _NO_TRACE and value[36:52] != _NO_PARENT
-    return _TRACEPARENT.fullmatch(value) is not None
+def _is_current(value: bytes) -> bool:
+    """Whether it is one trace of version 00, as most are, which goes on as it came; half an expression's cost."""
+    return (
+        value[:3] == b"00-"
+        and value.translate(_DIGITS_AS_0) == _TRACE_SHAPE
+        and value[3:35] != _NO_TRACE
+        and value[36:52] != _NO_PARENT
+    )
+
+
+def _understood(value: bytes) -> bytes:
+    """What a later version says as version 00 says it (W3C Trace Context, section 3.2.4); b"" where it is no trace."""
+    later = _LATER_TRACE.fullmatch(value)
+    return b"00-%b-%02x" % (later[1], int(later[2], 16) & _KNOWN_FLAGS) if later is not None else b""
 
 
 _HARMLESS = frozenset((b"close", b"keep-alive", b"upgrade", b""))
