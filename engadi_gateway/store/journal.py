@@ -1,8 +1,6 @@
 """The request log: rows in by batches, queries, statistics, retention. Traffic never waits for it.
 
-A batch is handed over and forgotten: what cannot be queued is shed and counted, what cannot be written (a full disk, a
-lock) is tried once more, then counted and dropped; or, for who stalls requests instead, kept until it can be written. A
-row that no database would take is lost alone. A broken file is moved aside and a new one begun.
+Rows come by `store.intake`. A broken file is moved aside and a new one begun.
 """
 
 from __future__ import annotations
@@ -11,11 +9,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
-from enum import Enum, auto
 from typing import Any
 
 from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
@@ -25,13 +21,13 @@ from engadi_gateway.store.database import (
     Database,
     Migration,
     StoreError,
-    UnfitError,
     file_bytes,
     first_row,
     free_share,
     shrink,
     used_bytes,
 )
+from engadi_gateway.store.intake import Intake, Written
 from engadi_gateway.store.questions import LogFilter, LogPage
 from engadi_gateway.store.sums import HOUR_MS, MINUTE_MS
 from engadi_gateway.store.tally import Tally
@@ -48,9 +44,6 @@ _MINUTES_KEPT_MS = 8 * _DAY_MS  # questions reach a week back
 _VACUUM_PAGES = 64
 _FREE_SHARE = 0.25
 _SUMMED_S = 1.0
-_RETRY_S = 1.0
-#: Batches that are halved with nothing written in between: after that it is not one row's fault.
-_MOST_HALVED = 64
 
 MIGRATIONS: tuple[Migration, ...] = (
     (
@@ -105,14 +98,6 @@ def refuse_unusable(path: str) -> None:
         database.vet()
 
 
-class _Keeping(Enum):
-    """What becomes of batches that are kept until they are written."""
-
-    FLOWING = auto()  # there is a try on its way for each
-    CATCHING_UP = auto()  # each that is written asks for the next
-    WAITING = auto()  # the oldest could not be written
-
-
 class Journal:
     """The log's database.
 
@@ -136,20 +121,11 @@ class Journal:
         self._database = _database(path, is_shared=is_shared)
         self.retention_days = retention_days
         self.max_bytes = max_bytes
-        self._queue_rows = queue_rows
+        self._intake = Intake(self._database, queue_rows, self._insert, self._note_written, self._forget_failed)
         self._segment_rows = segment_rows
         self._tally = Tally(is_shared=is_shared)  # the writer thread's
         self._kinds = None if is_shared else segments.KnownKinds()  # the writer thread's
         self._is_summing = False
-        self._kept: deque[list[LogRow]] = deque()  # the loop's thread adds, the writer's takes
-        self._keeping = _Keeping.FLOWING  # the writer thread's
-        self._halved = 0  # the writer thread's
-        self._retry: Future[Any] | None = None
-        self._retry_at = 0.0
-        # each counter is written by one thread alone: these two by the loop's, the others by the writer's
-        self._taken = self._shed = 0
-        self._written = self._failed = self._failed_before = 0
-        self._last_error = self._said = ""
         self._last_write_ms = 0.0
         self._moved_aside = ""
         self._is_closing = False
@@ -160,19 +136,13 @@ class Journal:
         """Blocking. A corrupt file is moved aside, a full disk waited for; any other fault is a StoreError."""
         self._database.open()
         self._say_if_moved()
-        self._last_error = self._database.missing
-        if self._last_error:
-            self._say_failing("no row is written")
+        self._intake.begin(self._database.missing)
         self._keep_up()
         self._index()
 
     def give_up(self) -> None:
         """See `Database.give_up`."""
         self._database.give_up()
-
-    def _say_failing(self, what: str) -> None:
-        self._said = what
-        self._log.error("request log: %s until this ends: %s", what, self._last_error)
 
     def _say_if_moved(self) -> None:
         if self._moved_aside != self._database.moved_aside:
@@ -181,83 +151,23 @@ class Journal:
 
     # rows in
 
-    @property
-    def _waiting(self) -> int:
-        return self._taken - self._written - self._failed
-
     def is_full(self, more: int) -> bool:
-        """Whether there is no room beside so many rows that will come."""
-        return self._waiting + more >= self._queue_rows
+        """See `Intake.is_full`."""
+        return self._intake.is_full(more)
 
     def put(self, rows: list[LogRow], *, sheds: bool = True) -> int:
-        """Hand over a batch; never blocks, never raises. Returns how many rows were shed: what found no room.
-
-        sheds: False for who stalls requests instead; those under way may then be more than there is room for. What
-            cannot be written is then kept, in its order, until it can be (see `sweep`) or the log is closed.
-        """
-        room = max(0, self._queue_rows - self._waiting) if sheds else len(rows)
-        kept, shed = rows[:room], max(0, len(rows) - room)
-        self._shed += shed
-        if kept:
-            self._taken += len(kept)
-            if sheds or self._is_closing:
-                self._submit(kept, is_second=False)
-            else:
-                self._keep(kept)
-        return shed
-
-    def _keep(self, rows: list[LogRow]) -> None:
-        self._kept.append(rows)
-        if self._keeping is _Keeping.FLOWING:
-            self._write_oldest()
+        """See `Intake.put`."""
+        return self._intake.put(rows, sheds=sheds)
 
     def sweep(self, now: float) -> None:
-        """Try again to write what is kept, at most once a second; called from the loop's thread, as `put`."""
-        is_trying = self._retry is not None and not self._retry.done()
-        if self._keeping is _Keeping.WAITING and now >= self._retry_at and not is_trying:
-            self._retry_at = now + _RETRY_S
-            self._retry = self._write_oldest()
+        """See `Intake.sweep`."""
+        self._intake.sweep(now)
 
-    def _write_oldest(self) -> Future[Any]:
-        return self._database.submit(self._insert_oldest, self._oldest_inserted)
-
-    def _insert_oldest(self, connection: Connection) -> tuple[int, float, bool] | None:
-        """None: others have written all."""
-        return self._insert(connection, self._kept[0]) if self._kept else None
-
-    def _oldest_inserted(self, future: Future[tuple[int, float, bool] | None]) -> None:
-        error = future.exception()
-        if error is None:
-            if (result := future.result()) is not None:
-                self._note_written(self._kept.popleft(), result)
-        elif not _is_of_rows(error):
-            self._keeping = _Keeping.WAITING
-            self._note_failing(error, "rows wait, and requests once the queue is full,")
-            return
-        else:
-            parts = self._without_lost(self._kept.popleft(), error)
-            self._kept.extendleft(reversed(parts))
-            for _ in parts if self._keeping is _Keeping.FLOWING else ():
-                self._write_oldest()
-        if self._keeping is not _Keeping.FLOWING:
-            self._catch_up()
-
-    def _catch_up(self) -> None:
-        self._keeping = _Keeping.CATCHING_UP if self._kept else _Keeping.FLOWING
-        if self._kept:  # also what came just now, when nothing flowed yet
-            self._write_oldest()
-
-    def _submit(self, rows: list[LogRow], *, is_second: bool) -> None:
-        self._database.submit(
-            lambda connection: self._insert(connection, rows),
-            lambda future: self._inserted(future, rows, is_second=is_second),
-        )
-
-    def _insert(self, connection: Connection, rows: list[LogRow]) -> tuple[int, float, bool]:
+    def _insert(self, connection: Connection, rows: list[LogRow]) -> Written:
         began = time.perf_counter()
         first_id = segments.add_rows(connection, rows, self._kinds)
         is_closed = self._close_if_due(connection, rows[-1].created_at)
-        return first_id, (time.perf_counter() - began) * 1000, is_closed
+        return Written(first_id, (time.perf_counter() - began) * 1000, is_closed)
 
     def _close_if_due(self, connection: Connection, now_ms: int) -> bool:
         """A table is at most a share of what is kept, for it goes as a whole."""
@@ -266,52 +176,13 @@ class Journal:
             max_rows = min(max_rows, max(_LEAST_ROWS, self.max_bytes // _SHARES // _ROW_BYTES))
         return segments.close_if_due(connection, now_ms, max_rows, max_age_ms)
 
-    def _inserted(self, future: Future[tuple[int, float, bool]], rows: list[LogRow], *, is_second: bool) -> None:
-        error = future.exception()
-        if error is None:
-            self._note_written(rows, future.result())
-        elif _is_of_rows(error):
-            for part in self._without_lost(rows, error):
-                self._submit(part, is_second=False)
-        elif is_second:
-            self._note_lost(rows, error)
-        else:
-            self._forget_failed()
-            self._submit(rows, is_second=True)
-
-    def _without_lost(self, rows: list[LogRow], error: BaseException) -> list[list[LogRow]]:
-        """What to try of rows one of which is at fault: their halves, until that one stands alone and is lost."""
-        self._halved += 1
-        if len(rows) == 1 or self._halved > _MOST_HALVED:
-            self._note_lost(rows, error)
-            return []
-        self._forget_failed()
-        middle = len(rows) // 2
-        return [rows[:middle], rows[middle:]]
-
-    def _note_written(self, rows: list[LogRow], result: tuple[int, float, bool]) -> None:
-        first_id, self._last_write_ms, is_closed = result
-        self._tally.add(first_id, rows)
-        self._written += len(rows)
-        self._halved = 0
-        if self._last_error:
-            lost, self._failed_before, self._last_error = self._failed - self._failed_before, self._failed, ""
-            self._said = ""
-            self._log.warning("request log: rows are written again; %d were lost", lost)
-        if is_closed:
+    def _note_written(self, rows: list[LogRow], written: Written) -> None:
+        self._last_write_ms = written.took_ms
+        self._tally.add(written.first_id, rows)
+        if written.is_closed:
             self._index()
         if self._tally.is_due and not self._is_summing:
             self._keep_up()
-
-    def _note_lost(self, rows: list[LogRow], error: BaseException) -> None:
-        self._failed += len(rows)
-        self._note_failing(error, "rows are lost")
-
-    def _note_failing(self, error: BaseException, what: str) -> None:
-        self._forget_failed()
-        self._last_error = str(error)
-        if what != self._said:
-            self._say_failing(what)
 
     def _forget_failed(self) -> None:
         """What a transaction that failed has added is gone; perhaps the whole file is."""
@@ -368,12 +239,13 @@ class Journal:
             done.cancel()
 
     def stats(self) -> JournalStats:
+        intake = self._intake
         return JournalStats(
-            self._written,
-            self._shed,
-            self._failed,
-            self._waiting,
-            self._last_error,
+            intake.written,
+            intake.shed,
+            intake.failed,
+            intake.waiting,
+            intake.last_error,
             round(self._last_write_ms, 3),
             self._database.size_bytes(),
             self._database.moved_aside,
@@ -481,24 +353,10 @@ class Journal:
     def close(self) -> None:
         """Write what waits, then close; what cannot be written now is lost. Blocking."""
         self._is_closing = True
-        for _ in range(2 if self._kept else 0):  # the first may find that the file is broken
-            self._write_oldest()
+        self._intake.end()
         self._sum_up()
         self._database.close()
-        self._give_up()
-
-    def _give_up(self) -> None:
-        """The writer has ended."""
-        lost = sum(map(len, self._kept))
-        self._kept.clear()
-        if lost:
-            self._failed += lost
-            self._log.error("request log: %d rows are lost, they could not be written: %s", lost, self._last_error)
-
-
-def _is_of_rows(error: BaseException) -> bool:
-    """Whether it is the rows' fault, such that trying them again does not help."""
-    return isinstance(error, UnfitError) or not isinstance(error, StoreError)
+        self._intake.give_up()
 
 
 def _health_column(value: Any) -> Any:
