@@ -100,7 +100,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("server", "tls_min_version", one_of("1.2", "1.3"), "1.2", "lowest TLS version",
            why="1.0 and 1.1 are withdrawn (RFC 8996)"),
     Option("server", "trusted_proxies", parse_networks, "",
-           "networks whose X-Forwarded-For, -Proto, -Host and X-Request-ID are believed; none by default",
+           "networks whose X-Forwarded-For, -Proto, -Host, -Port and X-Request-ID are believed; none by default",
            why="whoever is believed can say that he is anybody"),
     Option("server", "head_timeout", parse_duration_s, "10s", "first byte to end of a request head", low=0.01,
            why="a head is one packet; slow heads are an attack (nginx, Traefik, Caddy: 60s)"),

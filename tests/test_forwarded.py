@@ -66,6 +66,7 @@ FORGED = {
     b"x-forwarded-for": b"203.0.113.9",
     b"x-forwarded-proto": b"https",
     b"x-forwarded-host": b"evil",
+    b"x-forwarded-port": b"444",
     b"x-request-id": b"mine",
 }
 
@@ -78,7 +79,7 @@ def test_a_strangers_word_is_nothing(trusted: tuple[ipaddress.IPv4Network, ...])
 
 def test_a_trusted_peers_word() -> None:
     who = resolve_client("10.0.0.1", HTTP, head_of(notes=FORGED), TRUSTED)
-    assert who == ("203.0.113.9", _lines("203.0.113.9, 10.0.0.1", "https", "evil", "203.0.113.9", 8000))
+    assert who == ("203.0.113.9", _lines("203.0.113.9, 10.0.0.1", "https", "evil", "203.0.113.9", 444))
 
 
 def test_a_trusted_peer_that_says_nothing() -> None:
@@ -109,6 +110,15 @@ WALKS: dict[str, tuple[bytes, str]] = {
     "mapped": (b"::ffff:203.0.113.9", "203.0.113.9"),
     "mapped and trusted": (b"203.0.113.9, ::ffff:10.0.0.7", "203.0.113.9"),
     "a zone": (b"fe80::1%eth0", "fe80::1"),
+    "with a port": (b"203.0.113.9:51234", "203.0.113.9"),
+    "with a port, past trusted ones": (b"6.6.6.6, 203.0.113.9:1 ,10.0.0.7:443, [fd00::7]:443", "203.0.113.9"),
+    "IPv6 with a port": (b"[2001:DB8::1]:443", "2001:db8::1"),
+    "IPv6 in brackets": (b"[2001:db8::1]", "2001:db8::1"),
+    "mapped, with a port": (b"[::ffff:203.0.113.9]:443", "203.0.113.9"),
+    "a port that is none": (b"203.0.113.9:http", "10.0.0.1"),
+    "a port too many": (b"203.0.113.9:1:2", "10.0.0.1"),
+    "a bracket too few": (b"[2001:db8::1:443", "10.0.0.1"),
+    "no address with a port": (b"999.0.113.9:443", "10.0.0.1"),
     "no ASCII": (b"\xe4", "10.0.0.1"),
 }
 
@@ -133,15 +143,39 @@ def test_what_stands_left_of_the_client_changes_nothing(left: list[str], right: 
     assert plain_address(found) == found
 
 
-@pytest.mark.parametrize("proto", [b"", b"ws", b"https, http", b"HTTPS\t"])
+@pytest.mark.parametrize("proto", [b"", b"ws", b"ws, https", b", https"])
 def test_a_scheme_that_is_none_is_ours(proto: bytes) -> None:
     who = resolve_client("10.0.0.1", HTTP, head_of(notes={b"x-forwarded-proto": proto}), TRUSTED)
     assert b"X-Forwarded-Proto: http\r\n" in who.lines
 
 
-def test_the_case_of_a_scheme_does_not_matter() -> None:
-    who = resolve_client("10.0.0.1", HTTP, head_of(notes={b"x-forwarded-proto": b"HTTPS"}), TRUSTED)
+@pytest.mark.parametrize("proto", [b"HTTPS", b"https, http", b"https ,ws"])
+def test_of_several_schemes_the_first_is_the_clients(proto: bytes) -> None:
+    who = resolve_client("10.0.0.1", HTTP, head_of(notes={b"x-forwarded-proto": proto}), TRUSTED)
     assert b"X-Forwarded-Proto: https\r\n" in who.lines
+
+
+#: Scheme and port as a trusted peer tells them -> the port for the upstream; 0: none.
+PORTS: dict[str, tuple[dict[bytes, bytes], int]] = {
+    "both": ({b"x-forwarded-proto": b"https", b"x-forwarded-port": b"443"}, 443),
+    "of several the first": ({b"x-forwarded-proto": b"https, http", b"x-forwarded-port": b"443, 8080"}, 443),
+    "the port alone": ({b"x-forwarded-port": b"65535"}, 65535),
+    "neither": ({}, 8000),
+    "a scheme that is none": ({b"x-forwarded-proto": b"ws"}, 8000),
+    "the scheme alone: ours is not the port that it was asked at": ({b"x-forwarded-proto": b"https"}, 0),
+    **{
+        f"the scheme, and {port!r}": ({b"x-forwarded-proto": b"https", b"x-forwarded-port": port}, 0)
+        for port in (b"", b"0", b"65536", b"123456", b"-1", b"+1", b"https", b"0443", b"4 43")
+    },
+    "no scheme, and no port": ({b"x-forwarded-port": b"x"}, 8000),
+}
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_the_port_goes_with_the_scheme(name: str) -> None:
+    notes, port = PORTS[name]
+    lines = resolve_client("10.0.0.1", HTTP, head_of(notes=notes), TRUSTED).lines.split(b"\r\n")
+    assert [line for line in lines if b"-Port" in line] == ([b"X-Forwarded-Port: %d" % port] if port else [])
 
 
 @pytest.mark.parametrize(

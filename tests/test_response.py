@@ -255,6 +255,26 @@ def test_an_upstreams_date_is_kept() -> None:
     assert raw == b"HTTP/1.1 200 OK\r\nDate: theirs\r\nConnection: close\r\n\r\n"
 
 
+@pytest.mark.parametrize(
+    ("status", "is_closing", "lines"),
+    [
+        (426, False, [b"Upgrade: a, b", b"Connection: Upgrade"]),
+        (426, True, [b"Upgrade: a, b", b"Connection: close, Upgrade"]),
+        (200, False, []),
+        (200, True, [b"Connection: close"]),
+    ],
+)
+def test_a_426_says_to_what(status: int, is_closing: bool, lines: list[bytes]) -> None:
+    head = _parsed(b"Upgrade: a", b"Upgrade: b", b"Date: x", b"Content-Length: 0", start=b"HTTP/1.1 %d x" % status)
+    raw = client_head(head, [], Framing.NONE, DATE, is_closing=is_closing)
+    assert raw.split(b"\r\n")[1:-2] == [b"Date: x", b"Content-Length: 0", *lines]
+
+
+def test_a_426_that_does_not_say_to_what() -> None:
+    raw = client_head(_parsed(b"Date: x", start=b"HTTP/1.1 426 x"), [], Framing.NONE, DATE, is_closing=False)
+    assert raw == b"HTTP/1.1 426 x\r\nDate: x\r\n\r\n"
+
+
 def test_interim_replies_pass_without_framing() -> None:
     head = _parsed(b"Link: </a>", b"Content-Length: 3", start=b"HTTP/1.1 103 Early Hints")
     assert informational_head(head) == b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"

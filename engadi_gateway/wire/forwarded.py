@@ -2,6 +2,7 @@
 
 Trust: only peers in `trusted_proxies` may say whom they speak for; their X-Forwarded-For is read from the right, past
 trusted addresses, to the first other one. Everybody else's forwarding fields were dropped when the head was scanned.
+Of scheme and port, where several proxies gave theirs, the first is what the client used.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from engadi_gateway.parsing import IpNetwork
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=:-]{1,128}")
 #: As it is written canonically, which is the only way that is taken.
 _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!$)|$)){4}")
+#: As some proxies name a client (Azure's Application Gateway): with its port, and then IPv6 in brackets.
+_WITH_PORT = re.compile(r"\s*(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9.]{7,15}))(?::[0-9]{1,5})?\s*")
+_PORT = re.compile(rb"[1-9][0-9]{0,4}")
+_HIGHEST_PORT = 65535
+_SCHEMES = frozenset((b"http", b"https"))
 _BODY_METHODS = frozenset(("POST", "PUT", "PATCH"))
 _CHUNKED, _NONE = Framing.CHUNKED, Framing.NONE
 
@@ -73,14 +79,27 @@ def resolve_client(peer: str, listener: Listener, head: RequestHead, trusted: tu
     received = notes.get(b"x-forwarded-for", b"")
     address = _walk(peer, received, trusted)
     forwarded_for = received + b", " + peer.encode("ascii") if received else peer.encode("ascii")
-    proto = notes.get(b"x-forwarded-proto", b"").lower()
-    if proto not in {b"http", b"https"}:
-        proto = listener.scheme.encode("ascii")
-    return _client(address, forwarded_for, proto, notes.get(b"x-forwarded-host") or head.authority, listener.port)
+    proto, port = _first(notes.get(b"x-forwarded-proto", b"")).lower(), 0
+    if proto not in _SCHEMES:
+        proto, port = listener.scheme.encode("ascii"), listener.port
+    port = _port(notes.get(b"x-forwarded-port", b"")) or port
+    return _client(address, forwarded_for, proto, notes.get(b"x-forwarded-host") or head.authority, port)
+
+
+def _first(value: bytes) -> bytes:
+    """Of a list the first member, which the proxy gave that the client came to."""
+    return value.partition(b",")[0].strip()
+
+
+def _port(value: bytes) -> int:
+    """The port that a trusted peer names; 0: none."""
+    first = _first(value)
+    port = int(first) if _PORT.fullmatch(first) else 0
+    return port if port <= _HIGHEST_PORT else 0
 
 
 def _client(address: str, forwarded_for: bytes, proto: bytes, host: bytes, port: int) -> Client:
-    """`port` is of the door it came through; 0: none."""
+    """`port` is of the door it came through, at the gateway or at the proxy that told the scheme; 0: not known."""
     host_line = b"X-Forwarded-Host: %b\r\n" % host if host else b""
     lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n%bX-Real-IP: %b\r\n" % (
         forwarded_for, proto, host_line, address.encode("ascii"),
@@ -100,13 +119,19 @@ def _walk(peer: str, received: bytes, trusted: tuple[IpNetwork, ...]) -> str:
     """Right to left; garbage stops the walk at the last good address."""
     client = peer
     for part in reversed(received.decode("latin-1").split(",")):
-        address = plain_address(part)
+        address = plain_address(part) or _without_port(part)
         if not address:
             return client
         client = address
         if not _is_within(address, trusted):
             return client
     return client
+
+
+def _without_port(text: str) -> str:
+    """The address of one that is written with a port, or in brackets; "" if it is none."""
+    match = _WITH_PORT.fullmatch(text)
+    return plain_address(match[1] or match[2]) if match is not None else ""
 
 
 def is_loop(head: RequestHead, instance: bytes) -> bool:

@@ -224,6 +224,10 @@ def is_among(chosen: bytes, asked: bytes) -> bool:
     return all(name.strip() in offers for name in chosen.lower().split(b","))
 
 
+#: Its whole sense is the Upgrade field, which it must have (RFC 9110 section 15.5.22).
+_UPGRADE_REQUIRED = 426
+
+
 def client_head(reply: ReplyHead, added: list[bytes], framing: Framing, date: bytes, *, is_closing: bool) -> bytes:
     """The head as the client gets it: the upstream's lines, the gateway's, framing and connection built anew.
 
@@ -239,7 +243,10 @@ def client_head(reply: ReplyHead, added: list[bytes], framing: Framing, date: by
         parts.append(b"Transfer-Encoding: chunked")
     elif reply.content_length >= 0 and reply.status >= 200 and reply.status != 204:
         parts.append(b"Content-Length: %d" % reply.content_length)
-    if is_closing:
+    if reply.upgrade and reply.status == _UPGRADE_REQUIRED:
+        parts.append(b"Upgrade: " + reply.upgrade)
+        parts.append(b"Connection: close, Upgrade" if is_closing else b"Connection: Upgrade")
+    elif is_closing:
         parts.append(b"Connection: close")
     parts.append(b"\r\n")
     return b"\r\n".join(parts)
@@ -251,6 +258,6 @@ def informational_head(reply: ReplyHead) -> bytes:
 
 
 def switching_head(reply: ReplyHead, added: list[bytes]) -> bytes:
-    """A 101 as the client gets it: the one reply whose Upgrade and Connection are passed on (RFC 9110 section 7.8)."""
+    """A 101 as the client gets it: but for 426 the one whose Upgrade is passed on (RFC 9110 section 7.8)."""
     start, upgrade = b"HTTP/1.1 101 " + reply.phrase, b"Upgrade: " + reply.upgrade
     return b"\r\n".join([start, *reply.lines, *added, upgrade, b"Connection: Upgrade", b"\r\n"])

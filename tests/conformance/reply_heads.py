@@ -131,7 +131,9 @@ INTERIM = [
           reason="upgrade_failed", is_reused=False, sends=ASKS),
     Fault("a 101 to nothing", R.SWITCHING, (reply("Connection: Upgrade", status="101 x"),), 502, "upgrade_failed", reason="upgrade_failed", is_reused=False, sends=ASKS),
     fine("an upgrade not taken", R.UPGRADE, ok(), sends=ASKS),
-    fine("an upgrade answered with 426", R.UPGRADE, ok("Upgrade: other", status="426 x"), sends=ASKS, status=426, lacks=("connection",)),
+    fine("an upgrade answered with 426", R.UPGRADE, ok("Upgrade: other", status="426 x"), sends=ASKS, status=426, lines=("upgrade: other",)),
+    fine("a 426 that nobody asked for", R.UPGRADE_REQUIRED, ok("Connection: Upgrade", "Upgrade: other", status="426 x"), status=426, lines=("upgrade: other",)),
+    fine("a 426 for HTTP/1.0", R.UPGRADE_REQUIRED, ok("Connection: Upgrade", "Upgrade: other", status="426 x"), status=426, sends=OLD, is_closing=True, lines=("upgrade: other",)),
     fine("an upgrade answered with 200 and its fields", R.UPGRADE, ok("Connection: Upgrade", "Upgrade: websocket"), sends=ASKS, lacks=("connection", "upgrade")),
 ]  # fmt: skip
 

@@ -182,6 +182,7 @@ NO_LENGTH = Rule("9110 8.6", "MUST", "no Content-Length in 1xx and 204; it stays
 BY_CLOSE = Rule("9112 6.3", "MUST", "without a length a reply's body ends with its connection")
 INTERIM = Rule("9110 15.2", "MUST", "1xx are forwarded, but not to HTTP/1.0, and not the 100 that was not asked for")
 INTERIM_FLOOD = Rule("9110 15.2", "PRACTICE", "1xx are bounded in number")
+UPGRADE_REQUIRED = Rule("9110 15.5.22", "MUST", "a 426 says in Upgrade to what")
 SWITCHING = Rule("9110 15.2.2", "MUST", "101 only to what was asked for")
 EARLY = Rule("9112 9.5", "PRACTICE", "an answer before the request's end is relayed, and both connections end with it")
 REPLY_CLOSE = Rule("9112 9.6", "MUST", "an upstream that says close is not asked again on that connection")
