@@ -33,7 +33,6 @@ from engadi_gateway.settings import Settings
 from engadi_gateway.tls import client_tls, server_tls
 from engadi_gateway.wire.headers import RESERVED, HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
-from engadi_gateway.wire.response import ReplyParser
 
 #: Databases, listeners, the log: what is open beside clients and upstreams.
 _OTHER_FILES = 32
@@ -121,7 +120,6 @@ def context_of(
         upcalls=upcalls,
         pipeline=compiled.pipeline,
         admin_pipeline=compiled.admin_pipeline,
-        reply_parser=compiled.reply_parser,
         header_policy=header_policy(settings, ids),
         head_limits=head_limits(settings),
         timeouts=waits,
@@ -290,7 +288,6 @@ class Compiled:
 
     pipeline: Pipeline
     admin_pipeline: Pipeline
-    reply_parser: ReplyParser
     table: RoutingTable
     limits: Limits
     services: Mapping[str, Service]
@@ -368,9 +365,8 @@ class Compiler:
             for routes, local in ((table, self._public_local), (RoutingTable((), {}), self._admin_local))
         )
         return Compiled(
-            Pipeline(public, snapshot.revision, limits.charge, breaker.another_target),
-            Pipeline(admin, snapshot.revision, limits.charge),
-            ReplyParser(drops_cors=cors.is_enabled),
+            Pipeline(public, snapshot.revision, limits.charge, breaker.another_target, answers_cors=cors.is_enabled),
+            Pipeline(admin, snapshot.revision, limits.charge, answers_cors=cors.is_enabled),
             table,
             limits,
             services_of(snapshot, settings.health_path),

@@ -393,7 +393,6 @@ class Gateway:
         compiled.limits.begin(time.monotonic())
         context = self._context
         context.pipeline, context.admin_pipeline = compiled.pipeline, compiled.admin_pipeline
-        context.reply_parser = compiled.reply_parser
         self.checker.replace_services(self.services())
 
     # reload

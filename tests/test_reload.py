@@ -21,7 +21,7 @@ from engadi_gateway import Gateway, Settings
 from engadi_gateway.errors import ConfigurationError
 from engadi_gateway.options import OPTIONS
 from engadi_gateway.store.database import StoreError
-from tests.fakes import raw_client, upstream
+from tests.fakes import Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, settings_for
 from tests.test_settings import other_text
 from tests.world import until
@@ -199,6 +199,41 @@ def test_pools_that_are_there_take_other_limits(tmp_path: Path) -> None:
                 assert [pool["idle"] for pool in gateway.state()["pools"].values()] == [0]
                 assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
                 assert [seen.connection for seen in auth.seen] == [0, 1]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_a_request_ends_with_the_cors_that_it_began_with(tmp_path: Path, is_on: bool) -> None:
+    """CORS is switched while the auth service is asked about its token: the fields are ours, or the upstream's."""
+    theirs, ours = "https://theirs.test", "https://ours.test"
+
+    async def run() -> None:
+        is_asked, is_switched = asyncio.Event(), asyncio.Event()
+
+        async def judge(seen: Seen, wire: Wire) -> None:
+            is_asked.set()
+            await is_switched.wait()
+            await wire.send(b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"sub":"u"}')
+
+        async def serve(seen: Seen, wire: Wire) -> None:
+            await wire.send(f"HTTP/1.1 204 x\r\nAccess-Control-Allow-Origin: {theirs}\r\n\r\n".encode())
+
+        async with upstream(judge) as auth, upstream(serve) as content:
+            services = {"auth": auth.url, "content": content.url}
+            values = {"jwt_mode": "remote", "cors_allow_origins": (ours,)}
+            before, after = (settings_for(tmp_path, services, **values, cors_enabled=on) for on in (is_on, not is_on))
+            async with Gateway(before) as gateway:
+                origin = {"Origin": ours}
+                asking = asyncio.create_task(ask(gateway.port, "GET", "/api/v1/content/x", bearer="t", headers=origin))
+                await is_asked.wait()
+                await gateway.reload(after)
+                is_switched.set()
+                for reply, is_ours in (
+                    (await asking, is_on),
+                    (await ask(gateway.port, "GET", "/api/v1/content/x", bearer="t", headers=origin), not is_on),
+                ):
+                    assert reply.all("access-control-allow-origin") == [ours if is_ours else theirs]
 
     asyncio.run(run())
 

@@ -1,7 +1,7 @@
 """What every connection shares: limits, time-outs, pools, sweeps, and the few calls up into the flow.
 
-One object instead of globals, so that two gateways live in one process. `pipeline` and `reply_parser` are swapped
-whole when the configuration changes; an exchange keeps the ones it began with.
+One object instead of globals, so that two gateways live in one process. `pipeline` is swapped whole when the
+configuration changes; an exchange keeps the one it began with.
 """
 
 from __future__ import annotations
@@ -194,7 +194,6 @@ class Context:
     upcalls: Upcalls
     pipeline: Pipeline
     admin_pipeline: Pipeline
-    reply_parser: ReplyParser
     header_policy: HeaderPolicy
     head_limits: HeadLimits
     timeouts: Timeouts
@@ -213,6 +212,9 @@ class Context:
     idle: FixedWait = field(default_factory=lambda: FixedWait(75.0))
     lingers: FixedWait = field(default_factory=lambda: FixedWait(2.0))  # whose last answer was sent
     lingering: Lingering = field(default_factory=Lingering)
+    reply_parsers: tuple[ReplyParser, ReplyParser] = field(  # by whether the exchange's pipeline answers CORS
+        default_factory=lambda: (ReplyParser(drops_cors=False), ReplyParser(drops_cors=True))
+    )
     unread: Unread = field(default_factory=Unread)
     ids: RequestIds = field(default_factory=RequestIds)
     date: DateLine = field(default_factory=DateLine)

@@ -88,7 +88,7 @@ class Forward:
         self._context = context
         self._client = client
         self.exchange = exchange
-        self._parser = context.reply_parser
+        self._parser = context.reply_parsers[exchange.pipeline.answers_cors]
         self._timeout_s = retry.timeout_s if route.timeout is None else route.timeout
         self._retries_left = retry.retry_count if route.retry_count is None else route.retry_count
         self._framing = exchange.head.framing

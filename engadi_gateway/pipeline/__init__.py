@@ -17,6 +17,7 @@ class Pipeline:
 
     `charge`: who asks for somebody else's time pays before; a refusal, and nobody is asked.
     `another_target`: after an attempt that failed for a reason at a time, whether the next goes to another target.
+    `answers_cors`: whether the replies' CORS fields are its stage's, so that an upstream's must not stand beside them.
     """
 
     def __init__(
@@ -25,10 +26,13 @@ class Pipeline:
         revision: int,
         charge: Callable[[Exchange], Refusal | None] = lambda exchange: None,
         another_target: Callable[[Exchange, Reason, float], bool] = lambda exchange, reason, now: False,
+        *,
+        answers_cors: bool = False,
     ) -> None:
         self.stages = stages
         self._charge = charge
         self.another_target = another_target
+        self.answers_cors = answers_cors
         self.revision = revision
         deciding = [stage for stage in stages if not stage.decides_nothing]
         self._steps = tuple((index, stage.decide, stage.sees_refused) for index, stage in enumerate(deciding))
