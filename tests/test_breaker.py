@@ -261,6 +261,41 @@ def test_a_probe_whose_reply_goes_on_lets_others_probe_and_counts_when_it_ends()
     service.stage.goes_on(service.begin())
 
 
+def test_an_upload_has_the_place_once_its_body_has_come() -> None:
+    service = probing()
+    upload = service.begin()
+    service.stage.awaits_body(upload)
+    probe = service.begin()
+    assert probe.refusal is None, "it may take minutes, and the service is well"
+    assert not service.passes()
+    service.stage.has_body(upload, service.now)
+    service.end(probe)
+    assert service.passes(), "it was not waited for"
+    late = service.begin()
+    service.stage.awaits_body(late)
+    service.now = 100.0
+    service.stage.has_body(late, service.now)
+    assert not service.passes()
+    assert service.registry.of("content").probe_since == 100.0
+    service.end(late)
+    assert service.state is CLOSED
+    service.end(upload)
+
+
+def test_an_upload_of_an_earlier_era_takes_no_place() -> None:
+    service = probing()
+    upload = service.begin()
+    service.stage.awaits_body(upload)
+    service.ask(Reason.UPSTREAM_5XX, 503)
+    assert service.state is OPEN
+    service.now = 120.0
+    service.end(service.begin(), Reason.CLIENT_CLOSED, 0)
+    service.stage.has_body(upload, service.now)
+    assert service.passes()
+    service.end(upload, Reason.UPSTREAM_TIMEOUT, 0)
+    assert service.state is HALF_OPEN
+
+
 def test_one_bad_probe_opens_it_for_as_long_again() -> None:
     service = probing()
     service.ask()
@@ -824,6 +859,27 @@ class BreakerMachine(RuleBasedStateMachine):
         else:
             self.breaker.began_well(permit)
             self.bad = self.cut if era == self.era else self.bad
+
+    @precondition(lambda self: self.under_way)
+    @rule(which=st.integers(0, 100))
+    def upload(self, which: int) -> None:
+        """Its body is not complete."""
+        permit, _ = self.under_way[which % len(self.under_way)]
+        self.breaker.makes_way(permit)
+        self.probe = None if permit is self.probe else self.probe
+
+    @precondition(lambda self: self.under_way)
+    @rule(which=st.integers(0, 100))
+    def uploaded(self, which: int) -> None:
+        """It is now."""
+        index = which % len(self.under_way)
+        permit, era = self.under_way[index]
+        again = self.breaker.probe_again(permit, self.now)
+        self.under_way[index] = again, era
+        if permit.probe and era == self.era and self.probe is None:
+            self.probe, self.probe_since = again, self.now
+        else:
+            assert again is permit
 
     @precondition(lambda self: self.under_way)
     @rule(which=st.integers(0, 100), how=st.sampled_from(["good", "bad", "cut", "left"]))

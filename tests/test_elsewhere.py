@@ -259,6 +259,24 @@ def test_where_the_other_has_no_place_that_is_said_and_is_nobodys_failure(tmp_pa
     told_of(tmp_path, check, first=leave, second=say_nothing, **values)
 
 
+def test_an_upload_that_goes_elsewhere_is_a_probe_there_once_its_body_has_come(tmp_path: Path) -> None:
+    async def check(split: Split) -> None:
+        breaker = split.trip("b")
+        breaker.healthy(time.monotonic())
+        await split.one.stop()
+        async with raw_client(split.gateway.port) as client:
+            head = f"POST /split/x HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {split.bearer}\r\nContent-Length: 2\r\n"
+            await client.send(head.encode() + b"\r\na")
+            await until(lambda: split.two.raw)
+            assert breaker.probe_since is None
+            await client.send(b"b")
+            await until(lambda: split.two.seen)
+            assert breaker.probe_since is not None
+        await until(lambda: breaker.probe_since is None)
+
+    told_of(tmp_path, check, second=say_nothing, breaker_failure_threshold=1)
+
+
 def test_a_client_that_leaves_the_other_leaves_it_a_free_place_for_probes(tmp_path: Path) -> None:
     async def check(split: Split) -> None:
         breaker = split.trip("b")

@@ -9,6 +9,7 @@ import random
 import re
 import socket
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import pytest
 
 from engadi_gateway import Gateway
 from engadi_gateway.errors import Reason
+from engadi_gateway.model import BreakerState
 from engadi_gateway.net.pool import Pool, PoolLimits, origin_of
 from engadi_gateway.net.resolver import Resolver
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.wire.response import ReplyHead, ReplyParser
 from tests.certificates import certify
-from tests.fakes import OK, RawClient, Seen, Wire, raw_client, underneath, upstream
+from tests.fakes import OK, RawClient, Seen, Wire, answer_ok, raw_client, underneath, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, running, settings_for, token
+from tests.world import until
 
 GET = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n"
 
@@ -197,6 +200,33 @@ def test_half_open_permits_come_back_when_the_client_leaves(tmp_path: Path) -> N
                 assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 503, "one probe at a time"
             await asyncio.sleep(0.05)
             assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+
+    asyncio.run(run())
+
+
+async def _say_nothing(seen: Seen, wire: Wire) -> None:
+    await wire.reader.read(1)
+
+
+def test_a_slow_upload_as_half_open_probe_holds_nobody_up(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth, breaker_failure_threshold=1) as gateway:
+            breaker, now = gateway.breakers.of("auth"), time.monotonic()
+            breaker.failed(breaker.take_permit(now), now, gateway.breakers.limits, "the test's")
+            breaker.healthy(now)
+            async with raw_client(gateway.port) as client:
+                await client.send(b"POST /api/v1/auth/x HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\na")
+                await until(lambda: auth.raw and b"\r\n\r\na" in auth.raw[0])
+                assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+                assert breaker.successes == 1
+                auth.script = _say_nothing
+                await client.send(b"b")
+                await until(lambda: len(auth.seen) == 2)
+                assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 503, "it is the probe now"
+            await until(lambda: breaker.probe_since is None)
+            auth.script = answer_ok
+            assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+            assert breaker.state is BreakerState.CLOSED
 
     asyncio.run(run())
 

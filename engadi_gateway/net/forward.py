@@ -111,6 +111,7 @@ class Forward:
             self._keep(body)
         if not is_complete:
             self.deadline = exchange.now + context.timeouts.body_s
+            BreakerStage.awaits_body(exchange)
             self._is_held = pool.is_half_taken and not self._is_too_long_to_hold()
         if not self._is_held:
             self._attempt()
@@ -139,7 +140,10 @@ class Forward:
     def body_end(self) -> None:
         """The request's body is complete: from now on the upstream's time runs."""
         self._is_body_complete = True
-        self.deadline = time.monotonic() + self._timeout_s
+        now = time.monotonic()
+        self.deadline = now + self._timeout_s
+        if self._phase is _WAITING:
+            BreakerStage.has_body(self.exchange, now)
         if self._connection is not None:
             if self._framing is Framing.CHUNKED:
                 self._connection.send(LAST_CHUNK)
@@ -329,6 +333,8 @@ class Forward:
         if self.exchange.pipeline.another_target(self.exchange, self._failure[0], time.monotonic()):
             self._failure = None
             self._pool = self._aim()
+            if not self._is_body_complete:
+                BreakerStage.awaits_body(self.exchange)
 
     def _stop_retrying(self) -> None:
         if self._is_retrying:

@@ -1,10 +1,13 @@
 """The circuit breaker: per service, so that an upstream in trouble is left alone and asked again carefully.
 
 CLOSED passes. OPEN refuses, after `failure_threshold` failures in a row. HALF_OPEN, `timeout` later, lets one probe at
-a time through: `success_threshold` good ones close it, one bad one opens it again. A failure is a transport error, a
-time-out, or a 502 503 504 of the upstream; never a 4xx, never a client that left. Any other reply's head ends the row,
-for its body may take hours; one that is then cut short is a failure. Of attempts at one service the last counts; one
-that sends a request elsewhere counts where it failed. State survives configuration changes.
+a time through: `success_threshold` good ones close it, one bad one opens it again. The place of the probe is of who
+waits for the upstream: it is free while the request's body comes, and once the reply has begun.
+
+A failure is a transport error, a time-out, or a 502 503 504 of the upstream; never a 4xx, never a client that left. Any
+other reply's head ends the row, for its body may take hours; one that is then cut short is a failure. Of attempts at
+one service the last counts; one that sends a request elsewhere counts where it failed. State survives configuration
+changes.
 """
 
 from __future__ import annotations
@@ -137,9 +140,19 @@ class Breaker:
             self._open(now, f"{self.failures} failures in a row, the last: {cause}")
 
     def gave_up(self, permit: Permit) -> None:
-        """It ended without a word about the upstream; only the newest probe frees the probe's place."""
+        """It ended without a word about the upstream."""
+        self.makes_way(permit)
+
+    def makes_way(self, permit: Permit) -> None:
+        """It goes on, and others may probe meanwhile; only the newest probe frees the probe's place."""
         if permit.probe and permit.probe == self._probe:
             self.probe_since = None
+
+    def probe_again(self, permit: Permit, now: float) -> Permit:
+        """One that made way asks now, and has the place if it is free; the permit to give back from now on."""
+        if not permit.probe or permit.era != self._era or self.probe_since is not None:
+            return permit
+        return self.take_permit(now)
 
     def healthy(self, now: float) -> None:
         """A health check was good: the probes begin early."""
@@ -343,13 +356,27 @@ class BreakerStage:
             permit.breaker.gave_up(permit)
 
     @staticmethod
+    def awaits_body(exchange: Exchange) -> None:
+        """The rest of its body is still to come, which is the client's time: no probe waits for a slow upload."""
+        permit = exchange.permit
+        if isinstance(permit, Permit):
+            permit.breaker.makes_way(permit)
+
+    @staticmethod
+    def has_body(exchange: Exchange, now: float) -> None:
+        """Its body is complete: from now on the upstream's time runs."""
+        permit = exchange.permit
+        if isinstance(permit, Permit):
+            exchange.permit = permit.breaker.probe_again(permit, now)
+
+    @staticmethod
     def goes_on(exchange: Exchange) -> None:
         """The reply has begun and may last for hours: neither the next probe nor a row of failures waits for it."""
         permit = exchange.permit
         if not isinstance(permit, Permit):
             return
         if permit.probe:
-            permit.breaker.gave_up(permit)
+            permit.breaker.makes_way(permit)
         elif permit.breaker.failures and exchange.upstream_status not in FAILURE_STATUSES:
             permit.breaker.began_well(permit)
 
