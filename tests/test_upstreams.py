@@ -9,6 +9,7 @@ import random
 import re
 import socket
 import ssl
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 from engadi_gateway import Gateway
 from engadi_gateway.errors import Reason
 from engadi_gateway.model import BreakerState
+from engadi_gateway.net.forward import Forward
 from engadi_gateway.net.pool import Pool, PoolLimits, origin_of
 from engadi_gateway.net.resolver import Resolver
 from engadi_gateway.net.upstream import UpstreamConnection
@@ -564,6 +566,88 @@ def test_over_tls_a_body_ends_with_the_connection_only_where_that_was_said(tmp_p
         async with server, Gateway(settings) as gateway:
             reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
             assert (reply.status, reply.body, reply.is_whole) == (200, b"half of it?", is_said)
+
+    asyncio.run(run())
+
+
+async def _stands_still(gateway: Gateway) -> None:
+    """Until the upload under way waits for its upstream, as far as it was read."""
+    (flight,) = gateway._context.flights._items
+    assert isinstance(flight, Forward)
+    before = -1
+    while before != flight.exchange.bytes_in or not len(gateway._context.unread):
+        before = flight.exchange.bytes_in
+        await asyncio.sleep(0.05)
+
+
+REFUSES = b"HTTP/1.1 413 x\r\nConnection: close\r\n\r\ntoo large"
+CUT = REFUSES.replace(b"Connection: close", b"Content-Length: 10")
+
+
+class _Deaf:
+    """An upstream that reads a request's head and no more; says something, and ends its side. In a thread of its own."""
+
+    def __init__(self, said: bytes, tls: ssl.SSLContext | None) -> None:
+        self._said = said
+        self._tls = tls
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http{'s' * (tls is not None)}://localhost:{self._socket.getsockname()[1]}"
+        self.is_asked, self.may_end, self.may_close = (threading.Event() for _ in range(3))
+
+    def serve(self) -> None:
+        with self._socket, self._socket.accept()[0] as plain:
+            wire = plain if self._tls is None else self._tls.wrap_socket(plain, server_side=True)
+            while b"\r\n\r\n" not in wire.recv(1 << 16):
+                pass
+            self.is_asked.set()
+            self.may_end.wait()
+            wire.sendall(self._said)
+            if isinstance(wire, ssl.SSLSocket):
+                with contextlib.suppress(ssl.SSLError):  # it says that it is the end, and finds what it did not read
+                    wire.unwrap()
+            else:
+                wire.shutdown(socket.SHUT_WR)
+            self.may_close.wait()
+            wire.close()
+
+
+#: What it says -> status, whether the answer is whole, the row's reason, failures of its circuit.
+ENDS: dict[str, tuple[bytes, int, bool, str, int]] = {
+    "all of a reply": (REFUSES, 413, True, "ok", 0),
+    "a part of one": (CUT, 413, False, "upstream_truncated", 1),
+    "nothing": (b"", 502, True, "upstream_closed", 1),
+}
+
+
+@pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize("name", ENDS)
+def test_an_upstream_that_ends_while_an_upload_waits_is_heard(tmp_path: Path, name: str, is_tls: bool) -> None:
+    """It reads no more, so that what waits for it would never be flushed."""
+    said, status, is_whole, reason, failures = ENDS[name]
+
+    async def run() -> None:
+        server = _Deaf(said, _certificate(tmp_path) if is_tls else None)
+        serving = asyncio.create_task(asyncio.to_thread(server.serve))
+        values: dict[str, Any] = {"server_max_body_bytes": 0, "upstream_timeout": 5.0, "server_body_timeout": 5.0}
+        values["upstream_tls_ca_file"] = str(tmp_path / "cert.pem") if is_tls else ""
+        async with Gateway(settings_for(tmp_path, {"auth": server.url}, **values)) as gateway:
+            try:
+                async with raw_client(gateway.port) as client:
+                    length = 30_000_000
+                    head = b"POST /api/v1/auth/x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % length
+                    client.writer.write(head + bytes(length))
+                    await until(server.is_asked.is_set)
+                    await _stands_still(gateway)
+                    server.may_end.set()
+                    reply = await client.reply("POST")
+                    client.writer.transport.abort()
+            finally:
+                server.may_end.set()
+                server.may_close.set()
+            await serving
+            (row,) = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs", bearer=ADMIN))["items"]
+            assert (reply.status, reply.is_whole, row["reason"]) == (status, is_whole, reason)
+            assert gateway.breakers.status("auth", 0.0)["failure_count"] == failures
 
     asyncio.run(run())
 

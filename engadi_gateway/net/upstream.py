@@ -157,6 +157,12 @@ class UpstreamConnection(asyncio.Protocol):
             self._close()
 
     def eof_received(self) -> bool:
+        """It says no more, and may read no more: what is unsent would be waited for before anybody was told.
+
+        A spliced one may have said its last word, and still listen.
+        """
+        if self.user is not None and self.state is not _SPLICED:
+            self.transport.abort()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -194,12 +200,11 @@ class UpstreamConnection(asyncio.Protocol):
         if tls is None:
             return True
         try:
-            tls.read(1)
+            return not tls.read(1)
         except ssl.SSLZeroReturnError:
             return True
         except ssl.SSLError:
             return False
-        return False
 
     def pause_writing(self) -> None:
         if self.user is not None:
