@@ -12,6 +12,7 @@ import signal
 import socket
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ import pytest
 from engadi_gateway.assembly import files_wanted, seats
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.listeners import allow_open_files
-from engadi_gateway.net.accept import Acceptor
+from engadi_gateway.net.accept import Acceptor, Handshake
 from engadi_gateway.net.batch import Batch
 from engadi_gateway.net.client import ClientConnection
 from engadi_gateway.net.local import LocalCall
@@ -207,20 +208,55 @@ async def tls_client(tmp_path: Path, port: int) -> RawClient:
     return RawClient(*await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost"))
 
 
-def test_handshakes_that_never_come_take_seats_and_end(tmp_path: Path) -> None:
+def test_handshakes_that_never_come_take_seats_make_room_and_end(tmp_path: Path) -> None:
     async def run() -> None:
-        async with over_tls(tmp_path, server_max_connections=3, server_head_timeout=0.5) as gateway:
-            seats = gateway._context.seats
+        async with over_tls(tmp_path, server_max_connections=3) as gateway:
+            context = gateway._context
             async with clients(gateway.port, 30) as silent:
-                for client in silent[3:]:
-                    assert await client.rest() == b"", "no seat, and no handshake for it either"
-                assert seats.taken <= 3
-                for client in silent[:3]:
-                    await client.rest()
-                await until(lambda: seats.taken == 0)
-            client = await tls_client(tmp_path, gateway.port)
-            assert (await ask_on(client, "GET", "/api/v1/auth/x")).status == 200
+                for client in silent[:27]:
+                    assert await client.rest() == b"", "the oldest goes"
+                assert (context.seats.taken, len(context.heads)) == (3, 3)
+                client = await tls_client(tmp_path, gateway.port)
+                assert (await ask_on(client, "GET", "/api/v1/auth/x")).status == 200
+                assert await silent[27].rest() == b""
+                assert (context.seats.taken, len(context.heads), len(context.idle)) == (3, 2, 1)
+                context.heads.sweep(time.monotonic() + 10.1)
+                for late in silent[28:]:
+                    assert await late.rest() == b""
+                await until(lambda: context.seats.taken == 1)
             await client.close()
+            await until(lambda: context.seats.taken == 0)
+            assert context.seats.by_address == {}
+
+    asyncio.run(run())
+
+
+def test_handshakes_and_heads_are_one_row(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with over_tls(tmp_path, server_max_connections=3) as gateway:
+            row = gateway._context.heads
+
+            async def until_row(kinds: list[type]) -> None:
+                await until(lambda: [type(one) for one in row.oldest(4)] == kinds)
+
+            async with clients(gateway.port, 1) as first:
+                await until_row([Handshake])
+                slow = await tls_client(tmp_path, gateway.port)
+                await slow.send(HALF_A_HEAD)
+                await until_row([Handshake, ClientConnection])
+                async with clients(gateway.port, 1) as last:
+                    await until_row([Handshake, ClientConnection, Handshake])
+                    others = [await tls_client(tmp_path, gateway.port)]
+                    assert await first[0].rest() == b""
+                    await others[0].send(HALF_A_HEAD)
+                    await until_row([ClientConnection, Handshake, ClientConnection])
+                    others.append(await tls_client(tmp_path, gateway.port))
+                    assert await slow.rest() == b""
+                    assert not last[0].reader.at_eof()
+                    await others[0].send(b"\r\n")
+                    assert (await others[0].reply()).status == 200
+            for client in (slow, *others):
+                client.writer.transport.abort()
 
     asyncio.run(run())
 

@@ -4,7 +4,9 @@ The rule. Every connection takes a seat when it is accepted, before any TLS, and
 1. An address may have `max_connections_per_ip` seats (IPv6: a network of `limits.ipv6_prefix`); trusted proxies and
    unix sockets are not counted. One more is refused.
 2. Beyond `max_connections` somebody goes: who has read the last answer, or was idle longest, or else whose head is
-   unfinished longest. Where there is none of them, the new one is refused.
+   unfinished longest; its TLS is a part of that. Where there is none of them, the new one is refused. Nobody is given a
+   least time for a handshake: an honest one takes a fraction of a second, in which others would have to come as often
+   as there are seats; but with a least time of a second, so many silent ones a second would keep everybody else out.
 3. Refused is a 503 over plain HTTP, at once. Over TLS, and where a tenth more than `max_connections` are there, still
    reading theirs, it is closed without a word: a handshake or a wait would cost more than the rule saves.
 
@@ -15,6 +17,7 @@ backlog, thousands in a second. Here accepting pauses, whoever is there is serve
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import ssl
@@ -39,8 +42,8 @@ _PAUSE_S = 0.2
 _ASKED_TO_GO = 8
 _ROUNDS = 8
 _WARN_EVERY_S = 60.0
-#: The end of TLS; ours come sooner, and know who still reads.
-_SHUTDOWN_S = 3600.0
+#: The waits of TLS at its begin and its end; ours come sooner, and know who goes, and who still reads.
+_TLS_S = 3600.0
 #: What is missing is the process's or the host's to give; it comes back when connections go.
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 #: What befell a connection that was to be accepted: it is gone, and the next one is not (accept(2), "Error handling").
@@ -49,6 +52,28 @@ _OF_THE_NETWORK = frozenset((
     errno.ENETUNREACH,
 ))  # fmt: skip
 _UNIX_PEER = "127.0.0.1"
+
+
+class Handshake:
+    """A connection whose TLS is still to come, and so its head: it waits among those, and makes room as they do."""
+
+    def __init__(self, context: Context, sock: socket.socket, connection: ClientConnection) -> None:
+        self._heads = context.heads
+        self._socket = sock
+        self._connection = connection
+
+    def give_way(self) -> bool:
+        """Whether it goes, now; the loop hears of it next."""
+        self._heads.discard(self)
+        if self._connection.is_made:
+            return False
+        self._connection.leave_seat()
+        with contextlib.suppress(OSError):  # the client was quicker
+            self._socket.shutdown(socket.SHUT_RDWR)
+        return True
+
+    def timed_out(self, now: float) -> None:
+        self.give_way()
 
 
 class Acceptor:
@@ -164,7 +189,10 @@ class Acceptor:
         connection.seat = seat
         connection.refused = refused
         self._arriving += 1
-        self._context.spawn(self._connect(sock, connection), "arrival")
+        handshake = Handshake(self._context, sock, connection)
+        if self._tls is not None:
+            self._context.heads.add(handshake, time.monotonic())
+        self._context.spawn(self._connect(sock, connection, handshake), "arrival")
 
     def make_room(self) -> bool:
         """Whether somebody goes: who has waited longest, or the next who loses nothing by it."""
@@ -175,20 +203,18 @@ class Acceptor:
                 before, asked = asked, queue.oldest(_ASKED_TO_GO)
                 if asked == before:  # nobody has left the queue
                     break
-                if any(isinstance(oldest, ClientConnection) and oldest.give_way() for oldest in asked):
+                if any(isinstance(oldest, ClientConnection | Handshake) and oldest.give_way() for oldest in asked):
                     return True
         return False
 
-    async def _connect(self, sock: socket.socket, connection: ClientConnection) -> None:
-        timeouts = self._context.timeouts
-        waits = {} if self._tls is None else {
-            "ssl_handshake_timeout": timeouts.head_s, "ssl_shutdown_timeout": _SHUTDOWN_S,
-        }  # fmt: skip
+    async def _connect(self, sock: socket.socket, connection: ClientConnection, handshake: Handshake) -> None:
+        waits = {} if self._tls is None else {"ssl_handshake_timeout": _TLS_S, "ssl_shutdown_timeout": _TLS_S}
         try:
             await self._context.loop.connect_accepted_socket(lambda: connection, sock, ssl=self._tls, **waits)
         except OSError:  # the handshake failed, or took too long: nobody's request, and no news
             pass
         finally:
             self._arriving -= 1
+            self._context.heads.discard(handshake)
             if not connection.is_made:
                 connection.leave_seat()
