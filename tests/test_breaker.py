@@ -618,6 +618,33 @@ def test_the_next_attempt_goes_to_the_next_share_and_each_circuit_learns_of_its_
     assert shares.registry.cause_of("a") == "3 failures in a row, the last: connect_refused"
 
 
+def test_no_attempt_is_made_again_once_the_circuit_has_opened() -> None:
+    shares = Shares("a")
+    exchange = shares.begin()
+    assert shares.stage.may_ask_again(exchange)
+    shares.trip("a")
+    assert not shares.stage.may_ask_again(exchange)
+    shares.now = 60.0
+    probe = shares.begin()
+    assert [shares.stage.may_ask_again(one) for one in (exchange, probe)] == [False, True], "it is not the probe"
+    shares.registry.reset("a", shares.now)
+    assert shares.stage.may_ask_again(exchange), "all may ask"
+    unasked = Shares("a", is_enabled=False).begin()
+    assert shares.stage.may_ask_again(unasked)
+
+
+def test_nor_is_one_at_another_target_of_the_same_service() -> None:
+    shares = Shares("a1", "a2", "b")
+    exchange = shares.begin()
+    assert shares.goes_to(exchange) == "a2"
+    shares.trip("a")
+    assert shares.goes_to(exchange) == "b"
+    other = Shares("a1", "a2")
+    exchange = other.begin()
+    other.trip("a")
+    assert other.goes_to(exchange) is None
+
+
 def test_who_is_open_or_found_down_is_not_tried_and_where_nobody_else_is_well_it_stays() -> None:
     shares = Shares("a", "b", "c", "d")
     exchange = shares.begin()

@@ -88,6 +88,26 @@ def test_retries_are_budgeted(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_circuit_that_opens_ends_the_attempts(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth, breaker_failure_threshold=1) as gateway:
+
+            async def trip_and_leave(seen: Seen, wire: Wire) -> None:
+                breaker, now = gateway.breakers.of("auth"), time.monotonic()
+                breaker.failed(breaker.take_permit(now), now, gateway.breakers.limits, "the test's")
+                wire.close()
+
+            auth.script = trip_and_leave
+            reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
+            assert (reply.status, json_of(reply)["code"], len(auth.seen)) == (502, "upstream_closed", 1)
+            (row,) = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs", bearer=ADMIN))["items"]
+            said = "closed before the reply's head; no other attempt: the circuit has opened"
+            assert (row["attempts"], row["error_message"]) == (1, said)
+            assert gateway._context.budget.retrying == 0
+
+    asyncio.run(run())
+
+
 def test_a_name_that_is_not_found_is_a_502_of_its_own(tmp_path: Path) -> None:
     async def run() -> None:
         settings = settings_for(tmp_path, {"auth": "http://no-such-name.invalid:80"}, upstream_retry_count=0)

@@ -323,18 +323,23 @@ class Forward:
         self._context.loop.call_later(random.uniform(0, longest_s), self._attempt_again)  # noqa: S311 - jitter
 
     def _attempt_again(self) -> None:
-        if self._phase is _WAITING:
-            self._go_elsewhere()
+        if self._phase is not _WAITING:
+            return
+        if self._goes_elsewhere() or BreakerStage.may_ask_again(self.exchange):
             self._attempt()
+        else:
+            self._not_tried(Reason.BREAKER_OPEN, "the circuit has opened")
 
-    def _go_elsewhere(self) -> None:
+    def _goes_elsewhere(self) -> bool:
         """Where another target may be asked, it is; how the one before it failed says nothing about it."""
         assert self._failure is not None
-        if self.exchange.pipeline.another_target(self.exchange, self._failure[0], time.monotonic()):
-            self._failure = None
-            self._pool = self._aim()
-            if not self._is_body_complete:
-                BreakerStage.awaits_body(self.exchange)
+        if not self.exchange.pipeline.another_target(self.exchange, self._failure[0], time.monotonic()):
+            return False
+        self._failure = None
+        self._pool = self._aim()
+        if not self._is_body_complete:
+            BreakerStage.awaits_body(self.exchange)
+        return True
 
     def _stop_retrying(self) -> None:
         if self._is_retrying:

@@ -148,6 +148,10 @@ class Breaker:
         if permit.probe and permit.probe == self._probe:
             self.probe_since = None
 
+    def still_passes(self, permit: Permit) -> bool:
+        """Whether its request may be sent once more: not where the circuit has opened since, and is not closed yet."""
+        return permit.era == self._era or self.state is _CLOSED
+
     def probe_again(self, permit: Permit, now: float) -> Permit:
         """One that made way asks now, and has the place if it is free; the permit to give back from now on."""
         if not permit.probe or permit.era != self._era or self.probe_since is not None:
@@ -339,6 +343,8 @@ class BreakerStage:
                 permit.breaker.failed(permit, now, self._registry.limits, reason.code)
                 exchange.permit = self._registry.of(target.service).take_permit(now)
                 exchange.has_moved = True
+            elif not self.may_ask_again(exchange):
+                continue
             exchange.target = target
             return True
         return False
@@ -346,6 +352,12 @@ class BreakerStage:
     def _is_well(self, service: str, now: float) -> bool:
         registry = self._registry
         return service not in registry.unhealthy and registry.peek(service).wait_s(now, registry.limits) == 0.0
+
+    @staticmethod
+    def may_ask_again(exchange: Exchange) -> bool:
+        """Whether its target may get another attempt: a service whose circuit has opened is left alone by those too."""
+        permit = exchange.permit
+        return not isinstance(permit, Permit) or permit.breaker.still_passes(permit)
 
     @staticmethod
     def ran_out_of_time(exchange: Exchange) -> None:
