@@ -467,19 +467,83 @@ def test_slow_uploads_take_half_of_the_connections_upstream_at_most(tmp_path: Pa
 
 def test_an_upload_too_long_to_be_kept_goes_on_its_way(tmp_path: Path) -> None:
     async def run() -> None:
-        values = {"upstream_max_connections": 2, "upstream_retry_buffer_bytes": 1000}
+        values = {"upstream_max_connections": 4, "upstream_retry_buffer_bytes": 1000}
         body = bytes(range(256)) * 20
         head = b"POST /api/v1/auth/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-        async with upstream() as auth, running(tmp_path, auth, **values) as gateway, clients(gateway.port, 2) as slow:
-            await slow[0].send(head + b"1\r\nx\r\n")
-            await until(lambda: len(auth.raw) == 1)
-            await slow[1].send(head)
-            for start in range(0, len(body), 100):
-                await slow[1].send(b"64\r\n%b\r\n" % body[start : start + 100] if start + 100 <= len(body) else b"")
+        async with upstream() as auth, running(tmp_path, auth, **values) as gateway, clients(gateway.port, 3) as slow:
+            for count in (1, 2):
+                await slow[count].send(head + b"1\r\nx\r\n")
+                await until_flights(gateway, count)
             await until(lambda: len(auth.raw) == 2)
-            await slow[1].send(b"14\r\n%b\r\n0\r\n\r\n" % body[-20:])
-            assert (await slow[1].reply()).status == 200
+            await slow[0].send(head)
+            for start in range(0, len(body), 100):
+                await slow[0].send(b"64\r\n%b\r\n" % body[start : start + 100] if start + 100 <= len(body) else b"")
+            await until(lambda: len(auth.raw) == 3)
+            await slow[0].send(b"14\r\n%b\r\n0\r\n\r\n" % body[-20:])
+            assert (await slow[0].reply()).status == 200
             assert auth.seen[-1].body == body
+
+    asyncio.run(run())
+
+
+async def until_flights(gateway: Gateway, count: int) -> None:
+    await until(lambda: len(gateway._context.flights) == count)
+
+
+def long_upload(size: int) -> bytes:
+    """A request whose body of 100,000 bytes has come that far."""
+    return b"POST /api/v1/auth/x HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n" + bytes(size)
+
+
+def test_long_uploads_leave_some_connections_to_others_and_wait_for_one_another(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with (
+            upstream() as auth,
+            running(tmp_path, auth, upstream_max_connections=5, upstream_queue_size=3) as gateway,
+            clients(gateway.port, 8) as slow,
+        ):
+            for number, client in enumerate(slow[:7], 1):
+                await client.send(long_upload(66_000))
+                await until_flights(gateway, number)
+            reply = await ask(gateway.port, "GET", "/api/v1/auth/y")
+            assert reply.status == 200
+            (pool,) = gateway.state()["pools"].values()
+            assert (pool["active"], pool["waiting"]) == (4, 3)
+            await slow[7].send(long_upload(66_000))
+            refused = await slow[7].reply()
+            assert (refused.status, json_of(refused)["code"]) == (503, "overloaded")
+            await slow[6].close()
+            for number in (0, 4, 1, 5, 2, 3):
+                await slow[number].send(bytes(34_000))
+                assert (await slow[number].reply("POST")).status == 200
+            assert [len(seen.body) for seen in auth.seen if seen.method == "POST"] == [100_000] * 6
+            (pool,) = gateway._context.pools._pools.values()
+            assert (pool._uploads, len(pool._late)) == (set(), 0)
+
+    asyncio.run(run())
+
+
+def test_an_upload_that_waits_for_others_asks_when_it_is_complete_and_is_turned_away_in_the_end(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with (
+            upstream() as auth,
+            running(tmp_path, auth, upstream_max_connections=2) as gateway,
+            clients(gateway.port, 3) as slow,
+        ):
+            await slow[0].send(long_upload(66_000))
+            await until_flights(gateway, 1)
+            await slow[1].send(long_upload(50_000))
+            await until_flights(gateway, 2)
+            await slow[1].send(bytes(50_000))
+            assert (await slow[1].reply("POST")).status == 200
+            await slow[2].send(long_upload(66_000))
+            (pool,) = gateway._context.pools._pools.values()
+            await until(lambda: pool.counts()["waiting"] == 1)
+            pool.sweep(time.monotonic() + 5.1)
+            refused = await slow[2].reply("POST")
+            assert (refused.status, json_of(refused)["code"]) == (503, "overloaded")
+            await slow[0].send(bytes(34_000))
+            assert (await slow[0].reply("POST")).status == 200
 
     asyncio.run(run())
 

@@ -142,13 +142,14 @@ class Forward:
         self._is_body_complete = True
         now = time.monotonic()
         self.deadline = now + self._timeout_s
+        is_late = self._pool is not None and self._pool.upload_ends(self)
         if self._phase is _WAITING:
             BreakerStage.has_body(self.exchange, now)
         if self._connection is not None:
             if self._framing is Framing.CHUNKED:
                 self._connection.send(LAST_CHUNK)
             self._connection.request_complete()
-        elif self._is_held:
+        elif self._is_held or is_late:
             self._is_held = False
             self._attempt()
 
@@ -216,7 +217,7 @@ class Forward:
     def _attempt(self, *, is_new: bool = False) -> None:
         """Take a connection; `connected` goes on, now or later."""
         assert self._pool is not None
-        taken = self._pool.take(self, is_new=is_new)
+        taken = self._pool.take(self, is_new=is_new, is_upload=not self._is_body_complete)
         if type(taken) is UpstreamConnection:
             self.connected(taken)
         elif type(taken) is Reason:
@@ -336,6 +337,8 @@ class Forward:
         if not self.exchange.pipeline.another_target(self.exchange, self._failure[0], time.monotonic()):
             return False
         self._failure = None
+        if self._pool is not None and not self._is_body_complete:
+            self._pool.upload_ends(self)
         self._pool = self._aim()
         if not self._is_body_complete:
             BreakerStage.awaits_body(self.exchange)
@@ -538,5 +541,7 @@ class Forward:
         if self._is_retrying:
             self._stop_retrying()
         self._phase = _DONE
+        if not self._is_body_complete and self._pool is not None:
+            self._pool.upload_ends(self)
         self._context.flights.discard(self)
         self.exchange.reason = reason

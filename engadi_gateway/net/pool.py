@@ -44,6 +44,8 @@ def target_name(key: tuple[str, str, int]) -> str:
 
 #: A connection that was idle for less is as good as one in use.
 _LONG_IDLE_S = 5.0
+#: The part of the connections for requests whose bodies are not complete, and may never be.
+_UPLOADS = 0.8
 #: URLs that were configured at one time or another.
 _MEMO_SIZE = 4096
 
@@ -98,6 +100,8 @@ class Pool:
         self._upgraded: set[UpstreamConnection] = set()  # and these beside them
         self._dials: set[asyncio.Task[None]] = set()
         self._waiters: deque[tuple[float, Waiter]] = deque()
+        self._uploads: set[Waiter] = set()  # that are not complete, with a connection or among those who wait for one
+        self._late: deque[tuple[float, Waiter]] = deque()  # uploads beyond their share, which wait before that
 
     def __repr__(self) -> str:
         return f"<Pool {self._origin.authority.decode()} {self.counts()}>"
@@ -108,15 +112,22 @@ class Pool:
             "active": len(self._all) - len(self._idle),
             "idle": len(self._idle),
             "dialling": len(self._dials),
-            "waiting": len(self._waiters),
+            "waiting": len(self._waiters) + len(self._late),
             "upgraded": len(self._upgraded),
         }
 
-    def take(self, waiter: Waiter, *, is_new: bool = False) -> UpstreamConnection | Reason | None:
+    def take(
+        self, waiter: Waiter, *, is_new: bool = False, is_upload: bool = False
+    ) -> UpstreamConnection | Reason | None:
         """1. the idle connection used last; 2. a new one is dialled, or 3. the waiter queues (None); 4. a refusal.
 
         is_new: not one that was idle; the oldest of these makes room if need be.
+        is_upload: it is not complete, and tells when it is, or asks no more (`upload_ends`).
         """
+        if is_upload and waiter not in self._uploads:
+            if not self._has_room_for_uploads:
+                return self._queue(waiter)
+            self._uploads.add(waiter)
         if is_new and self._idle and len(self._all) >= self._limits.max_connections:
             self._idle.pop(0).drop()
         while self._idle and not is_new:
@@ -132,6 +143,36 @@ class Pool:
             return Reason.OVERLOADED
         self._waiters.append((time.monotonic(), waiter))
         return None
+
+    def _queue(self, upload: Waiter) -> Reason | None:
+        if len(self._late) >= self._limits.queue_size:
+            return Reason.OVERLOADED
+        self._late.append((time.monotonic(), upload))
+        return None
+
+    @property
+    def _has_room_for_uploads(self) -> bool:
+        """Some connections are left to who can be answered; but one is the uploads' in any case."""
+        return not self._uploads or len(self._uploads) + 1 <= self._limits.max_connections * _UPLOADS
+
+    def upload_ends(self, upload: Waiter) -> bool:
+        """It is complete, or asks no more, and so the next one may; whether it had to wait for others to be that."""
+        late = [entry for entry in self._late if entry[1] is not upload]
+        was_late = len(late) < len(self._late)
+        if was_late:
+            self._late = deque(late)
+        self._uploads.discard(upload)
+        self._let_uploads_in()
+        return was_late
+
+    def _let_uploads_in(self) -> None:
+        while self._late and self._has_room_for_uploads:
+            _, upload = self._late.popleft()
+            taken = self.take(upload, is_upload=True)
+            if type(taken) is UpstreamConnection:
+                upload.connected(taken)
+            elif taken is not None:
+                upload.not_connected()
 
     def only_waits(self, waiter: Waiter) -> bool:
         """Whether nothing is being dialled for this one: others have to finish first."""
@@ -200,6 +241,8 @@ class Pool:
         limit = now - self._limits.queue_timeout_s
         while len(self._waiters) > len(self._dials) and self._waiters[0][0] < limit:
             self._waiters.popleft()[1].not_connected()
+        while self._late and self._late[0][0] < limit:
+            self._late.popleft()[1].not_connected()
 
     def take_limits(self, limits: PoolLimits, tls: ssl.SSLContext | None) -> None:
         """Other limits from now on; what was opened under other authorities is not used again."""
@@ -207,6 +250,7 @@ class Pool:
         while len(self._idle) > (0 if tls is not None else limits.max_idle):
             self._idle.pop(0).drop()
         self._dial_for_waiters()
+        self._let_uploads_in()
 
     async def close(self) -> None:
         dials = list(self._dials)
