@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import ipaddress
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -16,12 +17,14 @@ from pathlib import Path
 import pytest
 
 from engadi_gateway import Gateway
-from tests.fakes import raw_client, upstream
+from tests.fakes import Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, running, settings_for
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (Debian: nginx-light)")
 
+README = Path(__file__).parent.parent / "README.md"
+LOCAL = ipaddress.ip_network("127.0.0.1/32")
 _CONFIGURATION = """
 daemon off; master_process off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 256; }}
@@ -93,8 +96,7 @@ def test_files_of_nginx_arrive_as_they_are(tmp_path: Path) -> None:
 
 def test_nginx_in_front_says_whom_it_speaks_for(tmp_path: Path) -> None:
     async def run() -> None:
-        trusted = (ipaddress.ip_network("127.0.0.1/32"),)
-        async with upstream() as auth, running(tmp_path, auth, server_trusted_proxies=trusted) as gateway:
+        async with upstream() as auth, running(tmp_path, auth, server_trusted_proxies=(LOCAL,)) as gateway:
             server = (
                 f"location / {{ proxy_pass http://127.0.0.1:{gateway.port}; proxy_http_version 1.1;"
                 " proxy_set_header X-Forwarded-For 203.0.113.9; proxy_set_header X-Forwarded-Proto https;"
@@ -106,5 +108,32 @@ def test_nginx_in_front_says_whom_it_speaks_for(tmp_path: Path) -> None:
             assert (seen.body, seen.one("x-real-ip"), seen.one("x-forwarded-proto")) == (b"abc", "203.0.113.9", "https")
             rows = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs", bearer=ADMIN))["items"]
             assert rows[-1]["client_ip"] == "203.0.113.9"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_what_the_readme_tells_nginx_lets_no_cut_reply_look_whole(tmp_path: Path, version: str) -> None:
+    """Over a unix socket; with HTTP/1.0 it would, for there is nothing by which to tell."""
+    shown = re.search(r"```nginx\n(.*?)```", README.read_text(), re.DOTALL)
+    assert shown is not None
+    example = shown[1].replace("/run/engadi-gateway/gateway.sock", str(tmp_path / "s"))
+    assert "proxy_http_version 1.1;" in example
+
+    async def cut_short(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        wire.close()
+
+    async def run() -> None:
+        values = {"server_unix_socket": str(tmp_path / "s"), "server_trusted_proxies": (LOCAL,)}
+        async with upstream(cut_short) as auth, running(tmp_path, auth, **values):
+            server = example.replace("proxy_http_version 1.1", f"proxy_http_version {version}")
+            async with nginx(tmp_path, server) as port:
+                reply = await ask(port, "GET", "/api/v1/auth/x", headers={"X-Forwarded-For": "203.0.113.9"})
+            assert (reply.status, reply.is_whole) == (200, version == "1.0")
+            seen = auth.seen[0]
+            assert (seen.one("x-forwarded-host"), seen.one("x-forwarded-proto")) == ("gateway.test", "http")
+            assert seen.one("x-forwarded-port") == str(port)
+            assert seen.one("x-forwarded-for") == "203.0.113.9, 127.0.0.1, 127.0.0.1"
 
     asyncio.run(run())
