@@ -96,7 +96,7 @@ class Database:
         is_expendable: bool = False,
         is_shared: bool = False,
     ) -> None:
-        self.path = path
+        path = self.path = files.at_home(path)
         self.moved_aside = ""  # where the broken file went
         self.missing = ""  # why it could not be opened yet
         self._migrations = migrations
@@ -245,6 +245,7 @@ class Database:
     def is_there(self) -> bool:
         """Whether there is a file yet. Raises StoreError: one that cannot be used."""
         try:
+            self._locks.refuse_unusable()
             return files.is_there(self.path)
         except OSError as error:
             raise _os_error(self.path, error) from None
@@ -543,8 +544,9 @@ def _transaction(connection: Connection) -> Iterator[None]:
 
 
 def _os_error(path: str, error: OSError) -> StoreError:
+    """Of that database, or of the file beside it that the error names."""
     kind = UnavailableError if error.errno in _DISK_ERRNOS else StoreError
-    return kind(f"{path}: {error.strerror}")
+    return kind(f"{error.filename or path}: {error.strerror}")
 
 
 #: By the primary code; what extends it stands in the bits above.
