@@ -151,6 +151,15 @@ class Journal:
 
     # rows in
 
+    @property
+    def queue_rows(self) -> int:
+        """See `Intake`."""
+        return self._intake.queue_rows
+
+    @queue_rows.setter
+    def queue_rows(self, rows: int) -> None:
+        self._intake.queue_rows = rows
+
     def is_full(self, more: int) -> bool:
         """See `Intake.is_full`."""
         return self._intake.is_full(more)
