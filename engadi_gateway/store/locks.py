@@ -7,12 +7,11 @@ however it ends. The empty files stay: to remove one is to let somebody lock ano
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import fcntl
 import os
 import threading
 import time
-from pathlib import Path
 
 _LEAST_PAUSE_S = 0.0005
 _MOST_PAUSE_S = 0.02
@@ -28,8 +27,8 @@ class FileLock:
 
     def refuse_unusable(self) -> None:
         """Raises OSError where the file is there and is not ours to open."""
-        if Path(self._path).exists() and not os.access(self._path, os.R_OK | os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self._path)
+        with contextlib.suppress(FileNotFoundError):
+            os.close(os.open(self._path, os.O_RDWR | os.O_CLOEXEC))
 
     def take(self, *, is_shared: bool = False, wait_s: float = 0.0) -> bool:
         """Whether it could be had in time. Held in the other way, it is converted, and lost if that fails.
