@@ -472,7 +472,7 @@ def test_what_the_writer_adds_while_closing_is_written_too(tmp_path: Path) -> No
     store.submit(add).add_done_callback(lambda _: store.submit(add))
     closing = threading.Thread(target=store.close)
     closing.start()
-    while not store._is_closing:
+    while not store._writer.is_closing:
         time.sleep(0.001)
     hold.set()
     closing.join()
@@ -531,7 +531,7 @@ def test_a_lock_of_others_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: 
     lost = [store.submit(add) for _ in range(50)]
     closing = threading.Thread(target=store.close)
     closing.start()
-    while not store._is_closing:
+    while not store._writer.is_closing:
         time.sleep(0.001)
     began = time.monotonic()
     hold.set()
@@ -653,8 +653,8 @@ def test_the_turn_is_had_while_opening_writing_and_closing(tmp_path: Path) -> No
         seen.append(is_free())
         seen.append(store.submit(lambda connection: is_free()).result())
         seen.append(is_free())
-        finish = store._finish
-        store._finish = lambda: seen.append(is_free()) or finish()  # type: ignore[method-assign,func-returns-value]
+        finish = store._close_whole
+        store._close_whole = lambda: seen.append(is_free()) or finish()  # type: ignore[method-assign,func-returns-value]
     assert seen == [False, True, False, True, False]
 
 
