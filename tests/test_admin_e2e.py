@@ -280,6 +280,35 @@ def test_what_a_get_gave_can_be_put_back_and_ids_are_ours(tmp_path: Path) -> Non
     with_gateway(tmp_path, session)
 
 
+def test_a_route_whose_service_was_taken_away_can_be_changed_and_switched_off_but_not_on(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth:
+            async with running(tmp_path, auth, auth):
+                pass
+            async with running(tmp_path, auth) as gateway:
+                routes = json_of(await admin(gateway, "GET", "/routes"))["items"]
+                route = next(one for one in routes if one["target_service"] == "content")
+                path = f"/routes/{route['id']}"
+                split = {"split": [{"target_service": "auth"}, {"target_service": "content"}]}
+                for body, status, pointer in (
+                    ({"priority": 3}, 200, ""),
+                    ({**route, "priority": 4}, 200, ""),
+                    ({"target_service": "search"}, 422, "/target_url"),
+                    (split, 422, "/split/1/target_url"),
+                    ({"is_active": False}, 200, ""),
+                    ({"target_service": "search"}, 200, ""),
+                    ({"is_active": True}, 422, "/target_url"),
+                    ({"is_active": True, "target_url": auth.url}, 200, ""),
+                ):
+                    reply = await admin(gateway, "PUT", path, body=body)
+                    faults = json_of(reply).get("errors", [])
+                    assert (reply.status, [fault["pointer"] for fault in faults]) == (status, [pointer] * bool(pointer))
+                asleep = {"path_pattern": "/asleep", "target_service": "lost", "is_active": False}
+                assert (await admin(gateway, "POST", "/routes", body=asleep)).status == 201
+
+    asyncio.run(run())
+
+
 def test_an_id_may_be_written_in_capitals(tmp_path: Path) -> None:
     async def session(gateway: Gateway) -> None:
         route = await create_route(gateway)
