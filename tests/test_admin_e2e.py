@@ -779,6 +779,7 @@ def test_logs_are_found_by_each_filter(tmp_path: Path) -> None:
         assert "secret" not in json.dumps(everything)
         one = everything[2]
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(began))
+        today = time.strftime("%Y-%m-%d", time.gmtime())  # tomorrow, where midnight came between
         for query, paths in (
             ("method=DELETE", ["/nowhere"]),
             ("path=/api/v1/content/x", ["/api/v1/content/x"]),
@@ -798,6 +799,7 @@ def test_logs_are_found_by_each_filter(tmp_path: Path) -> None:
             (f"start_date={stamp}%2B00:00&method=DELETE", ["/nowhere"]),
             (f"start_date={stamp}+00:00&method=DELETE", ["/nowhere"]),
             ("end_date=2001-01-01", []),
+            (f"start_date={stamp[:10]}&end_date={today}&method=DELETE", ["/nowhere"]),
             ("start_date=2100-01-01T00:00:00-08:00", []),
             ("user_id=bob", []),
         ):
