@@ -637,8 +637,9 @@ def test_livez_and_readyz(tmp_path: Path) -> None:
         for path in ("/livez", "/readyz"):
             reply = await ask(gateway.port, "GET", path)
             assert (reply.status, reply.body) == (200, b"ok\n")
-        verbose = await ask(gateway.port, "GET", "/readyz?verbose")
-        assert verbose.body == b"lifecycle: running\nok\n"
+        for query in ("verbose", "verbose=123456789"):
+            verbose = await ask(gateway.port, "GET", f"/readyz?{query}")
+            assert verbose.body == b"lifecycle: running\nok\n"
 
     with_gateway(tmp_path, session)
 
@@ -646,7 +647,14 @@ def test_livez_and_readyz(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/health", "/livez", "/readyz", f"{BASE}/health"])
 def test_monitors_may_add_to_public_pages_what_they_like(tmp_path: Path, path: str) -> None:
     async def session(gateway: Gateway) -> None:
-        for query in ("x=1", "verbose&verbose", "%zz", "&".join("abcdefgh" * 10)):
+        for query in (
+            "x=1",
+            "verbose&verbose",
+            "verbose=123456789",
+            f"verbose={'x' * 5000}",
+            "%zz",
+            "&".join("abcdefgh" * 10),
+        ):
             assert (await ask(gateway.port, "GET", f"{path}?{query}")).status == 200, query
 
     with_gateway(tmp_path, session)
