@@ -30,6 +30,7 @@ from engadi_gateway.pipeline.limits import Limits
 from engadi_gateway.pipeline.routing import Routing, RoutingTable
 from engadi_gateway.pipeline.targets import TargetPicker, services_of, urls_of
 from engadi_gateway.settings import Settings
+from engadi_gateway.store.files import at_home
 from engadi_gateway.tls import client_tls, server_tls
 from engadi_gateway.wire.headers import RESERVED, HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
@@ -162,7 +163,7 @@ def refresh(context: Context, settings: Settings) -> None:
 #: What a reload cannot change, because sockets, files and threads hang on it.
 FIXED = (
     "server_host", "server_port", "server_unix_socket", "server_backlog", "server_reuse_port", "server_loop",
-    "admin_listen", "database_url", "database_log_url", "log_queue_rows", "log_access",
+    "admin_listen", "database_url", "database_log_url", "log_access",
 )  # fmt: skip
 
 
@@ -218,7 +219,7 @@ def _folder_faults(settings: Settings) -> list[Fault]:
         if said:
             faults.append(Fault(option, said))
         elif path:
-            options.setdefault(Path(path).absolute().parent, option)
+            options.setdefault(Path(at_home(path)).absolute().parent, option)
     for folder, option in options.items():
         if not folder.is_dir():
             faults.append(Fault(option, f"no such folder: {folder}"))

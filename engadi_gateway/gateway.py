@@ -403,11 +403,10 @@ class Gateway:
         Raises:
             ConfigurationError, StoreError: and everything stays as it was.
         """
-        settings, _ = with_secret(with_admin_door(settings, self._inherited))
+        wanted = with_admin_door(settings, self._inherited)
+        settings, said = with_secret(pinned(wanted, self.settings))  # the key is beside the database that is open
         async with self._sharing.lock, self.catalog.turn():
-            await asyncio.to_thread(refuse_faults, settings)
-            fixed = waiting_for_a_restart(self.settings, settings)
-            settings = pinned(settings, self.settings)
+            await asyncio.to_thread(refuse_faults, pinned(settings, wanted))  # also what a restart would stumble over
             compiler = Compiler(settings, self._state)
             seed = seed_of(settings, timestamp(time.time()))
             snapshot = await self.catalog.preview(seed)
@@ -415,16 +414,23 @@ class Gateway:
             kept = await self.catalog.follow(seed)
             if kept != snapshot:
                 compiled = compiler.compile(kept, time.monotonic())
+            before = self.settings
             self._take(settings, compiler)
             self._swap(kept, compiled)
             self._say_what_is_amiss()
+        if said and settings.jwt_secret_key != before.jwt_secret_key:
+            self._log.warning(said)
+        fixed = waiting_for_a_restart(before, wanted)
         if fixed:
             self._log.warning("these take a restart: %s", ", ".join(fixed))
         self._reloads["success"] += 1
 
     def _take(self, settings: Settings, compiler: Compiler) -> None:
         """Nothing can fail any more."""
-        if _keys_of(settings) != _keys_of(self.settings):
+        if (
+            _verdicts_hang_on(settings) != _verdicts_hang_on(self.settings)
+            or compiler.judge.keyring.key != self._compiler.judge.keyring.key  # read anew from a file of the same name
+        ):
             self._state.tokens.clear()
         self.settings, self._compiler = settings, compiler
         if self._front.tls is not None:
@@ -441,6 +447,7 @@ class Gateway:
         self.checker.replace_settings(settings)
         self.journal.retention_days = settings.log_retention_days
         self.journal.max_bytes = settings.log_max_bytes
+        self.journal.queue_rows = settings.log_queue_rows
 
     def note_failed_reload(self) -> None:
         self._reloads["failure"] += 1
@@ -518,6 +525,6 @@ def _dead_ends(table: RoutingTable) -> list[tuple[str, str]]:
     return [(route.path_pattern, route.target_service) for route in without_target(table)]
 
 
-def _keys_of(settings: Settings) -> list[Any]:
-    """What a remembered verdict on a token hangs on."""
+def _verdicts_hang_on(settings: Settings) -> list[Any]:
+    """What decides on a token, as far as the settings say it."""
     return [value for name, value in settings.values.items() if name.startswith("jwt_")]

@@ -21,6 +21,7 @@ from engadi_gateway.parsing import (
     parse_int,
     parse_list,
     parse_networks,
+    parse_optional_sqlite_path,
     parse_optional_url,
     parse_pairs,
     parse_path,
@@ -169,7 +170,8 @@ OPTIONS: tuple[Option, ...] = (
 
     Option("database", "url", parse_sqlite_path, "sqlite:///engadi_gateway.db",
            "routes, rules, CORS, revisions (sqlite:///relative or sqlite:////absolute)", "DATABASE_URL"),
-    Option("database", "log_url", parse_sqlite_path, "", "request log; empty: beside the other, with -log in its name"),
+    Option("database", "log_url", parse_optional_sqlite_path, "",
+           "request log; empty: beside the other, with -log in its name"),
 
     Option("jwt", "secret_key", parse_str, "", "HS256 key, at least 32 bytes", "SECRET_KEY", is_secret=True,
            why="RFC 7518 section 3.2: as long as the hash; there is no default to forget"),

@@ -16,7 +16,8 @@ BOOLEANS = {
 _DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _LONGEST_SOCKET_PATH = 107
-_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)")
+#: No more digits than a float tells apart; of four hundred it makes infinity.
+_QUANTITY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([a-z]*)")
 
 
 def parse_bool(text: str) -> bool:
@@ -105,7 +106,11 @@ def parse_url(text: str) -> str:
     Its host is an address or a name that can be looked up (RFC 1123 section 2.1; and `_`, of container networks).
     """
     url = text.strip()
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # its words repeat the text, which may hold a password
+        raise ValueError("expected http://host[:port][/path] or https://...") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("expected http://host[:port][/path] or https://...")
     if parts.query or parts.fragment or parts.username is not None or _NO_URL.search(url):
@@ -116,7 +121,7 @@ def parse_url(text: str) -> str:
         ipaddress.IPv4Address(parts.hostname)
     elif len(parts.hostname) > _LONGEST_NAME or not _NAME.fullmatch(parts.hostname):
         raise ValueError(f"no host name: {parts.hostname[:_LONGEST_NAME]}")
-    if parts.port == 0:
+    if port == 0:
         raise ValueError("no port: 0")
     return url.rstrip("/")
 
@@ -138,13 +143,16 @@ def parse_address(text: str) -> str:
 def parse_sqlite_path(text: str) -> str:
     """`sqlite:///relative.db`, `sqlite:////absolute.db`, or a bare path; another scheme is a fault."""
     scheme, separator, path = text.strip().partition("://")
-    if not separator:
-        return text.strip()
-    if scheme.split("+")[0] != "sqlite":
+    if separator and scheme.split("+")[0] != "sqlite":
         raise ValueError(f"only sqlite:/// is supported, not {scheme}://")
-    if not path.startswith("/") or path == "/":
-        raise ValueError("expected sqlite:///relative.db or sqlite:////absolute/path.db")
-    return path[1:]
+    name = path.removeprefix("/") if separator else text.strip()
+    if name in {"", ":memory:"} or (separator and not path.startswith("/")):
+        raise ValueError("expected a file: sqlite:///relative.db or sqlite:////absolute/path.db")
+    return name
+
+
+def parse_optional_sqlite_path(text: str) -> str:
+    return parse_sqlite_path(text) if text.strip() else ""
 
 
 def parse_pairs(text: str) -> tuple[tuple[str, str], ...]:

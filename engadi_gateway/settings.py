@@ -284,7 +284,8 @@ def _build(
             values[option.attribute] = _parse_option(option, value)
         except ValueError as error:
             origin = origins.get(option.name)
-            said = f"; {origin} says {value!r}" if origin and not option.is_secret else ""
+            may_be_shown = not option.is_secret and "@" not in str(value)
+            said = f"; {origin} says {value!r}" if origin and may_be_shown else ""
             faults.append(Fault(option.name, f"{error}{said}"))
             values[option.attribute] = option.parse(option.default)
     named = dict(services) if replace_services else {**DEFAULT_SERVICES, **services}

@@ -16,12 +16,14 @@ from typing import TypeVar
 
 from engadi_gateway.errors import ConfigurationError, RefusedError
 from engadi_gateway.model import Snapshot
-from engadi_gateway.store.catalog import Catalog
+from engadi_gateway.store.catalog import Catalog, UnreadableError
 from engadi_gateway.store.database import HeldError, StoreError
 
 T = TypeVar("T")
 LOOK_S = 0.25
 _FREE_LOOK_S = 0.1
+#: Why what another process wrote may not be served here; anything else is a slip of ours, said with its traceback.
+_REFUSALS = (ConfigurationError, RefusedError, UnreadableError)
 
 
 class Sharing:
@@ -59,17 +61,23 @@ class Sharing:
                 await self._catch_up()
 
     async def _catch_up(self) -> bool:
-        if not self._catalog.is_shared or await self._catalog.current_revision() == self._revision():
+        newest = await self._catalog.current_revision() if self._catalog.is_shared else self._revision()
+        if newest == self._revision():
             return True
-        snapshot = await self._catalog.load()
         try:
-            self._take(snapshot)
-        except (ConfigurationError, RefusedError) as error:
-            if self._refused != snapshot.revision:
-                self._refused = snapshot.revision
-                self._log.error("revision %d cannot be served here, the old one stays: %s", snapshot.revision, error)
+            self._take(await self._catalog.load())
+        except Exception as error:  # whatever another version wrote, this one goes on serving
+            if isinstance(error, StoreError) and not isinstance(error, UnreadableError):
+                raise  # the same may go well later
+            self._refuse(newest, error)
             return False
         return True
+
+    def _refuse(self, revision: int, error: Exception) -> None:
+        if self._refused != revision:
+            self._refused = revision
+            said = "revision %d cannot be served here, the old one stays: %s"
+            self._log.error(said, revision, error, exc_info=None if isinstance(error, _REFUSALS) else error)
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """For ever: look, wait. What goes wrong is said once, until it goes well again."""
@@ -78,10 +86,13 @@ class Sharing:
             try:
                 await self.look()
                 said = ""
-            except StoreError as error:
-                if str(error) != said:
-                    said = str(error)
-                    self._log.error("the configuration's revision cannot be read: %s", error)
+            except Exception as error:  # or others' writes would never be seen again
+                if repr(error) != said:
+                    said = repr(error)
+                    is_known = isinstance(error, StoreError)
+                    self._log.error(
+                        "the configuration's revision cannot be read: %s", error, exc_info=None if is_known else error
+                    )
             await sleep(LOOK_S)
 
 

@@ -280,6 +280,35 @@ def test_what_a_get_gave_can_be_put_back_and_ids_are_ours(tmp_path: Path) -> Non
     with_gateway(tmp_path, session)
 
 
+def test_a_route_whose_service_was_taken_away_can_be_changed_and_switched_off_but_not_on(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth:
+            async with running(tmp_path, auth, auth):
+                pass
+            async with running(tmp_path, auth) as gateway:
+                routes = json_of(await admin(gateway, "GET", "/routes"))["items"]
+                route = next(one for one in routes if one["target_service"] == "content")
+                path = f"/routes/{route['id']}"
+                split = {"split": [{"target_service": "auth"}, {"target_service": "content"}]}
+                for body, status, pointer in (
+                    ({"priority": 3}, 200, ""),
+                    ({**route, "priority": 4}, 200, ""),
+                    ({"target_service": "search"}, 422, "/target_url"),
+                    (split, 422, "/split/1/target_url"),
+                    ({"is_active": False}, 200, ""),
+                    ({"target_service": "search"}, 200, ""),
+                    ({"is_active": True}, 422, "/target_url"),
+                    ({"is_active": True, "target_url": auth.url}, 200, ""),
+                ):
+                    reply = await admin(gateway, "PUT", path, body=body)
+                    faults = json_of(reply).get("errors", [])
+                    assert (reply.status, [fault["pointer"] for fault in faults]) == (status, [pointer] * bool(pointer))
+                asleep = {"path_pattern": "/asleep", "target_service": "lost", "is_active": False}
+                assert (await admin(gateway, "POST", "/routes", body=asleep)).status == 201
+
+    asyncio.run(run())
+
+
 def test_an_id_may_be_written_in_capitals(tmp_path: Path) -> None:
     async def session(gateway: Gateway) -> None:
         route = await create_route(gateway)
@@ -608,8 +637,9 @@ def test_livez_and_readyz(tmp_path: Path) -> None:
         for path in ("/livez", "/readyz"):
             reply = await ask(gateway.port, "GET", path)
             assert (reply.status, reply.body) == (200, b"ok\n")
-        verbose = await ask(gateway.port, "GET", "/readyz?verbose")
-        assert verbose.body == b"lifecycle: running\nok\n"
+        for query in ("verbose", "verbose=123456789"):
+            verbose = await ask(gateway.port, "GET", f"/readyz?{query}")
+            assert verbose.body == b"lifecycle: running\nok\n"
 
     with_gateway(tmp_path, session)
 
@@ -617,7 +647,14 @@ def test_livez_and_readyz(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/health", "/livez", "/readyz", f"{BASE}/health"])
 def test_monitors_may_add_to_public_pages_what_they_like(tmp_path: Path, path: str) -> None:
     async def session(gateway: Gateway) -> None:
-        for query in ("x=1", "verbose&verbose", "%zz", "&".join("abcdefgh" * 10)):
+        for query in (
+            "x=1",
+            "verbose&verbose",
+            "verbose=123456789",
+            f"verbose={'x' * 5000}",
+            "%zz",
+            "&".join("abcdefgh" * 10),
+        ):
             assert (await ask(gateway.port, "GET", f"{path}?{query}")).status == 200, query
 
     with_gateway(tmp_path, session)
@@ -750,6 +787,7 @@ def test_logs_are_found_by_each_filter(tmp_path: Path) -> None:
         assert "secret" not in json.dumps(everything)
         one = everything[2]
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(began))
+        today = time.strftime("%Y-%m-%d", time.gmtime())  # tomorrow, where midnight came between
         for query, paths in (
             ("method=DELETE", ["/nowhere"]),
             ("path=/api/v1/content/x", ["/api/v1/content/x"]),
@@ -769,6 +807,7 @@ def test_logs_are_found_by_each_filter(tmp_path: Path) -> None:
             (f"start_date={stamp}%2B00:00&method=DELETE", ["/nowhere"]),
             (f"start_date={stamp}+00:00&method=DELETE", ["/nowhere"]),
             ("end_date=2001-01-01", []),
+            (f"start_date={stamp[:10]}&end_date={today}&method=DELETE", ["/nowhere"]),
             ("start_date=2100-01-01T00:00:00-08:00", []),
             ("user_id=bob", []),
         ):

@@ -31,6 +31,7 @@ from engadi_gateway.store.catalog import (
     Catalog,
     Change,
     Seed,
+    UnreadableError,
     Value,
     seed_routes,
     snapshot_at_rest,
@@ -439,3 +440,51 @@ def test_a_seed_that_cannot_be_kept_leaves_nothing_open(tmp_path: Path) -> None:
         asyncio.run(catalog.load())
     with opened(tmp_path) as (_, snapshot):
         assert snapshot.revision == 1, "and nothing half seeded"
+
+
+UNREADABLE = {
+    "half a list": ("UPDATE route_config SET methods = '[GET'", f"route {AUTH_ID}"),
+    "a field more in a split": (
+        """UPDATE route_config SET split = '[{"target_service": "auth", "zone": "b"}]'""",
+        f"route {AUTH_ID}",
+    ),
+    "too deep": (f"UPDATE route_config SET split = '{'[' * 200_000}'", f"route {AUTH_ID}"),
+    "a field more in the policy": (
+        """INSERT INTO cors_policy VALUES (1, '{"allow_private_network": true}')""",
+        "the CORS policy",
+    ),
+    "no policy": ("INSERT INTO cors_policy VALUES (1, '[]')", "the CORS policy"),
+}
+
+
+@pytest.mark.parametrize(("statement", "what"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_what_this_version_cannot_read_is_a_store_error_that_names_it(
+    tmp_path: Path, statement: str, what: str
+) -> None:
+    seed = replace(SEED, services={"auth": SERVICES["auth"]})
+    path = tmp_path / "config.db"
+    said = f"{path}: this version cannot read {what}$"
+    with opened(tmp_path, seed) as (catalog, _):
+        catalog._database.submit(lambda connection: connection.execute(statement)).result()
+        for asked in (catalog.load(), catalog.preview(seed), catalog.follow(seed), catalog.apply(change("rule", RULE))):
+            with pytest.raises(UnreadableError, match=said):
+                asyncio.run(asked)
+        assert asyncio.run(catalog.current_revision()) == 1, "nothing was changed"
+    with pytest.raises(UnreadableError, match=said):
+        snapshot_at_rest(str(path), seed)
+    again = Catalog(str(path))
+    with pytest.raises(UnreadableError, match=said):
+        again.open(seed)
+    with pytest.raises(StoreError, match="closed"):
+        asyncio.run(again.load())
+
+
+def test_a_revision_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with opened(tmp_path) as (catalog, _):
+        run(catalog, change("route", ROUTE))
+        statement = "UPDATE revision SET after = '{' WHERE number = 2"
+        catalog._database.submit(lambda connection: connection.execute(statement)).result()
+        for asked in (catalog.revisions(5), catalog.revision(2)):
+            with pytest.raises(UnreadableError, match=r"cannot read revision 2$"):
+                asyncio.run(asked)
+        assert [revision.number for revision in revisions(catalog, 5, before=2)] == [1]

@@ -137,3 +137,35 @@ def test_an_unknown_word_is_an_error(field: str) -> None:
     document = to_json(RateLimitRule("1", "n", LimitType.GLOBAL, 1, 2))
     with pytest.raises(ValueError, match="nonsense"):
         rule_from_json({**document, field: "nonsense"})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"zone": "b"},
+        {"methods": "GET"},
+        {"methods": None},
+        {"methods": ["GET", 5]},
+        {"required_roles": {"admin": True}},
+        {"split": [{"target_service": "s", "zone": "b"}]},
+        {"split": [{"target_service": "s", "weight": "3"}]},
+        {"split": [{"target_service": "s", "weight": True}]},
+        {"split": [{"target_service": None}]},
+        {"split": [{}]},
+        {"split": ["s"]},
+        {"split": 5},
+    ],
+)
+def test_a_route_that_this_version_does_not_write_is_none(fields: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        route_from_json({**to_json(Route("1", "/a", "s")), **fields})
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{"allow_private_network": True}, {"max_age": "600"}, {"enabled": 1}, {"allow_origins": "*"},
+     {"allow_origins": [5]}, {"allow_methods": None}, [], "", None],
+)  # fmt: skip
+def test_a_policy_that_this_version_does_not_write_is_none(document: Any) -> None:
+    with pytest.raises(TypeError):
+        cors_from_json(document)

@@ -192,6 +192,46 @@ def test_a_file_system_without_wal_is_refused() -> None:
             Path(name).unlink()
 
 
+def linked(folder: Path) -> tuple[Path, Path]:
+    """A link, and the file on another disk that it leads to."""
+    (folder / "disk").mkdir()
+    (folder / "a.db").symlink_to("disk/large.db")
+    return folder / "a.db", folder / "disk" / "large.db"
+
+
+def test_by_whatever_name_a_file_is_opened_it_is_one_with_one_set_of_companions(tmp_path: Path) -> None:
+    link, path = linked(tmp_path)
+    with opened(link) as store:
+        store.submit(lambda con: add(con, "through the link")).result()
+        assert names_in(tmp_path) == ["a.db", "disk"]
+        for name in (path, link):
+            with pytest.raises(HeldError):
+                database(name).open()
+            assert database(name).peek(count) == 1, "what is in the WAL is seen"
+        assert store.size_bytes() > path.stat().st_size
+
+
+def test_a_broken_file_behind_a_link_is_moved_aside_where_it_lies(tmp_path: Path) -> None:
+    link, path = linked(tmp_path)
+    path.write_bytes(b"certainly no database" * 500)
+    with opened(link, is_expendable=True) as store:
+        assert store.moved_aside.startswith(f"{path}.corrupt-")
+        assert link.is_symlink()
+        assert store.submit(count).result() == 0
+    assert path.exists()
+
+
+def test_whose_lock_it_is_that_cannot_be_had_is_said_to_who_opens_and_who_only_looks(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with opened(path):
+        pass
+    lock = tmp_path / "a.db.lock"
+    lock.unlink()
+    lock.symlink_to(tmp_path / "nowhere" / "lock")  # nobody may, not even the superuser
+    with pytest.raises(StoreError, match=r"a\.db\.lock: No such file"):
+        database(path).open()
+
+
 # migrations
 
 
@@ -432,7 +472,7 @@ def test_what_the_writer_adds_while_closing_is_written_too(tmp_path: Path) -> No
     store.submit(add).add_done_callback(lambda _: store.submit(add))
     closing = threading.Thread(target=store.close)
     closing.start()
-    while not store._is_closing:
+    while not store._writer.is_closing:
         time.sleep(0.001)
     hold.set()
     closing.join()
@@ -491,7 +531,7 @@ def test_a_lock_of_others_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: 
     lost = [store.submit(add) for _ in range(50)]
     closing = threading.Thread(target=store.close)
     closing.start()
-    while not store._is_closing:
+    while not store._writer.is_closing:
         time.sleep(0.001)
     began = time.monotonic()
     hold.set()
@@ -613,8 +653,8 @@ def test_the_turn_is_had_while_opening_writing_and_closing(tmp_path: Path) -> No
         seen.append(is_free())
         seen.append(store.submit(lambda connection: is_free()).result())
         seen.append(is_free())
-        finish = store._finish
-        store._finish = lambda: seen.append(is_free()) or finish()  # type: ignore[method-assign,func-returns-value]
+        finish = store._close_whole
+        store._close_whole = lambda: seen.append(is_free()) or finish()  # type: ignore[method-assign,func-returns-value]
     assert seen == [False, True, False, True, False]
 
 

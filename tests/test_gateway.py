@@ -80,6 +80,8 @@ def test_a_route_change_acts_on_the_next_request_of_an_open_connection(tmp_path:
                 off = await ask(gateway.port, "PUT", where, bearer=ADMIN, body={"is_active": False})
                 assert off.status == 200
                 assert (await ask_on(client, "GET", "/shop/x")).status == 404
+                health = json_of(await ask(gateway.port, "GET", "/health"))
+                assert list(health["services"]) == ["auth"], "as if it were not there"
                 assert (await ask(gateway.port, "DELETE", where, bearer=ADMIN)).status == 204
                 assert (await ask(gateway.port, "GET", where, bearer=ADMIN)).status == 404
             assert [seen.target for seen in other.seen] == ["/shop/x", "/x?q=1"]

@@ -744,6 +744,25 @@ def test_an_idle_log_ages_too(tmp_path: Path) -> None:
         assert everything(journal) == []
 
 
+def test_rows_go_by_their_age_also_when_a_clock_was_ahead_once(tmp_path: Path) -> None:
+    ahead = a_row(request_id="ahead", created_at=NOW + 50 * 365 * DAY_MS)
+    with opened(tmp_path, retention_days=10) as journal:
+        journal.put([ahead])
+        for day in range(30):
+            rows = [a_row(created_at=NOW + day * DAY_MS + hour * HOUR_MS) for hour in range(24)]
+            journal.put(rows if day != 5 else [*rows, ahead])
+            settled(journal)
+            asyncio.run(journal.prune(NOW + (day + 1) * DAY_MS))
+            if day == 9:
+                found = asyncio.run(journal.logs(LogFilter(start_ms=ahead.created_at))).items
+                assert [row["request_id"] for row in found] == ["ahead"] * 2, "found until then"
+        settled(journal)
+        moments = [row["created_at"] for row in everything(journal)]
+    assert len(moments) < 12 * 24
+    assert moments == sorted(moments, reverse=True)
+    assert moments[0] < "2027"
+
+
 def test_the_oldest_rows_go_when_the_log_is_too_large(tmp_path: Path) -> None:
     rows = random_rows(40_000, NOW, NOW + HOUR_MS)
     max_bytes = 4 * 1024 * 1024

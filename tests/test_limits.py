@@ -560,6 +560,8 @@ def test_a_changed_rule_keeps_the_fill_ratio(
     before = tokens_of(limits, now) / capacity
     changed = limits_of(new, store=store, now=now)
     assert tokens_of(limits, now) / capacity == pytest.approx(before, abs=1e-6), "building it has changed nothing"
+    changed.begin(now)
+    assert tokens_of(limits, now) / capacity == pytest.approx(before, abs=1e-6), "who began before is told the same"
     assert tokens_of(changed, now) / new_capacity == pytest.approx(before, abs=1e-6)
     half = now + (1 - before) * new_window_s / 2
     assert tokens_of(changed, half) / new_capacity == pytest.approx((1 + before) / 2, abs=1e-6)

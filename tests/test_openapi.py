@@ -39,6 +39,13 @@ def test_no_endpoint_stands_in_the_table_twice() -> None:
     assert len({endpoint.route_id for endpoint in ENDPOINTS}) == len(ENDPOINTS)
 
 
+def test_it_is_said_what_a_date_means_at_either_end() -> None:
+    (logs,) = (endpoint for endpoint in ENDPOINTS if endpoint.path.endswith("/logs"))
+    said = {one["name"]: one["schema"].get("description", "") for one in _operation(logs)["parameters"]}
+    assert "first millisecond" in said["start_date"]
+    assert "last millisecond" in said["end_date"]
+
+
 def test_operation_ids_are_unique() -> None:
     names = [_operation(endpoint)["operationId"] for endpoint in ENDPOINTS]
     assert len(set(names)) == len(names)

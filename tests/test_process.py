@@ -498,7 +498,9 @@ LIES_THERE: dict[str, tuple[str, Callable[[Path], object], str, int | None]] = {
     "a configuration of another program": (".db", _table, "a database of another application", 78),
     "a broken configuration": (".db", lambda path: path.write_bytes(b"no database" * 999), "not a database", 78),
     "an empty configuration": (".db", Path.touch, "", None),
-    "a link that leads nowhere": (".db", lambda path: path.symlink_to("nowhere/x"), "Permission denied", 78),
+    "a link that leads nowhere": (".db", lambda path: path.symlink_to("nowhere/x"), "no such folder", 78),
+    "a lock that nobody can take": (".db.lock", Path.mkdir, "engadi_gateway.db.lock: Is a directory", 78),
+    "such a lock of the log": ("-log.db.lock", Path.mkdir, "engadi_gateway-log.db.lock: Is a directory", 78),
     "half a key": (".db.secret", lambda path: path.write_text("half"), "holds no whole key", 78),
 }
 

@@ -9,20 +9,24 @@ import logging
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from engadi_gateway import Gateway, Settings
 from engadi_gateway.errors import ConfigurationError
 from engadi_gateway.options import OPTIONS
 from engadi_gateway.store.database import StoreError
 from tests.fakes import Seen, Wire, raw_client, upstream
-from tests.harness import ADMIN, ask, json_of, settings_for
+from tests.harness import ADMIN, ask, ask_on, json_of, settings_for
 from tests.test_settings import other_text
 from tests.world import until
 
@@ -184,6 +188,92 @@ def test_what_waits_for_a_restart_is_as_it_was(tmp_path: Path) -> None:
             async with Gateway(base) as gateway:
                 await gateway.reload(replace(base, values={**base.values, "admin_listen": "127.0.0.1:1"}))
                 assert (await ask(gateway.port, "GET", f"{BASE}/routes", bearer=ADMIN)).status == 200
+
+    asyncio.run(run())
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def test_a_key_that_is_replaced_in_its_file_ends_what_the_old_one_signed(tmp_path: Path) -> None:
+    path = tmp_path / "key.pem"
+    old, new = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    path.write_bytes(_pem(old))
+    values: dict[str, Any] = {"jwt_algorithms": ("ES256",), "jwt_public_key_file": str(path)}
+    claims = {"sub": "root", "role": "admin", "exp": time.time() + 3600}
+    before, after = (jwt.encode(claims, key, "ES256") for key in (old, new))
+
+    async def run() -> None:
+        settings = settings_for(tmp_path, {}, **values)
+        async with Gateway(settings) as gateway:
+
+            async def statuses() -> list[int]:
+                return [
+                    (await ask(gateway.port, "GET", f"{BASE}/routes", bearer=bearer)).status
+                    for bearer in (before, after)
+                ]
+
+            assert await statuses() == [200, 401]
+            await gateway.reload(settings)
+            assert await statuses() == [200, 401]
+            assert len(gateway._state.tokens) > 0, "nothing has changed: what was verified is remembered"
+            path.write_bytes(_pem(new))
+            await gateway.reload(settings)
+            assert await statuses() == [401, 200]
+
+    asyncio.run(run())
+
+
+def test_a_development_key_is_that_of_the_database_that_is_open(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        settings = settings_for(tmp_path, {}, jwt_secret_key="")
+        async with Gateway(settings) as gateway:
+            key = gateway.settings.jwt_secret_key
+            other = replace(settings, values={**settings.values, "database_url": str(tmp_path / "other.db")})
+            caplog.clear()
+            with caplog.at_level(logging.WARNING):
+                await gateway.reload(other)
+            assert gateway.settings.jwt_secret_key == key
+            assert [record.getMessage() for record in caplog.records] == ["these take a restart: database.url"]
+            (tmp_path / "config.db.secret").unlink()
+            caplog.clear()
+            with caplog.at_level(logging.WARNING):
+                await gateway.reload(settings)
+            assert gateway.settings.jwt_secret_key != key
+            assert "no SECRET_KEY: made a development key" in caplog.text, "tokens of the old one end"
+
+    asyncio.run(run())
+    assert sorted(path.name for path in tmp_path.glob("*.secret")) == ["config.db.secret"]
+
+
+def test_what_only_a_restart_would_stumble_over_is_refused_too(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth:
+            base = settings_for(tmp_path, {"auth": auth.url})
+            async with Gateway(base) as gateway:
+                values = {**base.values, "database_log_url": str(tmp_path / "nowhere" / "log.db")}
+                with pytest.raises(ConfigurationError, match="no such folder"):
+                    await gateway.reload(replace(base, values=values))
+
+    asyncio.run(run())
+
+
+def test_a_larger_queue_has_room_for_the_larger_batches_that_come_with_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth:
+            services = {"auth": auth.url}
+            waits: dict[str, Any] = {"log_flush_interval": 30.0}
+            small = settings_for(tmp_path, services, log_queue_rows=4, log_flush_rows=2, **waits)
+            large = settings_for(tmp_path, services, log_queue_rows=100, log_flush_rows=50, **waits)
+            async with Gateway(small) as gateway, raw_client(gateway.port) as client:
+                await gateway.reload(large)
+                for _ in range(60):
+                    assert (await ask_on(client, "GET", "/api/v1/auth/x")).status == 200
+                await gateway.flushed()
+                assert (gateway.journal.stats().rows_written, gateway.journal.stats().rows_shed) == (60, 0)
 
     asyncio.run(run())
 

@@ -76,6 +76,15 @@ def test_percentiles_are_within_one_percent_of_the_exact_ones(seed: int) -> None
         assert part["mean"] == pytest.approx(math.fsum(times) / len(times), abs=0.001)
 
 
+def test_a_service_named_none_and_requests_without_one_are_one_figure() -> None:
+    rows = [a_row(created_at=NOW, target_service=name, response_time=ms) for name, ms in (("none", 5.0), (None, 1.0))]
+    with tables([rows[0]] * 3, [rows[1]] * 7) as connection:
+        stats, timing = rollup.stats(connection, 24, NOW), rollup.performance(connection, 24, NOW)
+    assert stats["requests_by_service"] == {"none": 10}
+    assert timing["services"] == {"none": {name: timing[name] for name in timing["services"]["none"]}}
+    assert [timing[name] for name in ("count", "min", "max", "mean")] == [10, 1.0, 5.0, 2.2]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 100, 101])
 def test_percentiles_of_few(count: int) -> None:
     rows = [a_row(response_time=float(number), created_at=NOW) for number in range(1, count + 1)]

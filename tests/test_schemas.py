@@ -24,6 +24,8 @@ from engadi_gateway.admin.schemas import (
     Schema,
     Text,
     TextMap,
+    last_ms,
+    moment_ms,
 )
 
 SCHEMAS: dict[str, Schema] = {
@@ -238,3 +240,29 @@ def test_what_it_accepts_is_what_it_says_it_accepts(schema: Object) -> None:
             assert schema.check(document), document
 
     check()
+
+
+_DAY = 1_768_435_200_000  # 2026-01-15
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last"),
+    [
+        ("2026-01-15", 0, 86_399_999),
+        ("20260115", 0, 86_399_999),
+        ("2026-01-15T00:00:00Z", 0, 0),
+        ("2026-01-15 00:00", 0, 0),
+        ("2026-01-15T23:59:59.999", 86_399_999, 86_399_999),
+        ("2026-01-15T02:00:00+02:00", 0, 0),
+        ("2026-01-15T02:00:00 02:00", 0, 0),  # a + of a query that was not escaped
+    ],
+)
+def test_a_date_begins_with_its_first_millisecond_and_ends_with_its_last(text: str, first: int, last: int) -> None:
+    assert (moment_ms(text) - _DAY, last_ms(text) - _DAY) == (first, last)
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2026-13-01", "2026-02-30", "2026-01-15T", ""])
+def test_what_is_no_date_is_none_at_either_end(text: str) -> None:
+    for read in (moment_ms, last_ms):
+        with pytest.raises(ValueError, match=r"^expected a date or an RFC 3339 time$"):
+            read(text)

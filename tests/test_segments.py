@@ -161,6 +161,19 @@ def test_a_row_of_a_long_stream_makes_no_table_old() -> None:
         assert segments.segments(connection)[1].first_ms == long.created_at
 
 
+@pytest.mark.parametrize(("ahead_ms", "is_due"), [(-5000, False), (0, False), (999, False), (1000, True)])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_table_into_which_a_clock_wrote_that_was_ahead_is_closed(ahead_ms: int, is_due: bool, place: int) -> None:
+    with tables() as connection:
+        assert not segments.close_if_ahead(connection, NOW, 1000)
+        rows = [a_row(created_at=NOW)]
+        rows.insert(place, a_row(created_at=NOW + ahead_ms))
+        for row in rows:
+            segments.add_rows(connection, [row])
+        assert segments.close_if_ahead(connection, NOW, 1000) == is_due
+        assert (names(connection) == {1, 2}) == is_due
+
+
 def test_the_larger_the_log_the_larger_its_tables() -> None:
     with tables() as connection:
         connection.execute("INSERT INTO log_segment VALUES (0, -2559, 0, ?, ?, 0, 0, ?)", (NOW, NOW, NOW))
@@ -592,6 +605,35 @@ def test_a_table_goes_when_all_its_rows_are_old() -> None:
         assert segments.drop_oldest(connection, NOW + 5) == 0
         assert segments.drop_oldest(connection, NOW + 6) == 2
         assert found(connection) == []
+
+
+def test_a_table_of_a_clock_that_was_ahead_goes_when_one_was_begun_after_it_long_ago() -> None:
+    with tables() as connection:
+        closed(connection, [a_row(created_at=NOW)])
+        closed(connection, [a_row(created_at=NOW + 1), a_row(created_at=NOW + 9 * DAY_MS)])
+        segments.add_rows(connection, [a_row(created_at=NOW + 9 * DAY_MS)])
+        segments.set_summed_id(connection, 4)
+        now_ms = NOW + 2 * DAY_MS
+        assert segments.drop_oldest(connection, NOW, now_ms) == 0
+        assert segments.drop_oldest(connection, NOW + 5, now_ms) == 1
+        assert segments.drop_oldest(connection, NOW + 5, now_ms) == 0, "what came after it lies ahead too"
+        segments.close_open(connection)
+        assert segments.drop_oldest(connection, NOW + 5, now_ms) == 0, "nothing came after it"
+        segments.add_rows(connection, [a_row(created_at=NOW + 5)])
+        assert segments.drop_oldest(connection, NOW + 5, now_ms) == 0, "what came after it is not old enough"
+        ids = [row[0] for row in found(connection, Query(start_ms=now_ms))]
+        assert ids == [4, 3], "they are found until then"
+        assert [segments.drop_oldest(connection, NOW + 6, now_ms) for _ in range(3)] == [2, 1, 0]
+        assert [row[0] for row in found(connection)] == [5]
+
+
+def test_a_clock_that_was_behind_takes_no_others_rows_with_its_own() -> None:
+    with tables() as connection:
+        for moment in (NOW, 1000, NOW + 1):
+            closed(connection, [a_row(created_at=moment)])
+        segments.set_summed_id(connection, 3)
+        assert [segments.drop_oldest(connection, NOW - DAY_MS, NOW + 1) for _ in range(2)] == [1, 0]
+        assert [row[0] for row in found(connection)] == [3, 1]
 
 
 def test_a_dropped_table_is_found_no_more_and_cleared_in_two_steps() -> None:

@@ -374,6 +374,37 @@ def test_a_key_file_that_is_no_text_is_a_fault_that_shows_nothing_of_it() -> Non
         assert faults == {pointer: "/run/key cannot be read: no text in UTF-8 (random bytes: make them Base64)"}
 
 
+@pytest.mark.parametrize("name", ["DATABASE_URL", "ENGADI_JWT_JWKS_URL", "ENGADI_JWT_REMOTE_URL", "AUTH_SERVICE_URL"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql+asyncpg://engadi:hunter2@db/gateway",
+        "http://user:hunter2@host/",
+        "http://user:hunter2/x@host",
+        "http://user:hunter2[@host",
+        "http://user:hunter2\uff0f@host",
+        "https://user:hunter2@host:port",
+    ],
+)
+def test_no_fault_of_a_url_repeats_a_password(name: str, text: str) -> None:
+    faults = _faults(lambda: Settings.load("", {"SECRET_KEY": KEY, name: text}))
+    assert len(faults) == 1
+    assert "hunter2" not in str(faults)
+
+
+@pytest.mark.parametrize("text", ["", " ", ":memory:", "sqlite:///:memory:", "sqlite://"])
+def test_a_database_is_a_file(text: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        parse_sqlite_path(text)
+    faults = _faults(lambda: Settings.load("", {"SECRET_KEY": KEY, "DATABASE_URL": text}))
+    assert list(faults) == ["database.url"]
+
+
+@pytest.mark.parametrize("name", ["log.max_bytes", "server.max_body_bytes", "breaker.timeout", "log.retention_days"])
+def test_a_number_without_end_is_a_fault(name: str) -> None:
+    assert list(_faults(lambda: Settings.load("", {"SECRET_KEY": KEY}, {name: "9" * 400}))) == [name]
+
+
 def test_a_bad_list_of_algorithms_says_where_it_stands_and_leaves_the_default() -> None:
     for text in ("", "none", "HS256, nine"):
         found: list[Fault] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 import signal
 import sqlite3
@@ -24,6 +25,7 @@ from engadi_gateway.gateway import Gateway
 from engadi_gateway.model import CorsPolicy, Route, Service, Snapshot
 from engadi_gateway.sharing import LOOK_S, Sharing, when_free
 from engadi_gateway.store.catalog import Catalog, Change, Seed
+from engadi_gateway.store.codec import to_json
 from engadi_gateway.store.database import HeldError, StoreError
 from engadi_gateway.store.locks import FileLock
 from tests.fakes import OK, Reply, Seen, Upstream, Wire, upstream
@@ -107,8 +109,8 @@ def test_whoever_writes_begins_with_the_newest_and_nobody_comes_between(tmp_path
 
 @pytest.mark.parametrize(
     "fault",
-    [ConfigurationError([Fault("/routes", "no")]), RefusedError(Refusal(Reason.CONFLICT, "twins"))],
-    ids=["a setting", "twins"],
+    [ConfigurationError([Fault("/routes", "no")]), RefusedError(Refusal(Reason.CONFLICT, "twins")), TypeError("slip")],
+    ids=["a setting", "twins", "a slip of ours"],
 )
 def test_what_cannot_be_served_keeps_the_old_and_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: Exception
@@ -125,6 +127,7 @@ def test_what_cannot_be_served_keeps_the_old_and_is_said_once(
                     raise AssertionError
             assert (two.snapshot.revision, len(caplog.messages)) == (1, 1)
             assert "revision 2 cannot be served here, the old one stays" in caplog.messages[0]
+            assert ("Traceback" in caplog.text) == isinstance(fault, TypeError)
             await one.catalog.apply(change(2))
             await two.sharing.look()
             assert two.taken == [3]
@@ -153,6 +156,28 @@ def test_it_looks_for_ever_and_says_once_that_it_cannot(tmp_path: Path, caplog: 
     assert slept == [LOOK_S] * 5
     assert len(caplog.messages) == 1
     assert "closed" in caplog.messages[0]
+
+
+def test_it_looks_on_whatever_goes_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            raise EnoughError
+
+    class Odd:
+        is_shared = True
+
+        async def current_revision(self) -> int:
+            raise ZeroDivisionError("nobody thought of it")
+
+    sharing = Sharing(Odd(), lambda: 1, lambda snapshot: None)  # type: ignore[arg-type]
+    with caplog.at_level(logging.ERROR, "engadi"), pytest.raises(EnoughError):
+        asyncio.run(sharing.run(sleep))
+    assert len(caplog.messages) == 1
+    assert "cannot be read: nobody thought of it" in caplog.text
+    assert "Traceback" in caplog.text
 
 
 def test_who_is_alone_does_not_look(tmp_path: Path) -> None:
@@ -231,6 +256,49 @@ def test_a_route_whose_service_is_unknown_here_is_served_as_none_and_said_once(
                 assert caplog.messages.count(said) == 1, "said already"
 
     with caplog.at_level(logging.WARNING, "engadi"):
+        asyncio.run(run())
+
+
+def _write_as_another_version(folder: Path, document: dict[str, Any]) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "config.db")) as connection, connection:
+        number = connection.execute("SELECT max(number) + 1 FROM revision").fetchone()[0]
+        connection.execute("INSERT OR REPLACE INTO cors_policy VALUES (1, ?)", (json.dumps(document),))
+        connection.execute(
+            "INSERT INTO revision VALUES (?, 'another', '', ?, 'cors', 'cors', NULL, NULL)", (number, NOW)
+        )
+
+
+def test_what_another_version_wrote_is_waited_out_and_a_later_good_one_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = to_json(CorsPolicy(enabled=True, allow_origins=("https://a.example",)))
+    rule = {"limit_type": "per_ip", "max_requests": 5, "window_seconds": 10}
+
+    async def run() -> None:
+        async with upstream() as auth, pair(tmp_path, auth) as (one, _):
+            _write_as_another_version(tmp_path, {**policy, "allow_private_network": True})
+
+            async def is_said() -> bool:
+                return len(caplog.messages) == 2
+
+            await until(is_said)
+            assert (await ask(one.port, "GET", "/api/v1/auth/x")).status == 200
+            refused = await admin(one.port, "POST", "/config/rate-limits", body=rule)
+            assert (refused.status, json_of(refused)["code"]) == (503, "store_unavailable")
+            await asyncio.sleep(2 * LOOK_S)
+            assert {message.rpartition(": ")[2] for message in caplog.messages} == {
+                "this version cannot read the CORS policy"
+            }
+            assert len(caplog.messages) == 2, "once by each"
+            _write_as_another_version(tmp_path, policy)
+
+            async def is_taken() -> bool:
+                return one.snapshot.revision == 3 and one.snapshot.cors.enabled
+
+            await until(is_taken)
+            assert (await admin(one.port, "POST", "/config/rate-limits", body=rule)).status == 201
+
+    with caplog.at_level(logging.ERROR, "engadi"):
         asyncio.run(run())
 
 
@@ -381,6 +449,26 @@ def test_a_database_of_another_process_is_exit_69_and_one_line(
     assert said[-1] == (
         "database: engadi_gateway.db: another process has it open ([server] reuse_port = yes shares it)"
     )
+
+
+@pytest.mark.parametrize(("arguments", "named"), [([], "database"), (["--check"], "database.url")])
+def test_what_this_version_cannot_read_is_exit_78_and_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    named: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gateway.ini").write_text("[server]\nhost = 127.0.0.1\nport = 0\n[jwt]\nsecret_key = " + "x" * 32)
+    catalog = Catalog("engadi_gateway.db")
+    (route,) = catalog.open(SEED).routes
+    catalog._database.submit(lambda connection: connection.execute("UPDATE route_config SET methods = '[GET'")).result()
+    catalog.close()
+    assert main(arguments) == 78
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == f"{named}: {tmp_path}/engadi_gateway.db: this version cannot read route {route.id}"
+    assert not any("Traceback" in line for line in said)
 
 
 # two processes

@@ -114,7 +114,8 @@ def test_routes_without_a_target_are_named_unless_they_are_asleep() -> None:
 def test_services_without_a_route_are_named() -> None:
     split = Route("r4", "/split", "blue", split=(SplitTarget("green", "", 1),))
     asleep = Route("r3", "/asleep", "new", is_active=False)
-    assert without_route(["content", "blue", "green", "new"], table(route("/a"), split, asleep)) == ["new"]
+    found = without_route(["content", "blue", "green", "new"], table(route("/a"), split, asleep))
+    assert found == ["blue", "new"], "the split's shares serve, and not what it stands beside"
 
 
 def test_services_are_those_of_the_settings_and_those_that_a_route_or_a_share_gives_a_url() -> None:
@@ -122,9 +123,12 @@ def test_services_are_those_of_the_settings_and_those_that_a_route_or_a_share_gi
     routes = (
         Route("r1", "/a", "content", "http://not-this.test"),
         Route("r2", "/b", "own", "http://first.test"),
-        Route("r3", "/c", "unknown", split=split),
+        Route("r3", "/c", "unknown", "http://never-asked.test", split=split),
+        Route("r0", "/d", "own", "http://asleep.test", is_active=False),
+        Route("r4", "/e", "old", "http://old.test", is_active=False),
     )
-    assert services_of(Snapshot(1, routes, (), CorsPolicy(), SERVICES), "/up") == {
+    by_id = tuple(sorted(routes, key=lambda one: one.id))
+    assert services_of(Snapshot(1, by_id, (), CorsPolicy(), SERVICES), "/up") == {
         **SERVICES,
         "own": Service("own", "http://first.test", "/up"),
         "blue": Service("blue", "http://blue.test", "/up"),
@@ -133,5 +137,6 @@ def test_services_are_those_of_the_settings_and_those_that_a_route_or_a_share_gi
 
 def test_each_url_has_the_services_that_requests_are_sent_there_for() -> None:
     split = (SplitTarget("blue", "http://ai.test:8010"), SplitTarget("lost"), SplitTarget("ai"))
-    found = urls_of(table(route("/a"), route("/b", "r2", split=split), Route("r3", "/c", "unknown")))
+    asleep = Route("r4", "/d", "old", "http://ai.test:8010", is_active=False)
+    found = urls_of(table(route("/a"), route("/b", "r2", split=split), Route("r3", "/c", "unknown"), asleep))
     assert found == {"http://content.test:8003": {"content"}, "http://ai.test:8010": {"blue", "ai"}}

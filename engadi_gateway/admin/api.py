@@ -226,7 +226,7 @@ def _refuse_foreign_origin(exchange: Exchange, endpoint: Endpoint, policy: CorsP
 def _query(
     exchange: Exchange, schemas: Mapping[str, Schema], faults: list[Fault], *, is_lenient: bool
 ) -> dict[str, Any]:
-    """The query's values; numbers are read as such. What is unknown or repeated is a fault, or passed over."""
+    """The query's values; numbers are read as such. What is unknown, repeated or bad is a fault, or passed over."""
     text = exchange.head.target.decode("latin-1").partition("?")[2]
     try:
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=50)
@@ -236,16 +236,17 @@ def _query(
     values: dict[str, Any] = {}
     for name, value in pairs:
         pointer = f"/query/{escaped(name)}"
-        if is_lenient and (name not in schemas or name in values):
-            continue  # monitors and caches add what they like
         if name not in schemas:
-            faults.append(Fault(pointer, "unknown parameter", is_theirs=True))
+            found = [Fault(pointer, "unknown parameter", is_theirs=True)]
         elif name in values:
-            faults.append(Fault(pointer, "given twice"))
+            found = [Fault(pointer, "given twice")]
         else:
-            schema = schemas[name]
-            values[name] = _typed(value, schema)
-            faults += schema.check(values[name], pointer)
+            typed = _typed(value, schemas[name])
+            found = schemas[name].check(typed, pointer)
+            if not found:
+                values[name] = typed
+        if not is_lenient:  # monitors and caches add what they like
+            faults += found
     return values
 
 

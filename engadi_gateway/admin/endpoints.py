@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engadi_gateway.admin import handlers_config as config
 from engadi_gateway.admin import handlers_observe as observe
 from engadi_gateway.admin.api import BASE, Call, Endpoint, Gate
@@ -17,7 +19,11 @@ _ID: dict[str, Schema] = {"id": UUID}
 _NAME: dict[str, Schema] = {"name": SERVICE}
 _PAGE: dict[str, Schema] = {"limit": Number(1, 500), "cursor": UUID}
 _DRY: dict[str, Schema] = {"dry_run": Text(choices=("true", "false"))}
-_MOMENT = Text(longest=40, shortest=1, format="date-time", is_good=moment_ms)
+_START = Text(
+    longest=40, shortest=1, format="date-time", is_good=moment_ms,
+    note="inclusive; a date is its first millisecond; without an offset it is UTC",
+)  # fmt: skip
+_END = replace(_START, note="inclusive; a date is its last millisecond; without an offset it is UTC")
 _REASONS = frozenset(reason.code for reason in Reason)
 
 
@@ -37,8 +43,8 @@ _LOGS: dict[str, Schema] = {
     "status_code": Text(pattern="[1-9][0-9]{2}|[1-5]xx", longest=3),
     "reason": Text(longest=64, shortest=1, is_good=_known_reason),
     "route_id": UUID,
-    "start_date": _MOMENT,
-    "end_date": _MOMENT,
+    "start_date": _START,
+    "end_date": _END,
     "limit": Number(1, 500),
     "offset": Number(0, 1_000_000),
     "cursor": Text(longest=64, shortest=1, is_good=id_of),
@@ -54,7 +60,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/health", observe.health, "Whether all is well: names and states", is_public=True, says="Health"),
     Endpoint("GET", "/livez", observe.livez, "Whether the process answers", is_public=True, media="text/plain"),
     Endpoint("GET", "/readyz", observe.readyz, "Whether it takes traffic", is_public=True,
-             query={"verbose": Text(longest=8)}, media="text/plain"),
+             query={"verbose": Text(note="with the lifecycle, whatever its value")}, media="text/plain"),
     Endpoint("GET", f"{BASE}/health", observe.health, "The same as /health", is_public=True, says="Health"),
     Endpoint("GET", f"{BASE}/openapi.json", openapi, "This document", says="OpenAPI"),
 

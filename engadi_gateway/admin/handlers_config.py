@@ -101,8 +101,13 @@ def _route(call: Call) -> Route:
     raise RefusedError(Refusal(Reason.NOT_FOUND))
 
 
-def _check_route(call: Call, route: Route) -> None:
-    """What needs more than one field: a route without a URL must name a service that has one."""
+def _check_route(call: Call, route: Route, old: Route | None = None) -> None:
+    """What needs more than one field: a route without a URL must name a service that has one.
+
+    The settings may take a service away: its route can be switched off, and anything else of it be changed.
+    """
+    if not route.is_active or (old is not None and _leads_to(old) == _leads_to(route)):
+        return
     rows = [(f"/split/{index}", share.target_service, share.target_url) for index, share in enumerate(route.split)]
     services = call.console.snapshot.services
     faults = [
@@ -112,6 +117,10 @@ def _check_route(call: Call, route: Route) -> None:
     ]
     if faults:
         raise _invalid(*faults)
+
+
+def _leads_to(route: Route) -> tuple[object, ...]:
+    return route.is_active, route.target_service, route.target_url, route.split
 
 
 async def list_routes(call: Call) -> LocalReply:
@@ -138,7 +147,7 @@ async def put_route(call: Call) -> LocalReply:
     _guard(call, before)
     own = {"id": before["id"], "created_at": before["created_at"], "updated_at": timestamp(time.time())}
     route = route_from_json({**before, **call.body, **own})
-    _check_route(call, route)
+    _check_route(call, route, old)
     return await _write(call, "route", route.id, old, route) or _tagged(200, to_json(route))
 
 

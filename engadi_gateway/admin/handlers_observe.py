@@ -11,7 +11,7 @@ from engadi_gateway import metrics as prometheus
 from engadi_gateway.admin.api import Call, next_page
 from engadi_gateway.admin.jsonio import reply
 from engadi_gateway.admin.media import preferred
-from engadi_gateway.admin.schemas import moment_ms
+from engadi_gateway.admin.schemas import last_ms, moment_ms
 from engadi_gateway.errors import Fault, Reason, Refusal, RefusedError
 from engadi_gateway.explain import explain
 from engadi_gateway.model import BreakerState, ServiceHealth
@@ -160,9 +160,9 @@ async def errors(call: Call) -> LocalReply:
 async def logs(call: Call) -> LocalReply:
     await call.console.flushed()
     query = dict(call.query)
-    for name, key in (("start_date", "start_ms"), ("end_date", "end_ms")):
+    for name, key, read in (("start_date", "start_ms", moment_ms), ("end_date", "end_ms", last_ms)):
         if name in query:
-            query[key] = moment_ms(query.pop(name))
+            query[key] = read(query.pop(name))
     if "route_id" in query:
         query["route_id"] = query["route_id"].lower()
     status: str | None = query.pop("status_code", None)

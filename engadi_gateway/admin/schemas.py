@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from ipaddress import ip_address
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from engadi_gateway.pipeline.patterns import parse_pattern
 from engadi_gateway.pipeline.routing import METHOD
 
 Json = dict[str, Any]
+_DAY_MS = 86_400_000
 
 
 def escaped(name: str) -> str:
@@ -35,7 +36,7 @@ class Schema(Protocol):
 
 @dataclass(frozen=True)
 class Text:
-    """A string. `is_good` raises ValueError with a sentence; `format` and `says`, a pattern, are only said."""
+    """A string. `is_good` raises ValueError with a sentence; `format`, `says`, a pattern, and `note` are only said."""
 
     pattern: str = ""
     longest: int = 1024
@@ -44,6 +45,7 @@ class Text:
     is_good: Callable[[str], object] | None = None
     format: str = ""
     says: str = ""
+    note: str = ""
 
     def check(self, value: Any, pointer: str) -> list[Fault]:
         if not isinstance(value, str):
@@ -71,6 +73,8 @@ class Text:
             document["pattern"] = self.says
         if self.format:
             document["format"] = self.format
+        if self.note:
+            document["description"] = self.note
         return document
 
 
@@ -220,6 +224,15 @@ def moment_ms(text: str) -> int:
         return int(naive.timestamp() * 1000)
     except (ValueError, OverflowError):
         raise ValueError("expected a date or an RFC 3339 time") from None
+
+
+def last_ms(text: str) -> int:
+    """The same for the end of a span: a date is over with its last millisecond."""
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return moment_ms(text)
+    return moment_ms(text) + _DAY_MS - 1
 
 
 PATH_PATTERN = Text(is_good=_pattern, shortest=1, says="^/")

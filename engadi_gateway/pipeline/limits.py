@@ -89,11 +89,12 @@ class Check(NamedTuple):
 class Plan:
     """The rules that apply to one kind of request, and the reply lines that follow from that alone."""
 
-    __slots__ = ("enforced", "rules", "template")
+    __slots__ = ("enforced", "observes", "rules", "template")
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         self.rules = rules
         self.enforced = tuple(rule for rule in rules if rule.is_enforced)
+        self.observes = len(self.enforced) < len(rules)
         names = [rule.name.replace(b"%", b"%%") for rule in self.enforced]
         policies = [
             b"%b;q=%d;w=%d" % (name, rule.capacity, rule.window_s)
@@ -185,30 +186,32 @@ class Limits:
         charged = exchange.charged
         found, has_violation = _look(plan.rules, subjects, exchange.now)
         if charged:  # these were looked at then, and what they cost is gone
-            found = [(rule, at, missing - rule.cost * (rule in charged)) for rule, at, missing in found]
-            has_violation = any(missing > rule.most_missing for rule, _, missing in found)
+            found = [(rule, who, at, missing - rule.cost * (rule in charged)) for rule, who, at, missing in found]
+            has_violation = any(missing > rule.most_missing for rule, _, _, missing in found)
+        spent = found
         if has_violation or exchange.trace is not None:
-            refused = self._examine(exchange, [Check(rule, subjects[rule.kind], missing) for rule, _, missing in found])
+            refused = self._examine(exchange, [Check(rule, who, missing) for rule, who, _, missing in found])
             if refused is not None:
                 return refused
+            # an observed rule's empty bucket stays empty, not in debt
+            spent = [one for one in found if one[3] <= one[0].most_missing]
         if not exchange.is_rehearsal:
-            self._spend([one for one in found if one[0] not in charged] if charged else found, subjects)
+            self._spend([one for one in spent if one[0] not in charged] if charged else spent)
         if is_ahead:
             exchange.charged = plan.rules
         elif plan.enforced:
-            exchange.rate_line = _lines(plan, found, exchange.wall)
+            told = [one for one in found if one[0].is_enforced] if plan.observes else found
+            exchange.rate_line = _lines(plan, told, exchange.wall)
             exchange.reply_lines.append(exchange.rate_line)
         return None
 
-    def _spend(self, found: Found, subjects: tuple[str, ...]) -> None:
-        for rule, at, missing in found:
-            if missing > rule.most_missing:
-                continue  # an observed rule's empty bucket stays empty, not in debt
+    def _spend(self, found: Found) -> None:
+        for rule, subject, at, missing in found:
             buckets = rule.buckets
             buckets.allowed += 1
-            subject = subjects[rule.kind]
-            if subject in buckets.full_at:
-                buckets.full_at[subject] = at + missing
+            full_at = buckets.full_at
+            if subject in full_at:
+                full_at[subject] = at + missing
             else:
                 self._store.add(buckets, subject, at + missing, at)
 
@@ -273,8 +276,8 @@ class Limits:
         return [_status(rule, now) for rule in self._rules]
 
 
-#: For each rule: its clock, and what would be missing from the bucket afterwards.
-Found = list[tuple[Rule, float, float]]
+#: For each rule: whose bucket, its clock, and what would be missing from the bucket afterwards.
+Found = list[tuple[Rule, str, float, float]]
 
 
 def _look(rules: tuple[Rule, ...], subjects: tuple[str, ...], now: float) -> tuple[Found, bool]:
@@ -283,14 +286,13 @@ def _look(rules: tuple[Rule, ...], subjects: tuple[str, ...], now: float) -> tup
     has_violation = False
     for rule in rules:
         buckets = rule.buckets
-        if buckets.window_s != rule.window_s:
-            buckets.bend(rule.window_s, now)
-        at = (now - buckets.since) / rule.window_s
-        full_at = buckets.full_at.get(subjects[rule.kind], at)
+        at = (now - buckets.since) / buckets.window_s
+        subject = subjects[rule.kind]
+        full_at = buckets.full_at.get(subject, at)
         missing = full_at - at + rule.cost if full_at > at else rule.cost
-        found.append((rule, at, missing))
         if missing > rule.most_missing:
             has_violation = True
+        found.append((rule, subject, at, missing))
     return found, has_violation
 
 
@@ -306,29 +308,27 @@ def _plans(rules: tuple[Rule, ...]) -> Plans:
 
 
 def _lines(plan: Plan, found: Found, wall: float) -> bytes:
-    """X-RateLimit-* of the tightest rule, and the fields of the draft for all that are enforced."""
-    numbers = [0, 0, 0]
+    """X-RateLimit-* of the tightest rule, and the fields of the draft for all; `found` is of the enforced ones."""
+    numbers = []
     tightest = 2.0
-    for rule, _, missing in found:
-        if rule.is_enforced:
-            tokens = rule.capacity * (1.0 - missing)
-            # what a smaller rule was forgiven may be many tokens of one that grew
-            whole = int(tokens + _ROUNDING) if tokens > 0.0 else 0
-            numbers.append(whole)
-            if not rule.is_fast:
-                numbers.append(int((whole + 1 - tokens) * rule.token_s + _CEILING))
-            share = whole * rule.cost
-            if share < tightest:
-                tightest, limit, remaining, full_s = share, rule.capacity, whole, missing * rule.window_s
-    numbers[:3] = limit, remaining, int(wall + full_s + _CEILING)
-    return plan.template % tuple(numbers)
+    for rule, _, _, missing in found:
+        tokens = rule.capacity * (1.0 - missing)
+        # what a smaller rule was forgiven may be many tokens of one that grew
+        whole = int(tokens + _ROUNDING) if tokens > 0.0 else 0
+        numbers.append(whole)
+        if not rule.is_fast:
+            numbers.append(int((whole + 1 - tokens) * rule.token_s + _CEILING))
+        share = whole * rule.cost
+        if share < tightest:
+            tightest, limit, remaining, full_s = share, rule.capacity, whole, missing * rule.window_s
+    return plan.template % (limit, remaining, int(wall + full_s + _CEILING), *numbers)
 
 
 def _refusal(violated: list[Check], wall: float) -> Refusal:
     """429, which tells of the violated rules only. Retry-After is for the slowest, and never before any `t`."""
     plan = Plan(tuple(check.rule for check in violated))
     # as it is, nothing being spent
-    found = [(check.rule, 0.0, check.missing - check.rule.cost) for check in violated]
+    found = [(check.rule, check.subject, 0.0, check.missing - check.rule.cost) for check in violated]
     wait_s = max((check.missing - 1.0) * check.rule.window_s for check in violated)
     retry_after = (b"Retry-After", b"%d" % max(1, int(wait_s + _CEILING)))
     names = tuple(Fault(check.rule.rule.name, "") for check in violated)

@@ -46,11 +46,9 @@ class Share(NamedTuple):
 def services_of(snapshot: Snapshot, health_path: str) -> Mapping[str, Service]:
     """By name: the settings' services, and those that only routes name, with the URL of the first that has one."""
     found = dict(snapshot.services)
-    for route in snapshot.routes:
-        named: tuple[Route | SplitTarget, ...] = (route, *route.split)
-        for one in named:
-            if one.target_url and one.target_service not in found:
-                found[one.target_service] = Service(one.target_service, one.target_url, health_path)
+    for one in _serving(snapshot.routes):
+        if one.target_url and one.target_service not in found:
+            found[one.target_service] = Service(one.target_service, one.target_url, health_path)
     return found
 
 
@@ -58,7 +56,7 @@ def urls_of(table: RoutingTable) -> Mapping[str, frozenset[str]]:
     """The names of the services behind each URL that requests may be sent to."""
     found: dict[str, set[str]] = defaultdict(set)
     for route in table.ordered():
-        for share in _shares(route, table):
+        for share in _shares(route, table) if route.is_active else ():
             found[share.target.url].add(share.target.service)
     return {url: frozenset(names) for url, names in found.items()}
 
@@ -69,11 +67,16 @@ def without_target(table: RoutingTable) -> list[Route]:
 
 
 def without_route(services: Iterable[str], table: RoutingTable) -> list[str]:
-    """Of these services, those that no active route names."""
-    routes = [route for route in table.ordered() if route.is_active]
-    named = {route.target_service for route in routes}
-    named |= {share.target_service for route in routes for share in route.split}
+    """Of these services, those to which no active route leads."""
+    named = {one.target_service for one in _serving(table.ordered())}
     return [name for name in services if name not in named]
+
+
+def _serving(routes: Iterable[Route]) -> Iterator[Route | SplitTarget]:
+    """Who may be asked: the shares of a split, else the route itself; nobody for one that is not active."""
+    for route in routes:
+        if route.is_active:
+            yield from route.split or (route,)
 
 
 def _drawn(words: str, shares: tuple[Share, ...]) -> Iterator[Target]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from engadi_gateway.model import CorsPolicy, Origin, RateLimitRule, Revision, Route, Service, Snapshot
 from engadi_gateway.store.codec import (
@@ -22,7 +22,7 @@ from engadi_gateway.store.codec import (
     rule_from_json,
     to_json,
 )
-from engadi_gateway.store.database import Connection, Database, Migration, first_row
+from engadi_gateway.store.database import Connection, Database, Migration, StoreError, first_row
 
 _APPLICATION_ID = 0x456E4743  # "EnGC"
 _NAMESPACE = uuid.UUID("0d9f1b52-3f0e-5b1e-8f6d-7c2a9e4d1c3b")
@@ -73,6 +73,12 @@ _RULE = ", ".join(RULE_FIELDS)
 _REVISION = "number, actor, created_at, kind, subject, before, after, request_id"
 
 Value = Route | RateLimitRule | CorsPolicy
+T = TypeVar("T")
+Row = tuple[Any, ...]
+
+
+class UnreadableError(StoreError):
+    """Raised when what is stored is none of this version's values; trying again does not help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +157,7 @@ class Catalog:
         """Open, seed a new file, let what comes from the settings follow them. Blocking.
 
         Raises:
-            StoreError: the file cannot be used; nothing is left open.
+            StoreError: the file cannot be used, or UnreadableError what is in it; nothing is left open.
         """
         self._database.open()
         try:
@@ -216,6 +222,7 @@ class Catalog:
         return self._database.turn()
 
     async def load(self) -> Snapshot:
+        """What now holds. Raises UnreadableError, StoreError."""
         return await self._database.read(self._load)
 
     async def current_revision(self) -> int:
@@ -225,13 +232,12 @@ class Catalog:
         """The newest first, below number `before`."""
         query = f"SELECT {_REVISION} FROM revision WHERE number < ? ORDER BY number DESC LIMIT ?"  # noqa: S608 - ours
         below = before if before is not None else 1 << 62
-        rows = await self._database.read(lambda connection: connection.execute(query, (below, limit)).fetchall())
-        return [_revision_of(row) for row in rows]
+        return await self._database.read(lambda connection: _revisions_of(connection, query, (below, limit)))
 
     async def revision(self, number: int) -> Revision | None:
         query = f"SELECT {_REVISION} FROM revision WHERE number = ?"  # noqa: S608 - ours
-        row = await self._database.read(lambda connection: first_row(connection, query, (number,)))
-        return None if row is None else _revision_of(row)
+        found = await self._database.read(lambda connection: _revisions_of(connection, query, (number,)))
+        return found[0] if found else None
 
     def close(self) -> None:
         self._database.close()
@@ -242,11 +248,29 @@ def current_revision(connection: Connection) -> int:
 
 
 def load_snapshot(connection: Connection, services: Mapping[str, Service], cors: CorsPolicy) -> Snapshot:
-    """The whole configuration; `cors` is the settings' policy, used until the API made its own."""
-    routes = [_route_of(row) for row in connection.execute(f"SELECT {_ROUTE} FROM route_config ORDER BY id")]  # noqa: S608
-    rules = [_rule_of(row) for row in connection.execute(f"SELECT {_RULE} FROM rate_limit_rule ORDER BY id")]  # noqa: S608
-    policy = _own_cors(connection) or cors
-    return Snapshot(current_revision(connection), tuple(routes), tuple(rules), policy, services)
+    """The whole configuration; `cors` is the settings' policy, used until the API made its own.
+
+    Raises:
+        UnreadableError: a value is none that this version knows.
+    """
+    routes = connection.execute(f"SELECT {_ROUTE} FROM route_config ORDER BY id").fetchall()  # noqa: S608
+    rules = connection.execute(f"SELECT {_RULE} FROM rate_limit_rule ORDER BY id").fetchall()  # noqa: S608
+    return Snapshot(
+        current_revision(connection),
+        tuple(_decoded(connection, f"route {row[0]}", _route_of, row) for row in routes),
+        tuple(_decoded(connection, f"rule {row[0]}", _rule_of, row) for row in rules),
+        _own_cors(connection) or cors,
+        services,
+    )
+
+
+def _decoded(connection: Connection, what: str, decode: Callable[[Row], T], row: Row) -> T:
+    """What a row says. Other versions write into a file that is shared, and people into any."""
+    try:
+        return decode(row)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        path = first_row(connection, "PRAGMA database_list")[2]
+        raise UnreadableError(f"{path}: this version cannot read {what}") from None
 
 
 def _following(snapshot: Snapshot, seed: Seed) -> list[Change]:
@@ -342,17 +366,21 @@ def _fetch(connection: Connection, kind: str, subject: str) -> Value | None:
         return _own_cors(connection)
     if kind == "route":
         row = first_row(connection, f"SELECT {_ROUTE} FROM route_config WHERE id = ?", (subject,))  # noqa: S608
-        return None if row is None else _route_of(row)
+        return None if row is None else _decoded(connection, f"route {subject}", _route_of, row)
     row = first_row(connection, f"SELECT {_RULE} FROM rate_limit_rule WHERE id = ?", (subject,))  # noqa: S608
-    return None if row is None else _rule_of(row)
+    return None if row is None else _decoded(connection, f"rule {subject}", _rule_of, row)
 
 
 def _own_cors(connection: Connection) -> CorsPolicy | None:
     row = first_row(connection, "SELECT document FROM cors_policy")
-    return None if row is None else cors_from_json(json.loads(row[0]))
+    return None if row is None else _decoded(connection, "the CORS policy", _cors_of, row)
 
 
-def _route_of(row: tuple[Any, ...]) -> Route:
+def _cors_of(row: Row) -> CorsPolicy:
+    return cors_from_json(json.loads(row[0]))
+
+
+def _route_of(row: Row) -> Route:
     document = dict(zip(ROUTE_FIELDS, row, strict=True))
     for name in _JSON_FIELDS:
         document[name] = json.loads(document[name])
@@ -361,13 +389,18 @@ def _route_of(row: tuple[Any, ...]) -> Route:
     return route_from_json(document)
 
 
-def _rule_of(row: tuple[Any, ...]) -> RateLimitRule:
+def _rule_of(row: Row) -> RateLimitRule:
     document = dict(zip(RULE_FIELDS, row, strict=True))
     document["is_active"] = bool(document["is_active"])
     return rule_from_json(document)
 
 
-def _revision_of(row: tuple[Any, ...]) -> Revision:
+def _revisions_of(connection: Connection, query: str, values: tuple[int, ...]) -> list[Revision]:
+    rows = connection.execute(query, values).fetchall()
+    return [_decoded(connection, f"revision {row[0]}", _revision_of, row) for row in rows]
+
+
+def _revision_of(row: Row) -> Revision:
     number, actor, created_at, kind, subject, before, after, request_id = row
     return Revision(
         number,

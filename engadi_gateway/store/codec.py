@@ -1,12 +1,19 @@
-"""Configuration values as JSON objects and back: the form of the API, of the revisions and of the tables."""
+"""Configuration values as JSON objects and back: the form of the API, of the revisions and of the tables.
+
+What was read as JSON may be another version's: all that is not as this one would write it is a ValueError, TypeError
+or KeyError here, and nothing odd in the decisions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from engadi_gateway.model import CorsPolicy, LimitMode, LimitType, Origin, RateLimitRule, Route, SplitTarget
+
+V = TypeVar("V", CorsPolicy, SplitTarget)
+_POLICY, _SHARE = CorsPolicy(), SplitTarget("")
 
 
 def to_json(value: Route | RateLimitRule | CorsPolicy) -> dict[str, Any]:
@@ -29,9 +36,9 @@ def route_from_json(document: Mapping[str, Any]) -> Route:
     row = dict(document)
     timeout = row.get("timeout")
     row["timeout"] = None if timeout is None else float(timeout)
-    row["methods"] = tuple(row.get("methods", ()))
-    row["required_roles"] = tuple(row.get("required_roles", ()))
-    row["split"] = tuple(SplitTarget(**share) for share in row.get("split", ()))
+    row["methods"] = _texts(row.get("methods", ()))
+    row["required_roles"] = _texts(row.get("required_roles", ()))
+    row["split"] = tuple(_alike(SplitTarget(**share), _SHARE) for share in row.get("split", ()))
     return Route(**row)
 
 
@@ -46,9 +53,24 @@ def rule_from_json(document: Mapping[str, Any]) -> RateLimitRule:
 
 def cors_from_json(document: Mapping[str, Any]) -> CorsPolicy:
     """The inverse of `to_json`."""
-    row: dict[str, Any] = {name: tuple(part) if isinstance(part, list) else part for name, part in document.items()}
+    row = {**document}  # a list is a TypeError: dict() would take an empty one
+    row = {name: _texts(part) if isinstance(part, list) else part for name, part in row.items()}
     row["origin"] = Origin(row.get("origin", Origin.API))
-    return CorsPolicy(**row)
+    return _alike(CorsPolicy(**row), _POLICY)
+
+
+def _texts(parts: Any) -> tuple[str, ...]:
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise TypeError("not a list of strings")
+    return tuple(parts)
+
+
+def _alike(value: V, model: V) -> V:
+    """The value, if each of its fields is of the type that it has in the model: a weight of "3" is none."""
+    for field in fields(model):
+        if type(getattr(value, field.name)) is not type(getattr(model, field.name)):
+            raise TypeError(f"{field.name}: not of its type")
+    return value
 
 
 ROUTE_FIELDS = tuple(field.name for field in fields(Route))

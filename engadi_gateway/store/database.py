@@ -12,7 +12,6 @@ import contextlib
 import errno
 import queue
 import sqlite3
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from engadi_gateway.store import files
 from engadi_gateway.store.locks import Locks
+from engadi_gateway.store.worker import Worker
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
@@ -96,7 +96,7 @@ class Database:
         is_expendable: bool = False,
         is_shared: bool = False,
     ) -> None:
-        self.path = path
+        path = self.path = files.at_home(path)
         self.moved_aside = ""  # where the broken file went
         self.missing = ""  # why it could not be opened yet
         self._migrations = migrations
@@ -108,13 +108,10 @@ class Database:
         self._locks = Locks(path, is_shared=is_shared)
         self._broken: tuple[int, int] | None = None  # which file it was
         self._connection: Connection | None = None  # the writer thread's, once that runs
-        self._writer: threading.Thread | None = None
-        self._queue: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._writer = Worker("engadi-writer", lambda: StoreError(f"{self.path}: closed"))
         self._readers: queue.SimpleQueue[tuple[int, Connection]] = queue.SimpleQueue()
         self._era = 0  # a new one begins when the file is left
         self._pool: ThreadPoolExecutor | None = None
-        self._gate = threading.Lock()  # between the last submit and close
-        self._is_closing = False
         self._closing_until = 0.0
 
     # opening
@@ -137,8 +134,7 @@ class Database:
             self._locks.close()
             raise
         self._pool = ThreadPoolExecutor(_READERS, "engadi-reader")
-        self._writer = threading.Thread(target=self._write_forever, name="engadi-writer", daemon=True)
-        self._writer.start()
+        self._writer.start(self._finish)
 
     def give_up(self) -> None:
         """Whoever opens it in another thread need not go on waiting for others to end their turn."""
@@ -245,6 +241,7 @@ class Database:
     def is_there(self) -> bool:
         """Whether there is a file yet. Raises StoreError: one that cannot be used."""
         try:
+            self._locks.refuse_unusable()
             return files.is_there(self.path)
         except OSError as error:
             raise _os_error(self.path, error) from None
@@ -300,20 +297,7 @@ class Database:
 
         `done` is called on the writer thread after the commit or failure, before the next work; if closed, at once.
         """
-        return self._enqueue(lambda: self._transact(work), done)
-
-    def _enqueue(self, job: Callable[[], T], done: Callable[[Future[T]], None] | None = None) -> Future[T]:
-        future: Future[T] = Future()
-        if done is not None:
-            future.add_done_callback(done)
-        with self._gate:
-            # what the writer itself adds while it finishes is still done
-            is_closed = self._is_closing and threading.current_thread() is not self._writer
-            if self._writer is not None and not is_closed:
-                self._queue.put((job, future))
-                return future
-        future.set_exception(StoreError(f"{self.path}: closed"))  # not in the gate: `done` may come back
-        return future
+        return self._writer.submit(lambda: self._transact(work), done)
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -322,12 +306,12 @@ class Database:
         Raises:
             StoreError: another process did not end its turn in time.
         """
-        taken = self._enqueue(lambda: self._take_turn(_BUSY_MS, is_held=True))
+        taken = self._writer.submit(lambda: self._take_turn(_BUSY_MS, is_held=True))
         try:
             await asyncio.wrap_future(taken)
             yield
         finally:
-            self._enqueue(self._locks.end_turn)  # after what was taken, even if nobody waited for that any more
+            self._writer.submit(self._locks.end_turn)  # after what was taken, even if nobody waited for that any more
 
     def _take_turn(self, wait_ms: int, *, is_held: bool = False) -> None:
         try:
@@ -344,20 +328,14 @@ class Database:
         finally:
             self._locks.give_turn()
 
-    def _write_forever(self) -> None:
-        while (entry := self._queue.get()) is not None:
-            _run(*entry)
-        while not self._queue.empty():
-            entry = self._queue.get()
-            assert entry is not None
-            _run(*entry)
+    def _finish(self) -> None:
         with contextlib.suppress(StoreError), self._turn(_BUSY_MS):
-            self._finish()
+            self._close_whole()
         if self._connection is not None:  # somebody is writing and has it open, so that this close changes nothing
             self._connection.close()
         self._locks.close()
 
-    def _finish(self) -> None:
+    def _close_whole(self) -> None:
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 _pragma(self._connection, "optimize")
@@ -367,12 +345,13 @@ class Database:
 
     def _transact(self, work: Work[T]) -> T:
         busy_ms = _BUSY_MS
-        if self._is_closing:
+        is_closing = self._writer.is_closing
+        if is_closing:
             busy_ms = max(0, int((self._closing_until - time.monotonic()) * 1000))
         with self._turn(busy_ms):
             try:
                 connection = self._connected()
-                if self._is_closing:
+                if is_closing:
                     _pragma(connection, f"busy_timeout={busy_ms}")
                 with _transaction(connection):
                     return work(connection)
@@ -420,7 +399,9 @@ class Database:
         try:
             with self._reader() as connection:
                 limit = time.monotonic() + _READ_LIMIT_S
-                connection.set_progress_handler(lambda: self._is_closing or time.monotonic() > limit, _PROGRESS_STEPS)
+                connection.set_progress_handler(
+                    lambda: self._writer.is_closing or time.monotonic() > limit, _PROGRESS_STEPS
+                )
                 connection.execute("BEGIN")  # so that all its queries see the same
                 result = work(connection)
                 connection.execute("COMMIT")
@@ -454,29 +435,15 @@ class Database:
 
     def close(self) -> None:
         """Finish what was submitted, checkpoint, close; reads under way are cut short. Blocking."""
-        with self._gate:
-            if self._writer is None or self._is_closing:
-                return
-            self._closing_until = time.monotonic() + _CLOSING_S
-            self._is_closing = True
+        self._closing_until = self._closing_until or time.monotonic() + _CLOSING_S
+        if not self._writer.begin_closing():
+            return
         pool, self._pool = self._pool, None
         assert pool is not None
         pool.shutdown()
         while not self._readers.empty():
             self._readers.get()[1].close()
-        self._queue.put(None)
         self._writer.join()  # last, because a reader that closes last leaves an empty WAL behind
-
-
-def _run(job: Callable[[], T], future: Future[T]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        result = job()
-    except BaseException as error:  # the waiter gets it; the writer must live
-        future.set_exception(error)
-    else:
-        future.set_result(result)
 
 
 def file_bytes(connection: Connection) -> int:
@@ -543,8 +510,9 @@ def _transaction(connection: Connection) -> Iterator[None]:
 
 
 def _os_error(path: str, error: OSError) -> StoreError:
+    """Of that database, or of the file beside it that the error names."""
     kind = UnavailableError if error.errno in _DISK_ERRNOS else StoreError
-    return kind(f"{path}: {error.strerror}")
+    return kind(f"{error.filename or path}: {error.strerror}")
 
 
 #: By the primary code; what extends it stands in the bits above.

@@ -8,6 +8,14 @@ import time
 from pathlib import Path
 
 
+def at_home(path: str) -> str:
+    """The name of the file itself, where `path` is a link to it: sqlite has its companions there, and so have we."""
+    try:
+        return os.path.realpath(path) if Path(path).is_symlink() else path
+    except OSError:  # a name that there cannot be: whoever opens it says so
+        return path
+
+
 def create(path: str) -> None:
     """A new file is its owner's alone. One that is there is not opened: to close it would lose this process's locks."""
     try:

@@ -42,7 +42,7 @@ class Intake:
     """See the module. `put`, `sweep` and `is_full` are for the loop's thread; all else happens on the writer's.
 
     Args:
-        queue_rows: rows that may wait for the writer.
+        queue_rows: rows that may wait for the writer; can be set anew.
         insert: writes a batch, in a transaction of the writer's thread.
         note_written: told of a batch once it is committed.
         note_failed: told after a transaction that failed: what it added is gone, perhaps the whole file is.
@@ -61,7 +61,7 @@ class Intake:
         note_failed: Callable[[], None],
     ) -> None:
         self._database = database
-        self._queue_rows = queue_rows
+        self.queue_rows = queue_rows
         self._insert = insert
         self._note_written = note_written
         self._note_failed = note_failed
@@ -84,7 +84,7 @@ class Intake:
 
     def is_full(self, more: int) -> bool:
         """Whether there is no room beside so many rows that will come."""
-        return self.waiting + more >= self._queue_rows
+        return self.waiting + more >= self.queue_rows
 
     def put(self, rows: list[LogRow], *, sheds: bool) -> int:
         """Hand over a batch; never blocks, never raises. Returns how many rows were shed: what found no room.
@@ -92,7 +92,7 @@ class Intake:
         sheds: False for who stalls requests instead; those under way may then be more than there is room for. What
             cannot be written is then kept, in its order, until it can be (see `sweep`) or until `end`.
         """
-        room = max(0, self._queue_rows - self.waiting) if sheds else len(rows)
+        room = max(0, self.queue_rows - self.waiting) if sheds else len(rows)
         kept, shed = rows[:room], max(0, len(rows) - room)
         self.shed += shed
         if kept:

@@ -151,6 +151,15 @@ class Journal:
 
     # rows in
 
+    @property
+    def queue_rows(self) -> int:
+        """See `Intake`."""
+        return self._intake.queue_rows
+
+    @queue_rows.setter
+    def queue_rows(self, rows: int) -> None:
+        self._intake.queue_rows = rows
+
     def is_full(self, more: int) -> bool:
         """See `Intake.is_full`."""
         return self._intake.is_full(more)
@@ -171,10 +180,14 @@ class Journal:
 
     def _close_if_due(self, connection: Connection, now_ms: int) -> bool:
         """A table is at most a share of what is kept, for it goes as a whole."""
-        max_rows, max_age_ms = self._segment_rows, self.retention_days * _DAY_MS // _SHARES
+        max_rows = self._segment_rows
         if self.max_bytes:
             max_rows = min(max_rows, max(_LEAST_ROWS, self.max_bytes // _SHARES // _ROW_BYTES))
-        return segments.close_if_due(connection, now_ms, max_rows, max_age_ms)
+        return segments.close_if_due(connection, now_ms, max_rows, self._max_age_ms)
+
+    @property
+    def _max_age_ms(self) -> int:
+        return self.retention_days * _DAY_MS // _SHARES
 
     def _note_written(self, rows: list[LogRow], written: Written) -> None:
         self._last_write_ms = written.took_ms
@@ -318,7 +331,8 @@ class Journal:
         while await asyncio.wrap_future(self._sum_up()):
             pass
         await self._database.write(lambda connection: self._close_if_due(connection, now_ms))
-        await self._repeat(lambda connection: segments.drop_oldest(connection, limit_ms))
+        await self._database.write(lambda connection: segments.close_if_ahead(connection, now_ms, self._max_age_ms))
+        await self._repeat(lambda connection: segments.drop_oldest(connection, limit_ms, now_ms))
         await self._repeat(segments.clear_next)
         await self._repeat(lambda connection: self._shorten(connection, now_ms))
         minutes_ms = now_ms - _MINUTES_KEPT_MS

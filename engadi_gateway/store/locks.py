@@ -7,6 +7,7 @@ however it ends. The empty files stay: to remove one is to let somebody lock ano
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
@@ -23,6 +24,11 @@ class FileLock:
         self._path = path
         self._descriptor = -1
         self.has_given_up = threading.Event()  # whoever waits for it waits no more
+
+    def refuse_unusable(self) -> None:
+        """Raises OSError where the file is there and is not ours to open."""
+        with contextlib.suppress(FileNotFoundError):
+            os.close(os.open(self._path, os.O_RDWR | os.O_CLOEXEC))
 
     def take(self, *, is_shared: bool = False, wait_s: float = 0.0) -> bool:
         """Whether it could be had in time. Held in the other way, it is converted, and lost if that fails.
@@ -67,6 +73,12 @@ class Locks:
         self._presence = FileLock(f"{path}.lock")
         self._turn = FileLock(f"{path}.turn")
         self._is_held = False
+
+    def refuse_unusable(self) -> None:
+        """For who only looks: raises OSError where a lock could not be taken."""
+        self._presence.refuse_unusable()
+        if self.is_shared:
+            self._turn.refuse_unusable()
 
     def enter(self) -> bool:
         """Whether the file may be opened: False while another has it alone, or while others have it and we want to."""

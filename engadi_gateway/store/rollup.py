@@ -23,6 +23,8 @@ PERCENTILES = (50, 90, 95, 99)
 #: How many endpoints a span keeps apart.
 MAX_ENDPOINTS = {MINUTE_MS: 100, HOUR_MS: 300}
 
+#: Requests that came to no service count as those of this one; who has one of that name has both in one figure.
+_NAME = "CASE service WHEN '' THEN 'none' ELSE service END"
 _TOP = 10
 
 SCHEMA = (
@@ -143,8 +145,8 @@ def stats(connection: Connection, hours: int, now_ms: int) -> dict[str, Any]:
     """Totals, error rate, requests by service, status and reason, top endpoints, since `hours` ago to the minute."""
     condition, values = _spans(hours, now_ms)
     rows = connection.execute(
-        "SELECT service, status, reason, sum(requests), sum(bytes_in), sum(bytes_out) FROM rollup"  # noqa: S608
-        f" WHERE {condition} GROUP BY service, status, reason",
+        f"SELECT {_NAME} AS name, status, reason, sum(requests), sum(bytes_in), sum(bytes_out) FROM rollup"  # noqa: S608
+        f" WHERE {condition} GROUP BY name, status, reason",
         values,
     ).fetchall()
     total = sum(row[3] for row in rows)
@@ -164,7 +166,7 @@ def stats(connection: Connection, hours: int, now_ms: int) -> dict[str, Any]:
         "average_response_time": round(time_ms / total, 3) if total else 0.0,
         "bytes_in": sum(row[4] for row in rows),
         "bytes_out": sum(row[5] for row in rows),
-        "requests_by_service": _sums((row[0] or "none", row[3]) for row in rows),
+        "requests_by_service": _sums((row[0], row[3]) for row in rows),
         "requests_by_status": _sums((str(row[1]), row[3]) for row in rows),
         "requests_by_reason": _sums((row[2], row[3]) for row in rows),
         "top_endpoints": _top_endpoints(connection, condition, values),
@@ -194,16 +196,17 @@ def performance(connection: Connection, hours: int, now_ms: int) -> dict[str, An
     """Percentiles (at most 1 % off), least, most and mean in ms, overall and per service, as `stats` counts."""
     condition, values = _spans(hours, now_ms)
     extremes = connection.execute(
-        f"SELECT service, sum(total), min(least), max(most) FROM rollup_latency WHERE {condition} GROUP BY service",  # noqa: S608
+        f"SELECT {_NAME} AS name, sum(total), min(least), max(most) FROM rollup_latency"  # noqa: S608
+        f" WHERE {condition} GROUP BY name",
         values,
     ).fetchall()
     buckets: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-    histograms = f"SELECT service, buckets FROM rollup_latency WHERE {condition}"  # noqa: S608
+    histograms = f"SELECT {_NAME}, buckets FROM rollup_latency WHERE {condition}"  # noqa: S608
     for service, histogram in connection.execute(histograms, values):
         mine = buckets[service]
         for bucket, requests in unpacked(histogram):
             mine[bucket] += requests
-    services = {row[0] or "none": _summary([row], [buckets[row[0]]]) for row in extremes}
+    services = {row[0]: _summary([row], [buckets[row[0]]]) for row in extremes}
     return {"hours": hours, **_summary(extremes, list(buckets.values())), "services": services}
 
 

@@ -258,6 +258,11 @@ def close_if_due(connection: Connection, now_ms: int, max_rows: int, max_age_ms:
     return (table.rows >= most or now_ms - table.begun_ms >= max_age_ms) and close_open(connection)
 
 
+def close_if_ahead(connection: Connection, now_ms: int, max_age_ms: int) -> bool:
+    """Close the open table if a clock that was so far ahead has written into it, or it would be young for ever."""
+    return _open(connection).last_ms - now_ms >= max_age_ms and close_open(connection)
+
+
 def close_open(connection: Connection) -> bool:
     """Close the open table, unless it is empty, and begin another."""
     table = _open(connection)
@@ -290,14 +295,17 @@ def index_next(connection: Connection) -> bool:
     return True
 
 
-def drop_oldest(connection: Connection, before_ms: int) -> int:
+def drop_oldest(connection: Connection, before_ms: int, now_ms: int = 1 << 62) -> int:
     """Drop one closed table whose rows are all from before, and in the statistics; how many rows went.
 
-    Nobody finds them any more; the table itself is left to `clear_next`.
+    What lies ahead of now says nothing of a table's age; that a later one was begun before does. Nobody finds the rows
+    any more; the table itself is left to `clear_next`.
     """
-    query = "SELECT number, last_id - first_id + 1 FROM log_segment WHERE last_ms < ? AND last_id <= ?"
-    query = f"{query} AND {_IS_CLOSED} ORDER BY number LIMIT 1"
-    row = first_row(connection, query, (before_ms, summed_id(connection)))
+    begun = "SELECT max(number) FROM log_segment WHERE begun_ms > 0 AND begun_ms < ?"
+    is_old = f"(last_ms < ? OR (last_ms > ? AND number < ({begun}))) AND last_id <= ?"
+    query = f"SELECT number, last_id - first_id + 1 FROM log_segment WHERE {is_old} AND {_IS_CLOSED}"  # noqa: S608 - ours
+    values = (before_ms, now_ms, before_ms, summed_id(connection))
+    row = first_row(connection, f"{query} ORDER BY number LIMIT 1", values)
     if row is None:
         return 0
     connection.execute("UPDATE log_segment SET is_dropped = 1 WHERE number = ?", (row[0],))
