@@ -69,9 +69,12 @@ def _talking(settings: Settings) -> Iterator[None]:
         yield
 
 
+_PROGRAMS = {"engadi-gateway": "engadi-gateway", "__main__.py": "python -m engadi_gateway"}
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="run.py",
+        prog=_PROGRAMS.get(Path(sys.argv[0]).name, "run.py"),
         description="Engadi Gateway: one entry point for a family of services. Without a command it serves.",
         epilog="Every option of gateway.ini can also be set by --set, or as ENGADI_<SECTION>_<KEY> in the environment; "
         "services as <NAME>_SERVICE_URL.",
@@ -219,6 +222,7 @@ def _faults_of(error: ConfigurationError | RefusedError) -> list[Fault]:
 
 def _check(args: argparse.Namespace) -> int:
     settings = checked_settings(args, all_faults)
+    _say_if_new(settings)
     _loop_factory(settings)
     context = server_tls(settings)
     warning = "" if context is None else warning_of(validity_of(context, settings), time.time())
@@ -228,8 +232,15 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
+def _say_if_new(settings: Settings) -> None:
+    """Who looks in the wrong folder sees what a start there would make, and should not take it for what is served."""
+    if not Path(settings.database_url).exists():
+        _say(f"no {settings.database_url} here: what is shown is what a start would make")
+
+
 def _config(args: argparse.Namespace) -> int:
     settings = load_settings(args)
+    _say_if_new(settings)
     values = {
         **settings.masked(),
         **{f"services.{service.name}": service.url for service in settings.services.values()},
@@ -248,7 +259,9 @@ def _config(args: argparse.Namespace) -> int:
 
 def _routes(args: argparse.Namespace) -> int:
     columns = ("priority", "host", "methods", "path_pattern", "target", "access", "id")
-    _print_rows(Offline(load_settings(args)).routes(), columns, as_json=args.json)
+    settings = load_settings(args)
+    _say_if_new(settings)
+    _print_rows(Offline(settings).routes(), columns, as_json=args.json)
     return 0
 
 
@@ -271,6 +284,7 @@ def _explain(args: argparse.Namespace) -> int:
             return 2
         headers.append((name.strip(), value.strip()))
     settings, _ = with_secret(load_settings(args))
+    _say_if_new(settings)
     asked = {"host": args.host, "headers": headers, "token": args.token, "client_ip": args.ip, "is_admin": args.admin}
     try:
         answer = Offline(settings).explain(args.method, args.path, **asked)

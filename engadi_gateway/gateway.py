@@ -110,10 +110,10 @@ class Gateway:
         self._front = Front(open_doors(self.settings, self._inherited))
         try:
             refuse_faults(self.settings)
-            self.settings, said = with_secret(self.settings)
+            await self._open_stores()
+            self.settings, said = with_secret(self.settings)  # beside a database that is ours
             if said:
                 self._log.warning(said)
-            await self._open_stores()
             self._build()
             await self._restore_health()
             self._front.prepare(self._context, self._batch, server_tls(self.settings))
@@ -203,7 +203,8 @@ class Gateway:
         """Too few files, a certificate that ends, routes that lead nowhere, settings that do not hold."""
         most, wanted = self._context.seats.most, self.settings.server_max_connections
         if most < wanted:
-            self._log.warning("%d client connections at most, not %d: too few files may be open", most, wanted)
+            said = "%d client connections at most, not %d: too few files may be open (ulimit -n, LimitNOFILE=)"
+            self._log.warning(said, most, wanted)
         tls = self._front.tls
         if tls is not None:
             validity = validity_of(tls, self.settings)
@@ -213,7 +214,7 @@ class Gateway:
                 self._log.warning("server.tls_certificate: %s %s", self.settings.server_tls_certificate, warning)
         self._say_dead_ends(_dead_ends(self._compiled.table))
         for name in without_route(self._snapshot.services, self._compiled.table):
-            self._log.info("service %s: no route leads there; a database that is there already gets none", name)
+            self._log.info("service %s: no route leads there; POST /api/v1/gateway/routes makes one", name)
         changed = overruled(self.settings, self._snapshot)
         if changed:
             is_theirs = any(self.settings.origins[name] != "default" for name in changed)

@@ -7,6 +7,7 @@ happened yet.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -122,8 +123,17 @@ def bind_tcp(host: str, port: int, settings: Settings) -> socket.socket:
         sock.listen(settings.server_backlog)
     except (OSError, OverflowError) as error:
         sock.close()
-        raise BindError(f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise BindError(f"cannot listen on {host} port {port}: {why}{_what_helps(error)}") from None
     return sock
+
+
+def _what_helps(error: Exception) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    return {
+        errno.EADDRINUSE: "; `ss -ltnp` shows by whom",
+        errno.EACCES: "; ports below 1024 take a socket unit or CAP_NET_BIND_SERVICE",
+    }.get(number or 0, "")
 
 
 def bind_unix(path: str, backlog: int) -> socket.socket:

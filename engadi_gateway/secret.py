@@ -70,7 +70,7 @@ def _read_or_make(path: Path) -> tuple[str, str]:
         return _read(path), f"no SECRET_KEY: using the development key in {path}"
     finally:
         whole.unlink(missing_ok=True)
-    return key, f"no SECRET_KEY: made a development key and kept it in {path}"
+    return key, f"no SECRET_KEY: made a development key and kept it in {path}; other databases have others"
 
 
 def _read(path: Path) -> str:

@@ -153,7 +153,8 @@ class Settings:
             elif name in _BY_NAME:
                 texts[name] = text
             else:
-                found.append(Fault(name, "unknown option" + _hint(name, _BY_NAME)))
+                said = _hint(name, _BY_NAME) if "." in name else "; an option is SECTION.KEY, such as server.port"
+                found.append(Fault(name, "unknown option" + said))
             origins[name] = "command line"
         settings = _build(texts, services, paths, origins, found)
         if found and faults is None:
@@ -242,6 +243,8 @@ def _read_ini(text: str, file: str, faults: list[Fault]) -> tuple[dict[str, str]
                 free[section][key] = value
             elif name in known:
                 texts[name] = value
+                if _COMMENT.search(value) and not _BY_NAME[name].is_secret:
+                    faults.append(Fault(name, "a comment has a line of its own: here ; and # are part of the value"))
             elif len(key) > _LONGEST_KEY:
                 faults.append(Fault(section, "a name longer than any option's; a value that slipped to the next line?"))
             else:
@@ -249,6 +252,7 @@ def _read_ini(text: str, file: str, faults: list[Fault]) -> tuple[dict[str, str]
     return texts, free["services"], free["health_paths"]
 
 
+_COMMENT = re.compile(r"\s[;#]")
 #: What is longer is not repeated: a key in Base64 ends in `=`, and on a line of its own is read as a name.
 _LONGEST_KEY = 30
 

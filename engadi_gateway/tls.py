@@ -42,9 +42,10 @@ def renew_tls(context: ssl.SSLContext, settings: Settings) -> None:
     if faults:
         raise ConfigurationError(faults)
     try:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key, password="")  # or OpenSSL would ask the terminal, and wait for it
     except OSError as error:  # an SSLError is one
-        detail = f"{certificate} with {key} cannot be used: {error}"
+        wanted = "expected a PEM chain, the server's certificate first, and its key without a passphrase"
+        detail = f"{certificate} with {key} cannot be used: {error}; {wanted}"
         raise ConfigurationError([Fault("server.tls_certificate", detail)]) from None
     context.minimum_version = _VERSIONS[settings.server_tls_min_version]
 

@@ -19,7 +19,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         (
             "health", "authority", "metrics", "lines", "accesslog", "explain", "admin", "listeners", "secret", "seed", "rows",
-            "demo", "recorder", "assembly", "front", "offline", "sharing", "tls", "pauses", "gateway", "serve", "readiness", "cli",
+            "demo", "recorder", "assembly", "front", "offline", "sharing", "tls", "pauses", "gateway", "serve", "readiness", "cli", "__main__",
         )
     ),
 )  # fmt: skip

@@ -21,6 +21,7 @@ import pytest
 from engadi_gateway import Gateway, Settings
 from engadi_gateway.listeners import bind_tcp
 from engadi_gateway.model import CorsPolicy, Route
+from engadi_gateway.seed import seed_of, timestamp
 from engadi_gateway.store.catalog import Catalog, Change, Seed
 from tests.certificates import certify
 from tests.fakes import OK, RawClient, Seen, Wire, raw_client, upstream
@@ -579,6 +580,33 @@ def test_version_routes_token_and_explain(tmp_path: Path) -> None:
     assert "X-User-ID: alice" in answer["upstream"]["head"]
     refused = json.loads(_run(tmp_path, "explain", "GET", "/api/v1/content/x").stdout)
     assert (refused["verdict"], refused["status"], refused["reason"]) == ("refuse", 401, "auth_missing")
+
+
+@pytest.mark.parametrize("command", [("routes",), ("config",), ("explain", "GET", "/"), ("--check",)], ids=str)
+def test_who_looks_where_no_database_is_is_told_so(tmp_path: Path, command: tuple[str, ...]) -> None:
+    note = "no engadi_gateway.db here: what is shown is what a start would make"
+    assert note in _run(tmp_path, *command).stderr
+    catalog = Catalog(str(tmp_path / "engadi_gateway.db"))
+    catalog.open(seed_of(Settings.of(jwt_secret_key="x" * 32), timestamp(0)))
+    catalog.close()
+    assert note not in _run(tmp_path, *command).stderr
+
+
+def test_the_package_can_be_run_by_its_name(tmp_path: Path) -> None:
+    environment = {**environment_of(), "PYTHONPATH": str(ROOT)}
+    for arguments, said in ((["--version"], "engadi-gateway "), (["--help"], "usage: python -m engadi_gateway ")):
+        done = subprocess.run(
+            [PYTHON, "-m", "engadi_gateway", *arguments],
+            check=False, cwd=tmp_path, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout.startswith(said)) == (0, True), done.stdout
+
+
+def test_an_older_python_is_told_which_one_is_needed() -> None:
+    path = str(ROOT / "run.py")
+    program = f"import runpy, sys; sys.version_info = (3, 10, 1); runpy.run_path({path!r}, run_name='__main__')"
+    done = subprocess.run([PYTHON, "-c", program], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "engadi-gateway: needs Python 3.11 or later, this is 3.10\n")
 
 
 @pytest.mark.parametrize(

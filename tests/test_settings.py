@@ -405,6 +405,21 @@ def test_a_number_without_end_is_a_fault(name: str) -> None:
     assert list(_faults(lambda: Settings.load("", {"SECRET_KEY": KEY}, {name: "9" * 400}))) == [name]
 
 
+@pytest.mark.parametrize("comment", [" ; the boss", " # the boss", "\t;x"])
+def test_a_comment_behind_a_value_is_a_fault_and_not_a_part_of_it(comment: str) -> None:
+    faults = _faults(lambda: Settings.load(f"[admin]\nrole = admin{comment}\n", {"SECRET_KEY": KEY}))
+    assert faults == {"admin.role": "a comment has a line of its own: here ; and # are part of the value"}
+    for text in ("admin;x", "a#b"):
+        assert Settings.load(f"[admin]\nrole = {text}\n", {"SECRET_KEY": KEY}).admin_role == text
+    key = f"{KEY} ;x"
+    assert Settings.load(f"[jwt]\nsecret_key = {key}\n", {}).jwt_secret_key == key, "a key may be anything"
+
+
+def test_an_option_without_its_section_is_told_how_to_say_it() -> None:
+    faults = _faults(lambda: Settings.load("", {"SECRET_KEY": KEY}, {"port": "8000"}))
+    assert faults == {"port": "unknown option; an option is SECTION.KEY, such as server.port"}
+
+
 def test_a_bad_list_of_algorithms_says_where_it_stands_and_leaves_the_default() -> None:
     for text in ("", "none", "HS256, nine"):
         found: list[Fault] = []

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from engadi_gateway.errors import ConfigurationError
@@ -15,6 +18,7 @@ from engadi_gateway.settings import Settings
 from engadi_gateway.tls import Validity, client_tls, server_tls, validity_of, warning_of
 from tests.certificates import certify
 from tests.harness import SECRET, running
+from tests.processes import PYTHON, ROOT, environment_of
 
 DAY_S = 86_400
 
@@ -93,6 +97,30 @@ def test_a_fault_names_the_files(tmp_path: Path) -> None:
     ]
     with pytest.raises(ConfigurationError, match=r"none\.pem cannot be read: No such file or directory"):
         client_tls(_settings(tmp_path, upstream_tls_ca_file=str(tmp_path / "none.pem")))
+
+
+def test_an_encrypted_key_is_a_fault_and_nobody_is_asked_for_its_passphrase(tmp_path: Path) -> None:
+    """On a terminal of its own, where OpenSSL would ask, and stop everything until somebody answers."""
+    certify(tmp_path, "localhost")
+    key = serialization.load_pem_private_key((tmp_path / "key.pem").read_bytes(), None)
+    locked = serialization.BestAvailableEncryption(b"secret")
+    (tmp_path / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
+    )
+    (tmp_path / "gateway.ini").write_text("[server]\ntls_certificate = cert.pem\ntls_key = key.pem\n")
+    ours, theirs = os.openpty()
+    program = (
+        "import os, runpy, sys; os.open(sys.argv.pop(), os.O_RDWR); runpy.run_path(sys.argv.pop(), None, '__main__')"
+    )
+    done = subprocess.run(
+        [PYTHON, "-c", program, "--check", str(ROOT / "run.py"), os.ttyname(theirs)],
+        check=False, cwd=tmp_path, env=environment_of(), capture_output=True, text=True, timeout=30, start_new_session=True,
+    )  # fmt: skip
+    for descriptor in (ours, theirs):
+        os.close(descriptor)
+    assert done.returncode == 78
+    assert done.stderr.startswith("server.tls_certificate: cert.pem with key.pem cannot be used: ")
+    assert done.stderr.endswith("and its key without a passphrase\n")
 
 
 @pytest.mark.parametrize(("days", "is_said"), [(15.0, False), (13.0, True), (-1.0, True)])

@@ -75,7 +75,9 @@ def keyring_of(algorithms: tuple[str, ...], secret: str, public_key_pem: str, *,
         key = algorithm.prepare_key(public_key_pem)
         weakness = algorithm.check_key_length(key)
     except Exception as error:  # PyJWT and cryptography raise a dozen kinds; all mean the same here
-        raise ConfigurationError([Fault("jwt.public_key_file", f"no usable public key: {error}")]) from None
+        raise ConfigurationError(
+            [Fault("jwt.public_key_file", f"no usable public key: {error}; expected BEGIN PUBLIC KEY")]
+        ) from None
     if weakness:
         raise ConfigurationError([Fault("jwt.public_key_file", weakness)])
     return Keyring(key=key, has_url=has_url)

@@ -185,7 +185,8 @@ class RoutingTable:
             twins = seen.setdefault((one.route.priority, one.route.host, one.segments), [])
             for other in twins:
                 if not (one.methods and other.methods) or one.methods & other.methods:
-                    detail = f"routes {other.route.id} and {one.route.id} match the same requests with equal priority"
+                    names = " and ".join(f"{route.id} ({route.path_pattern})" for route in (other.route, one.route))
+                    detail = f"routes {names} match the same requests: priority, host or methods must tell them apart"
                     raise RefusedError(Refusal(Reason.CONFLICT, detail))
             twins.append(one)
 
