@@ -243,6 +243,7 @@ class ClientConnection(Endable):
                 if wait is None:
                     break
                 exchange.remote_verdict = await self._context.upcalls.judge(exchange, wait)
+                exchange.waited(time.monotonic())
                 wait = exchange.pipeline.decide(exchange)
             if wait is not None:
                 exchange.refusal = Refusal(Reason.AUTH_UNAVAILABLE)
