@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from datetime import datetime
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.pipeline.identity import make_token
-from tests.fakes import OK, Seen, Wire, upstream
+from tests.fakes import OK, Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, running
-from tests.world import LONG_SECRET
+from tests.world import LONG_SECRET, until
 
 LOGS = "/api/v1/gateway/logs?target_service="
 LONG_AGO_S = 1000.0
@@ -68,5 +69,66 @@ def test_what_the_auth_service_takes_is_no_other_services_time(tmp_path: Path) -
             row = await the_row(gateway, "content")
             assert row["response_time"] > LONG_AGO_S * 1000
             assert datetime.fromisoformat(row["created_at"]).timestamp() < began
+
+    asyncio.run(run())
+
+
+# uploads
+
+UPLOAD = b"POST /api/v1/auth/x HTTP/1.1\r\nHost: h\r\nContent-Length: 50000000\r\n\r\n"
+BEGUN = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhe"
+
+
+async def _answer_early(seen: Seen, wire: Wire) -> None:
+    await wire.send(BEGUN)
+
+
+async def _answer_early_and_read_nothing(seen: Seen, wire: Wire) -> None:
+    await wire.send(BEGUN)
+    await asyncio.Event().wait()
+
+
+def _sweep(gateway: Gateway, ahead_s: float) -> None:
+    gateway._context.flights.sweep(time.monotonic() + ahead_s)
+
+
+def test_an_upload_that_stalls_within_the_reply_is_the_clients_doing(tmp_path: Path) -> None:
+    """It has its own time for that, however short the upstream's is."""
+
+    async def run() -> None:
+        values = {"server_max_body_bytes": 0, "upstream_timeout": 10.0, "server_body_timeout": 100.0}
+        async with upstream(on_head=_answer_early) as auth, running(tmp_path, auth, **values) as gateway:
+            async with raw_client(gateway.port) as client:
+                await client.send(UPLOAD + b"x")
+                await client.reader.readuntil(b"\r\n\r\nhe")
+                _sweep(gateway, 50.0)
+                assert len(gateway._context.flights) == 1
+                _sweep(gateway, 101.0)
+                assert await client.rest() == b""
+            row = await the_row(gateway, "auth")
+            assert (row["status_code"], row["reason"]) == (200, "client_timeout")
+            assert row["error_message"] == "silence within the request's body"
+            assert gateway.breakers.status("auth", 0.0)["failure_count"] == 0
+
+    asyncio.run(run())
+
+
+def test_an_upload_that_the_upstream_holds_up_within_its_reply_is_the_upstreams_doing(tmp_path: Path) -> None:
+    async def run() -> None:
+        values = {"server_max_body_bytes": 0}
+        async with (
+            upstream(on_head=_answer_early_and_read_nothing) as auth,
+            running(tmp_path, auth, **values) as gateway,
+            raw_client(gateway.port) as client,
+        ):
+            sending = asyncio.create_task(client.send(UPLOAD + bytes(49_000_000)))
+            await client.reader.readuntil(b"\r\n\r\nhe")
+            await until(lambda: len(gateway._context.unread) == 1)
+            _sweep(gateway, 101.0)
+            row = await the_row(gateway, "auth")
+            assert (row["reason"], row["error_message"]) == ("upstream_stalled", "silence within the reply's body")
+            assert gateway.breakers.status("auth", 0.0)["failure_count"] == 1
+            with contextlib.suppress(ConnectionError):
+                await sending
 
     asyncio.run(run())

@@ -71,6 +71,7 @@ class Forward:
     _connection: UpstreamConnection | None = None
     _out_framing = Framing.NONE
     _body_bytes = 0
+    _heard_at = 0.0  # when the last of an unfinished body came
     _is_client_paused = False
     _unread_bytes = 0
     _is_upload_paused = False
@@ -110,7 +111,7 @@ class Forward:
         if body:
             self._keep(body)
         if not is_complete:
-            self.deadline = exchange.now + context.timeouts.body_s
+            self._heard(exchange.now)
             self._is_held = pool.is_half_taken and not self._is_too_long_to_hold()
         if not self._is_held:
             self._attempt()
@@ -128,13 +129,17 @@ class Forward:
         if self._phase is _SPLICED:
             self._spliced_up(data)
             return
-        self.deadline = time.monotonic() + self._context.timeouts.body_s
+        self._heard(time.monotonic())
         self._keep(data)
         if self._connection is not None:
             self._connection.send(self._framed(data))
         elif self._is_held and self._is_too_long_to_hold():
             self._is_held = False
             self._attempt()
+
+    def _heard(self, now: float) -> None:
+        self._heard_at = now
+        self.deadline = now + self._context.timeouts.body_s
 
     def body_end(self) -> None:
         """The request's body is complete: from now on the upstream's time runs."""
@@ -232,6 +237,8 @@ class Forward:
             connection.transport.pause_reading()
         if was_paused and not self._is_upstream_paused:
             self._client.resume_upload()
+            if not self._is_body_complete:
+                self._heard(self._started)
 
     def _with_body(self) -> bytes:
         parts = [self._head_bytes]
@@ -424,7 +431,7 @@ class Forward:
         if self._phase is _SPLICED:
             self._note_splice()
         elif not self._is_body_complete:
-            self.deadline = time.monotonic() + self._context.timeouts.body_s  # the client's time was not running
+            self._heard(time.monotonic())  # the client's time was not running
 
     # splice
 
@@ -484,15 +491,25 @@ class Forward:
             self._client.abort()
         elif self._is_client_paused:
             self._cut(Reason.CLIENT_STALLED, "the client does not read")
+        elif not self._is_body_complete and not self._client.is_upload_paused:
+            self._await_body(now)
         elif self._phase is _RELAYING:
             self._cut(Reason.UPSTREAM_STALLED, "silence within the reply's body")
-        elif not self._is_body_complete and not self._client.is_upload_paused:
-            self._end(Reason.CLIENT_TIMEOUT)
-            self._client.refuse(self.exchange, Refusal(Reason.CLIENT_TIMEOUT))
         else:
             if self._failure is None:
                 BreakerStage.ran_out_of_time(self.exchange)
             self._give_up(*self._what_took_long())
+
+    def _await_body(self, now: float) -> None:
+        """Nobody holds the upload up: the silence is the client's, in a reply too, and has its own time."""
+        until = self._heard_at + self._context.timeouts.body_s
+        if now < until:
+            self.deadline = until
+        elif self._phase is _RELAYING:
+            self._cut(Reason.CLIENT_TIMEOUT, "silence within the request's body")
+        else:
+            self._end(Reason.CLIENT_TIMEOUT)
+            self._client.refuse(self.exchange, Refusal(Reason.CLIENT_TIMEOUT))
 
     def _what_took_long(self) -> tuple[Reason, str]:
         within = f"within {self._timeout_s:g} s" if self._is_body_complete else "in time"
