@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,8 @@ import pytest
 
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.net.client import ClientConnection
+from engadi_gateway.net.forward import Forward
+from tests.certificates import certify
 from tests.fakes import OK, RawClient, Seen, Wire, raw_client, underneath, upstream
 from tests.harness import ADMIN, ask, json_of, running, settings_for
 from tests.world import until
@@ -242,6 +245,84 @@ def test_who_reads_on_after_he_was_asked_to_go_is_not_cut_later(tmp_path: Path) 
             assert len(await client.reader.readexactly(size)) == size
             await until(lambda: one in gateway._context.idle)
             assert len(gateway._context.closing) == 0
+
+    asyncio.run(run())
+
+
+def small_socket(gateway: Gateway) -> socket.socket:
+    """To its TCP door, with as little as can be in either kernel."""
+    for door in gateway._front.doors:
+        door.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 23040)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(("127.0.0.1", gateway.port))
+    return sock
+
+
+def unix_socket(gateway: Gateway) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(gateway.settings.server_unix_socket)
+    return sock
+
+
+def asked(sock: socket.socket, folder: Path, requests: bytes, *, is_tls: bool) -> socket.socket:
+    """The same once these were sent; what comes back over TLS is not deciphered."""
+    if is_tls:
+        context = ssl.create_default_context(cafile=folder / "cert.pem")
+        sock = context.wrap_socket(sock, server_hostname="localhost")
+    sock.sendall(requests)
+    sock = socket.socket(fileno=sock.detach())
+    sock.setblocking(False)
+    return sock
+
+
+def swept_away(gateway: Gateway) -> bool:
+    """Whether nobody is left of those who should have read by now."""
+    for sweep in (gateway._context.closing, gateway._context.flights):
+        sweep.sweep(time.monotonic() + 30.0)
+    return not gateway._front.connections
+
+
+@pytest.mark.parametrize("is_own", [True, False], ids=["our own replies", "a relayed one"])
+@pytest.mark.parametrize("is_tls", [True, False], ids=["TLS", "plain"])
+@pytest.mark.parametrize("connect", [small_socket, unix_socket])
+def test_who_reads_a_little_at_a_time_is_not_cut_and_who_stops_is(
+    tmp_path: Path, connect: Callable[[Gateway], socket.socket], is_tls: bool, is_own: bool
+) -> None:
+    """Over TLS what the transport underneath holds goes into the kernel meanwhile, and no level that is seen falls."""
+    requests = GET.replace(b"/api/v1/auth/x", b"/nowhere") * 2000 if is_own else GET
+    step_bytes = (
+        8192 if is_own or connect is small_socket else 80_000
+    )  # all of a unix socket's segment, and they are long
+    values: dict[str, Any] = {"server_unix_socket": str(tmp_path / "socket"), "server_keep_alive_requests": 0}
+    certify(tmp_path, "localhost")
+    if is_tls:
+        values |= {"server_tls_certificate": str(tmp_path / "cert.pem"), "server_tls_key": str(tmp_path / "key.pem")}
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (64 << 20) + bytes(64 << 20))
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        async with upstream(script) as auth, running(tmp_path, auth, **values) as gateway:
+            with await asyncio.to_thread(lambda: asked(connect(gateway), tmp_path, requests, is_tls=is_tls)) as client:
+                await until(lambda: gateway._front.connections)
+                (connection,) = gateway._front.connections
+                await until(lambda: connection._is_write_paused)
+                waiting = connection if is_own else connection._handler
+                assert isinstance(waiting, ClientConnection | Forward)
+                found: list[bool] = []
+                while len(found) < 4:
+                    await until(lambda: connection._is_write_paused)
+                    deadline, left = waiting.deadline, step_bytes
+                    while left:
+                        left -= len(await loop.sock_recv(client, left))
+                    await asyncio.sleep(0.02)  # the kernel has room then, which is filled
+                    if connection._is_write_paused and waiting.deadline == deadline:  # it has not caught up
+                        assert not swept_away(gateway)
+                        found.append(waiting.deadline > deadline)
+                assert all(found)
+                await until(lambda: swept_away(gateway))
 
     asyncio.run(run())
 

@@ -73,7 +73,7 @@ class Forward:
     _body_bytes = 0
     _heard_at = 0.0  # when the last of an unfinished body came
     _is_client_paused = False
-    _unread_bytes = 0
+    _taken_mark = 0
     _is_upload_paused = False
     _is_retrying = False
     _failure: tuple[Reason, str] | None = None  # of the last attempt
@@ -178,11 +178,11 @@ class Forward:
 
     def _await_client(self) -> None:
         """It has so long to read on; who reads slowly is not who does not read."""
-        self._unread_bytes = self._client.unread_bytes()
+        self._taken_mark = self._client.taken_mark()
         self.deadline = time.monotonic() + self._context.timeouts.write_s
 
     def _reads_on(self) -> bool:
-        return self._is_client_paused and self._client.unread_bytes() < self._unread_bytes
+        return self._is_client_paused and self._client.taken_mark() != self._taken_mark
 
     def client_resumed(self) -> None:
         self._is_client_paused = False
