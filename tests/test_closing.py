@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import ssl
 import struct
@@ -47,6 +48,11 @@ def reset(client: RawClient) -> None:
     with underneath(client.writer.transport) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.writer.transport.abort()
+
+
+def reset_by(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
 
 
 async def rows(gateway: Gateway, count: int) -> list[dict[str, Any]]:
@@ -452,6 +458,68 @@ def test_how_a_splice_ended_is_in_its_row(tmp_path: Path, end: str) -> None:
                     await client.rest()
             (row,) = await rows(gateway, 1)
             assert (row["status_code"], row["reason"], row["error_message"]) == (101, "ok", end)
+
+    asyncio.run(run())
+
+
+def tcp_socket(gateway: Gateway) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", gateway.port))
+
+
+def say_the_last_word(sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.skipif(not hasattr(select, "POLLRDHUP"), reason="nothing tells that somebody left who is not read")
+@pytest.mark.parametrize(
+    ("connect", "leave"),
+    [
+        (tcp_socket, say_the_last_word),
+        (tcp_socket, socket.socket.close),
+        (tcp_socket, reset_by),
+        (unix_socket, say_the_last_word),
+        (unix_socket, socket.socket.close),
+    ],
+)
+def test_a_splice_ends_with_all_that_the_client_sent_unless_it_was_reset(
+    tmp_path: Path, connect: Callable[[Gateway], socket.socket], leave: Callable[[socket.socket], None]
+) -> None:
+    """The upstream reads late, so that much of it, and the end, is not read when they come."""
+    is_read, received = asyncio.Event(), bytearray()
+    block = bytes(65536)
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]  # typed as a mere WriteTransport
+        await wire.send(SWITCHED)
+        await is_read.wait()
+        wire.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        while data := await wire.reader.read(65536):
+            received.extend(data)
+
+    async def run() -> None:
+        values = {"server_unix_socket": str(tmp_path / "socket")}
+        async with upstream(on_head=script) as auth, running(tmp_path, auth, **values) as gateway:
+            loop, unread = asyncio.get_running_loop(), gateway._context.unread
+            with connect(gateway) as client:
+                client.setblocking(False)
+                await loop.sock_sendall(client, WEBSOCKET)
+                assert (await loop.sock_recv(client, 65536)).endswith(b"\r\n\r\n")
+                sent = 0
+                while not unread:
+                    await loop.sock_sendall(client, block)
+                    sent += len(block)
+                    await asyncio.sleep(0.002)
+                await loop.sock_sendall(client, b"the end")
+                leave(client)
+                await until(lambda: not unread)
+                if leave is reset_by:
+                    await until(lambda: not gateway._front.connections)
+                is_read.set()
+                (row,) = await rows(gateway, 1)
+            assert (row["status_code"], row["reason"], row["error_message"]) == (101, "ok", "closed by the client")
+            if leave is not reset_by:
+                await until(lambda: not auth.open_connections)
+                assert (len(received), bytes(received[-7:])) == (sent + 7, b"the end")
 
     asyncio.run(run())
 

@@ -35,7 +35,7 @@ class State(Enum):
     CLOSED = auto()
 
 
-_HEAD, _LINGER, _CLOSED = State.HEAD, State.LINGER, State.CLOSED
+_HEAD, _SPLICED, _LINGER, _CLOSED = State.HEAD, State.SPLICED, State.LINGER, State.CLOSED
 
 
 class Endable(asyncio.Protocol):
@@ -150,9 +150,13 @@ class Endable(asyncio.Protocol):
                 self._transport.pause_reading()
                 self._context.unread.add(self, self._transport)
 
-    def peer_left(self) -> None:
-        """It is not read, and so would not be told: whoever has left gets no answer, and costs nobody more."""
-        self._transport.abort()
+    def peer_left(self, *, is_reset: bool) -> None:
+        """It is not read, and so would not be told: whoever has left gets no answer, and costs nobody more.
+
+        In a splice an orderly end is only the last word, and what stands before it is read when there is room for it.
+        """
+        if is_reset or self.state is not _SPLICED:
+            self._transport.abort()
 
     def unread_bytes(self) -> int:
         return unread_bytes(self._transport)

@@ -32,7 +32,7 @@ _LEFT = getattr(select, "POLLRDHUP", 0x2000 if sys.platform == "linux" else 0)
 class Left(Protocol):
     """Whose peer may leave."""
 
-    def peer_left(self) -> None: ...
+    def peer_left(self, *, is_reset: bool) -> None: ...
 
 
 def bound_tls() -> None:
@@ -74,10 +74,10 @@ class Unread:
             self._poll.unregister(descriptor)
 
     def sweep(self, now: float) -> None:
-        for descriptor, _ in self._poll.poll(0) if self._connections else ():
+        for descriptor, events in self._poll.poll(0) if self._connections else ():
             connection = self._connections[descriptor]
             self.discard(connection)
-            connection.peer_left()
+            connection.peer_left(is_reset=bool(events & select.POLLERR))
 
 
 def has_unread(transport: asyncio.Transport) -> bool:
