@@ -9,7 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from engadi_gateway.gateway import Gateway
+from engadi_gateway.net.forward import Forward
 from engadi_gateway.pipeline.identity import make_token
 from tests.fakes import OK, Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, running
@@ -130,5 +133,50 @@ def test_an_upload_that_the_upstream_holds_up_within_its_reply_is_the_upstreams_
             assert gateway.breakers.status("auth", 0.0)["failure_count"] == 1
             with contextlib.suppress(ConnectionError):
                 await sending
+
+    asyncio.run(run())
+
+
+# downloads
+
+
+@pytest.mark.parametrize(
+    ("not_read_s", "is_reset", "reason", "said", "failures"),
+    [
+        (2.0, True, "client_stalled", "reset within the reply's body, after the client had not read for 2.", 0),
+        (0.0, True, "upstream_truncated", "reset within the reply's body", 1),
+        (2.0, False, "upstream_truncated", "malformed chunked body", 1),
+    ],
+)
+def test_an_upstream_that_gives_up_on_a_client_that_does_not_read_has_not_failed(
+    tmp_path: Path, not_read_s: float, is_reset: bool, reason: str, said: str, failures: int
+) -> None:
+    """A short pause is no reason for it, and nonsense has none."""
+    is_paused = asyncio.Event()
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        size = 16 << 20
+        wire.writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % size + bytes(size))
+        await is_paused.wait()
+        if is_reset:
+            wire.reset()
+        else:
+            await wire.send(b"\r\nnonsense\r\n")
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # typed as a mere WriteTransport
+            await client.send(b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n")
+            await until(lambda: any(connection._is_write_paused for connection in gateway._front.connections))
+            (connection,) = gateway._front.connections
+            assert isinstance(connection._handler, Forward)
+            connection._handler._paused_at = time.monotonic() - not_read_s
+            is_paused.set()
+            client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            await client.rest()
+            row = await the_row(gateway, "auth")
+            assert (row["status_code"], row["reason"]) == (200, reason)
+            assert row["error_message"].startswith(said)
+            assert gateway.breakers.status("auth", 0.0)["failure_count"] == failures
 
     asyncio.run(run())

@@ -47,6 +47,8 @@ _RETRYABLE = frozenset(
 )
 
 
+#: Whom a client has kept waiting for longer than that may close when it likes, and that is no failure of the service.
+_PATIENCE_S = 1.0
 _FULL = "too many upgraded connections"
 _NO_BODY, _CHUNKED, _TO_CLOSE = Framing.NONE, Framing.CHUNKED, Framing.CLOSE
 
@@ -74,6 +76,8 @@ class Forward:
     _heard_at = 0.0  # when the last of an unfinished body came
     _is_client_paused = False
     _taken_mark = 0
+    _paused_at = 0.0
+    _paused_s = 0.0  # for so long the upstream was not read for the client's sake, before the pause of now
     _is_upload_paused = False
     _is_retrying = False
     _failure: tuple[Reason, str] | None = None  # of the last attempt
@@ -172,6 +176,7 @@ class Forward:
 
     def client_paused(self) -> None:
         self._is_client_paused = True
+        self._paused_at = time.monotonic()
         if self._connection is not None:
             self._connection.transport.pause_reading()
         self._await_client()
@@ -184,7 +189,11 @@ class Forward:
     def _reads_on(self) -> bool:
         return self._is_client_paused and self._client.taken_mark() != self._taken_mark
 
+    def _not_read_s(self) -> float:
+        return self._paused_s + (time.monotonic() - self._paused_at if self._is_client_paused else 0.0)
+
     def client_resumed(self) -> None:
+        self._paused_s = self._not_read_s()
         self._is_client_paused = False
         if self._connection is not None:
             self._connection.transport.resume_reading()
@@ -273,12 +282,19 @@ class Forward:
             self._end(Reason.OK)
             self._client.finish_splice()
         elif self._phase is _RELAYING:
-            self._cut(reason, detail)
+            self._cut(*self._whose_doing(reason, detail, is_lost=connection is not None and connection.is_lost))
         else:
             self._attempt_reused = self._attempt_reused and connection is not None and not connection.has_spoken
             if self._attempt_reused and connection is not None and self._pool is not None:
                 self._pool.distrust(connection, self._started)
             self._failed(reason, detail, was_sent=True)
+
+    def _whose_doing(self, reason: Reason, detail: str, *, is_lost: bool) -> tuple[Reason, str]:
+        """An upstream that was kept waiting by the client, and then closed, has had enough of the client."""
+        not_read_s = self._not_read_s()
+        if is_lost and not_read_s > _PATIENCE_S:
+            return Reason.CLIENT_STALLED, f"{detail}, after the client had not read for {not_read_s:.1f} s"
+        return reason, detail
 
     def _failed(self, reason: Reason, detail: str, *, was_sent: bool) -> None:
         self._failure = reason, detail
