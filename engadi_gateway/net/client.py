@@ -125,7 +125,12 @@ class ClientConnection(Endable):
                 self._set_reading(False)
 
     def eof_received(self) -> bool:
-        """A client that closed its side has left, as nginx sees it; a spliced one may have said its last word."""
+        """A client that closed its side has left, as nginx sees it; a spliced one may have said its last word.
+
+        It may still read, and a reply that only the connection's end ends must not look whole to it.
+        """
+        if self._exchange is not None and self.ends_by_closing:
+            self._break_off(is_partial=True)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -156,7 +156,7 @@ class Endable(asyncio.Protocol):
         In a splice an orderly end is only the last word, and what stands before it is read when there is room for it.
         """
         if is_reset or self.state is not _SPLICED:
-            self._transport.abort()
+            self._break_off(is_partial=self._exchange is not None or self._transport.get_write_buffer_size() > 0)
 
     def unread_bytes(self) -> int:
         return unread_bytes(self._transport)
