@@ -137,6 +137,49 @@ def test_an_upload_that_the_upstream_holds_up_within_its_reply_is_the_upstreams_
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("method", [b"POST", b"PUT"])
+@pytest.mark.parametrize(
+    ("has_answered", "silent_s", "status", "reason", "failures"),
+    [
+        (False, 2.0, b"408", "client_timeout", 0),
+        (True, 2.0, b"200", "client_timeout", 0),
+        (False, 0.0, b"502", "upstream_closed", 1),
+        (True, 0.0, b"200", "upstream_truncated", 1),
+    ],
+)
+def test_an_upstream_that_gives_up_on_a_client_that_does_not_send_has_not_failed(
+    tmp_path: Path, method: bytes, has_answered: bool, silent_s: float, status: bytes, reason: str, failures: int
+) -> None:
+    gives_up = asyncio.Event()
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        if has_answered:
+            await wire.send(BEGUN)
+        await gives_up.wait()
+        wire.close()
+
+    async def run() -> None:
+        values = {"server_max_body_bytes": 0, "upstream_retry_count": 1}
+        async with upstream(on_head=script) as auth, running(tmp_path, auth, **values) as gateway:
+            async with raw_client(gateway.port) as client:
+                await client.send(UPLOAD.replace(b"POST", method) + b"x")
+                await until(lambda: auth.raw and auth.raw[0].endswith(b"x"))
+                reply = await client.reader.readuntil(b"he") if has_answered else b""
+                (connection,) = gateway._front.connections
+                assert isinstance(connection._handler, Forward)
+                connection._handler._heard_at = connection._handler._started = time.monotonic() - silent_s
+                gives_up.set()
+                reply += await client.rest()
+            assert reply[9:12] == status
+            row = await the_row(gateway, "auth")
+            attempts = 1 if silent_s or has_answered or method == b"POST" else 2
+            assert (row["reason"], row["attempts"]) == (reason, attempts)
+            assert ("silence within the request's body" in row["error_message"]) is (silent_s > 0.0)
+            assert gateway.breakers.status("auth", 0.0)["failure_count"] == failures
+
+    asyncio.run(run())
+
+
 # downloads
 
 

@@ -145,6 +145,10 @@ class Forward:
         self._heard_at = now
         self.deadline = now + self._context.timeouts.body_s
 
+    def _is_body_awaited(self) -> bool:
+        """There is more of it to come, and nobody holds it up."""
+        return not self._is_body_complete and not self._client.is_upload_paused
+
     def body_end(self) -> None:
         """The request's body is complete: from now on the upstream's time runs."""
         self._is_body_complete = True
@@ -281,18 +285,28 @@ class Forward:
             self.exchange.error_message = f"{detail} by the upstream"
             self._end(Reason.OK)
             self._client.finish_splice()
-        elif self._phase is _RELAYING:
-            self._cut(*self._whose_doing(reason, detail, is_lost=connection is not None and connection.is_lost))
+            return
+        if connection is not None and connection.is_lost:
+            reason, detail = self._whose_doing(reason, detail)
+        if self._phase is _RELAYING:
+            self._cut(reason, detail)
         else:
-            self._attempt_reused = self._attempt_reused and connection is not None and not connection.has_spoken
+            is_unheard = connection is not None and not connection.has_spoken and reason is not Reason.CLIENT_TIMEOUT
+            self._attempt_reused = self._attempt_reused and is_unheard
             if self._attempt_reused and connection is not None and self._pool is not None:
                 self._pool.distrust(connection, self._started)
             self._failed(reason, detail, was_sent=True)
 
-    def _whose_doing(self, reason: Reason, detail: str, *, is_lost: bool) -> tuple[Reason, str]:
-        """An upstream that was kept waiting by the client, and then closed, has had enough of the client."""
+    def _whose_doing(self, reason: Reason, detail: str) -> tuple[Reason, str]:
+        """An upstream that was kept waiting by the client, and then closed, has had enough of the client.
+
+        Another attempt would wait for the same client, so there is none.
+        """
+        not_sent_s = time.monotonic() - max(self._heard_at, self._started) if self._is_body_awaited() else 0.0
+        if not_sent_s > _PATIENCE_S:
+            return Reason.CLIENT_TIMEOUT, f"{detail}, after {not_sent_s:.1f} s of silence within the request's body"
         not_read_s = self._not_read_s()
-        if is_lost and not_read_s > _PATIENCE_S:
+        if self._phase is _RELAYING and not_read_s > _PATIENCE_S:
             return Reason.CLIENT_STALLED, f"{detail}, after the client had not read for {not_read_s:.1f} s"
         return reason, detail
 
@@ -507,7 +521,7 @@ class Forward:
             self._client.abort()
         elif self._is_client_paused:
             self._cut(Reason.CLIENT_STALLED, "the client does not read")
-        elif not self._is_body_complete and not self._client.is_upload_paused:
+        elif self._is_body_awaited():
             self._await_body(now)
         elif self._phase is _RELAYING:
             self._cut(Reason.UPSTREAM_STALLED, "silence within the reply's body")
@@ -517,7 +531,7 @@ class Forward:
             self._give_up(*self._what_took_long())
 
     def _await_body(self, now: float) -> None:
-        """Nobody holds the upload up: the silence is the client's, in a reply too, and has its own time."""
+        """The silence is the client's, in a reply too, and has its own time."""
         until = self._heard_at + self._context.timeouts.body_s
         if now < until:
             self.deadline = until
