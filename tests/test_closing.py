@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +17,8 @@ import pytest
 
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.net.client import ClientConnection
+from engadi_gateway.net.forward import Forward
+from tests.certificates import certify
 from tests.fakes import OK, RawClient, Seen, Wire, raw_client, underneath, upstream
 from tests.harness import ADMIN, ask, json_of, running, settings_for
 from tests.world import until
@@ -44,6 +48,11 @@ def reset(client: RawClient) -> None:
     with underneath(client.writer.transport) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.writer.transport.abort()
+
+
+def reset_by(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
 
 
 async def rows(gateway: Gateway, count: int) -> list[dict[str, Any]]:
@@ -246,6 +255,84 @@ def test_who_reads_on_after_he_was_asked_to_go_is_not_cut_later(tmp_path: Path) 
     asyncio.run(run())
 
 
+def small_socket(gateway: Gateway) -> socket.socket:
+    """To its TCP door, with as little as can be in either kernel."""
+    for door in gateway._front.doors:
+        door.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 23040)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(("127.0.0.1", gateway.port))
+    return sock
+
+
+def unix_socket(gateway: Gateway) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(gateway.settings.server_unix_socket)
+    return sock
+
+
+def asked(sock: socket.socket, folder: Path, requests: bytes, *, is_tls: bool) -> socket.socket:
+    """The same once these were sent; what comes back over TLS is not deciphered."""
+    if is_tls:
+        context = ssl.create_default_context(cafile=folder / "cert.pem")
+        sock = context.wrap_socket(sock, server_hostname="localhost")
+    sock.sendall(requests)
+    sock = socket.socket(fileno=sock.detach())
+    sock.setblocking(False)
+    return sock
+
+
+def swept_away(gateway: Gateway) -> bool:
+    """Whether nobody is left of those who should have read by now."""
+    for sweep in (gateway._context.closing, gateway._context.flights):
+        sweep.sweep(time.monotonic() + 30.0)
+    return not gateway._front.connections
+
+
+@pytest.mark.parametrize("is_own", [True, False], ids=["our own replies", "a relayed one"])
+@pytest.mark.parametrize("is_tls", [True, False], ids=["TLS", "plain"])
+@pytest.mark.parametrize("connect", [small_socket, unix_socket])
+def test_who_reads_a_little_at_a_time_is_not_cut_and_who_stops_is(
+    tmp_path: Path, connect: Callable[[Gateway], socket.socket], is_tls: bool, is_own: bool
+) -> None:
+    """Over TLS what the transport underneath holds goes into the kernel meanwhile, and no level that is seen falls."""
+    requests = GET.replace(b"/api/v1/auth/x", b"/nowhere") * 2000 if is_own else GET
+    step_bytes = (
+        8192 if is_own or connect is small_socket else 80_000
+    )  # all of a unix socket's segment, and they are long
+    values: dict[str, Any] = {"server_unix_socket": str(tmp_path / "socket"), "server_keep_alive_requests": 0}
+    certify(tmp_path, "localhost")
+    if is_tls:
+        values |= {"server_tls_certificate": str(tmp_path / "cert.pem"), "server_tls_key": str(tmp_path / "key.pem")}
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (64 << 20) + bytes(64 << 20))
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        async with upstream(script) as auth, running(tmp_path, auth, **values) as gateway:
+            with await asyncio.to_thread(lambda: asked(connect(gateway), tmp_path, requests, is_tls=is_tls)) as client:
+                await until(lambda: gateway._front.connections)
+                (connection,) = gateway._front.connections
+                await until(lambda: connection._is_write_paused)
+                waiting = connection if is_own else connection._handler
+                assert isinstance(waiting, ClientConnection | Forward)
+                found: list[bool] = []
+                while len(found) < 4:
+                    await until(lambda: connection._is_write_paused)
+                    deadline, left = waiting.deadline, step_bytes
+                    while left:
+                        left -= len(await loop.sock_recv(client, left))
+                    await asyncio.sleep(0.02)  # the kernel has room then, which is filled
+                    if connection._is_write_paused and waiting.deadline == deadline:  # it has not caught up
+                        assert not swept_away(gateway)
+                        found.append(waiting.deadline > deadline)
+                assert all(found)
+                await until(lambda: swept_away(gateway))
+
+    asyncio.run(run())
+
+
 # whoever has left
 
 
@@ -371,6 +458,68 @@ def test_how_a_splice_ended_is_in_its_row(tmp_path: Path, end: str) -> None:
                     await client.rest()
             (row,) = await rows(gateway, 1)
             assert (row["status_code"], row["reason"], row["error_message"]) == (101, "ok", end)
+
+    asyncio.run(run())
+
+
+def tcp_socket(gateway: Gateway) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", gateway.port))
+
+
+def say_the_last_word(sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.skipif(not hasattr(select, "POLLRDHUP"), reason="nothing tells that somebody left who is not read")
+@pytest.mark.parametrize(
+    ("connect", "leave"),
+    [
+        (tcp_socket, say_the_last_word),
+        (tcp_socket, socket.socket.close),
+        (tcp_socket, reset_by),
+        (unix_socket, say_the_last_word),
+        (unix_socket, socket.socket.close),
+    ],
+)
+def test_a_splice_ends_with_all_that_the_client_sent_unless_it_was_reset(
+    tmp_path: Path, connect: Callable[[Gateway], socket.socket], leave: Callable[[socket.socket], None]
+) -> None:
+    """The upstream reads late, so that much of it, and the end, is not read when they come."""
+    is_read, received = asyncio.Event(), bytearray()
+    block = bytes(65536)
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]  # typed as a mere WriteTransport
+        await wire.send(SWITCHED)
+        await is_read.wait()
+        wire.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        while data := await wire.reader.read(65536):
+            received.extend(data)
+
+    async def run() -> None:
+        values = {"server_unix_socket": str(tmp_path / "socket")}
+        async with upstream(on_head=script) as auth, running(tmp_path, auth, **values) as gateway:
+            loop, unread = asyncio.get_running_loop(), gateway._context.unread
+            with connect(gateway) as client:
+                client.setblocking(False)
+                await loop.sock_sendall(client, WEBSOCKET)
+                assert (await loop.sock_recv(client, 65536)).endswith(b"\r\n\r\n")
+                sent = 0
+                while not unread:
+                    await loop.sock_sendall(client, block)
+                    sent += len(block)
+                    await asyncio.sleep(0.002)
+                await loop.sock_sendall(client, b"the end")
+                leave(client)
+                await until(lambda: not unread)
+                if leave is reset_by:
+                    await until(lambda: not gateway._front.connections)
+                is_read.set()
+                (row,) = await rows(gateway, 1)
+            assert (row["status_code"], row["reason"], row["error_message"]) == (101, "ok", "closed by the client")
+            if leave is not reset_by:
+                await until(lambda: not auth.open_connections)
+                assert (len(received), bytes(received[-7:])) == (sent + 7, b"the end")
 
     asyncio.run(run())
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.fakes import OK, Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, running, token
+from tests.world import until
 
 GET = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: gateway.test\r\n\r\n"
 
@@ -250,6 +251,30 @@ def test_a_cut_off_body_does_not_look_whole_to_http10_either(tmp_path: Path, nam
             assert (await client.reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 OK")
             with pytest.raises(ConnectionResetError):
                 await client.reader.read()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["all was read", "it is not read just now"])
+def test_a_http10_client_that_closed_its_side_does_not_see_a_whole_body_either(tmp_path: Path, is_read: bool) -> None:
+    size = 100 if is_read else 32 << 20
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % size + bytes(size))
+        await asyncio.Event().wait()
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            await client.send(b"GET /api/v1/auth/x HTTP/1.0\r\nHost: h\r\n\r\n")
+            await client.reader.readuntil(b"\r\n\r\n")
+            if not is_read:
+                (connection,) = gateway._front.connections
+                await until(lambda: connection._is_write_paused)
+                connection._set_reading(False)
+            client.writer.write_eof()
+            with pytest.raises(ConnectionResetError):
+                await client.reader.read()
+            await until(lambda: not gateway._front.connections)
 
     asyncio.run(run())
 

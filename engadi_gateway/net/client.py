@@ -125,7 +125,12 @@ class ClientConnection(Endable):
                 self._set_reading(False)
 
     def eof_received(self) -> bool:
-        """A client that closed its side has left, as nginx sees it; a spliced one may have said its last word."""
+        """A client that closed its side has left, as nginx sees it; a spliced one may have said its last word.
+
+        It may still read, and a reply that only the connection's end ends must not look whole to it.
+        """
+        if self._exchange is not None and self.ends_by_closing:
+            self._break_off(is_partial=True)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -243,6 +248,7 @@ class ClientConnection(Endable):
                 if wait is None:
                     break
                 exchange.remote_verdict = await self._context.upcalls.judge(exchange, wait)
+                exchange.waited(time.monotonic())
                 wait = exchange.pipeline.decide(exchange)
             if wait is not None:
                 exchange.refusal = Refusal(Reason.AUTH_UNAVAILABLE)

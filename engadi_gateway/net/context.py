@@ -68,8 +68,8 @@ class Downstream(Protocol):
     ends_by_closing: bool  # the reply under way has no other end than the connection's
 
     def write(self, data: bytes) -> None: ...
-    def unread_bytes(self) -> int:
-        """What was written and has not reached the client yet, in the kernel too."""
+    def taken_mark(self) -> int:
+        """Another number than before where the client has taken some of what was written."""
         ...
 
     def abort(self) -> None:

@@ -17,7 +17,7 @@ from typing import cast
 
 from engadi_gateway.errors import Reason, Refusal
 from engadi_gateway.net.context import Context
-from engadi_gateway.net.sockets import break_off, has_unread, unread_bytes
+from engadi_gateway.net.sockets import break_off, has_unread, taken_mark, unread_bytes
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.wire.request import HEAD_END
 
@@ -35,7 +35,7 @@ class State(Enum):
     CLOSED = auto()
 
 
-_HEAD, _LINGER, _CLOSED = State.HEAD, State.LINGER, State.CLOSED
+_HEAD, _SPLICED, _LINGER, _CLOSED = State.HEAD, State.SPLICED, State.LINGER, State.CLOSED
 
 
 class Endable(asyncio.Protocol):
@@ -57,7 +57,7 @@ class Endable(asyncio.Protocol):
         self._is_reading = True
         self.is_upload_paused = False
         self.ends_by_closing = False
-        self._unread_bytes = 0
+        self._taken_mark = 0
         self._requests_then = 0
         self.deadline = math.inf
 
@@ -150,12 +150,19 @@ class Endable(asyncio.Protocol):
                 self._transport.pause_reading()
                 self._context.unread.add(self, self._transport)
 
-    def peer_left(self) -> None:
-        """It is not read, and so would not be told: whoever has left gets no answer, and costs nobody more."""
-        self._transport.abort()
+    def peer_left(self, *, is_reset: bool) -> None:
+        """It is not read, and so would not be told: whoever has left gets no answer, and costs nobody more.
+
+        In a splice an orderly end is only the last word, and what stands before it is read when there is room for it.
+        """
+        if is_reset or self.state is not _SPLICED:
+            self._break_off(is_partial=self._exchange is not None or self._transport.get_write_buffer_size() > 0)
 
     def unread_bytes(self) -> int:
         return unread_bytes(self._transport)
+
+    def taken_mark(self) -> int:
+        return taken_mark(self._transport)
 
     # the end
 
@@ -198,7 +205,7 @@ class Endable(asyncio.Protocol):
 
     def _expire_in(self, seconds: float) -> None:
         self.deadline = time.monotonic() + seconds
-        self._unread_bytes = self.unread_bytes()
+        self._taken_mark = self.taken_mark()
         self._requests_then = self._requests
         self._context.closing.add(self)
 
@@ -208,13 +215,15 @@ class Endable(asyncio.Protocol):
             self._context.closing.discard(self)  # it did, or has asked again
             if self._exchange is None and not self._is_queued:
                 self._wait_in_queue(now)
-        elif (
-            self._requests != self._requests_then or _FIN_BYTES < self.unread_bytes() < self._unread_bytes
-        ):  # slowly, but it reads
+        elif self._requests != self._requests_then or self._reads_on():
             self._expire_in(self._context.timeouts.write_s)
         else:
             self._context.closing.discard(self)
             self._break_off(is_partial=self._transport.get_write_buffer_size() > 0)
+
+    def _reads_on(self) -> bool:
+        """Slowly, but it reads, and there is something left to read."""
+        return self.unread_bytes() > _FIN_BYTES and self.taken_mark() != self._taken_mark
 
     def _break_off(self, *, is_partial: bool) -> None:
         """Close at once; by a reset where an orderly close would look like the end of the reply (HTTP/1.0)."""

@@ -47,6 +47,8 @@ _RETRYABLE = frozenset(
 )
 
 
+#: Whom a client has kept waiting for longer than that may close when it likes, and that is no failure of the service.
+_PATIENCE_S = 1.0
 _FULL = "too many upgraded connections"
 _NO_BODY, _CHUNKED, _TO_CLOSE = Framing.NONE, Framing.CHUNKED, Framing.CLOSE
 
@@ -71,8 +73,11 @@ class Forward:
     _connection: UpstreamConnection | None = None
     _out_framing = Framing.NONE
     _body_bytes = 0
+    _heard_at = 0.0  # when the last of an unfinished body came
     _is_client_paused = False
-    _unread_bytes = 0
+    _taken_mark = 0
+    _paused_at = 0.0
+    _paused_s = 0.0  # for so long the upstream was not read for the client's sake, before the pause of now
     _is_upload_paused = False
     _is_retrying = False
     _failure: tuple[Reason, str] | None = None  # of the last attempt
@@ -110,7 +115,7 @@ class Forward:
         if body:
             self._keep(body)
         if not is_complete:
-            self.deadline = exchange.now + context.timeouts.body_s
+            self._heard(exchange.now)
             BreakerStage.awaits_body(exchange)
             self._is_held = pool.is_half_taken and not self._is_too_long_to_hold()
         if not self._is_held:
@@ -129,13 +134,21 @@ class Forward:
         if self._phase is _SPLICED:
             self._spliced_up(data)
             return
-        self.deadline = time.monotonic() + self._context.timeouts.body_s
+        self._heard(time.monotonic())
         self._keep(data)
         if self._connection is not None:
             self._connection.send(self._framed(data))
         elif self._is_held and self._is_too_long_to_hold():
             self._is_held = False
             self._attempt()
+
+    def _heard(self, now: float) -> None:
+        self._heard_at = now
+        self.deadline = now + self._context.timeouts.body_s
+
+    def _is_body_awaited(self) -> bool:
+        """There is more of it to come, and nobody holds it up."""
+        return not self._is_body_complete and not self._client.is_upload_paused
 
     def body_end(self) -> None:
         """The request's body is complete: from now on the upstream's time runs."""
@@ -172,19 +185,24 @@ class Forward:
 
     def client_paused(self) -> None:
         self._is_client_paused = True
+        self._paused_at = time.monotonic()
         if self._connection is not None:
             self._connection.transport.pause_reading()
         self._await_client()
 
     def _await_client(self) -> None:
         """It has so long to read on; who reads slowly is not who does not read."""
-        self._unread_bytes = self._client.unread_bytes()
+        self._taken_mark = self._client.taken_mark()
         self.deadline = time.monotonic() + self._context.timeouts.write_s
 
     def _reads_on(self) -> bool:
-        return self._is_client_paused and self._client.unread_bytes() < self._unread_bytes
+        return self._is_client_paused and self._client.taken_mark() != self._taken_mark
+
+    def _not_read_s(self) -> float:
+        return self._paused_s + (time.monotonic() - self._paused_at if self._is_client_paused else 0.0)
 
     def client_resumed(self) -> None:
+        self._paused_s = self._not_read_s()
         self._is_client_paused = False
         if self._connection is not None:
             self._connection.transport.resume_reading()
@@ -237,6 +255,8 @@ class Forward:
             connection.transport.pause_reading()
         if was_paused and not self._is_upstream_paused:
             self._client.resume_upload()
+            if not self._is_body_complete:
+                self._heard(self._started)
 
     def _with_body(self) -> bytes:
         parts = [self._head_bytes]
@@ -270,13 +290,30 @@ class Forward:
             self.exchange.error_message = f"{detail} by the upstream"
             self._end(Reason.OK)
             self._client.finish_splice()
-        elif self._phase is _RELAYING:
+            return
+        if connection is not None and connection.is_lost:
+            reason, detail = self._whose_doing(reason, detail)
+        if self._phase is _RELAYING:
             self._cut(reason, detail)
         else:
-            self._attempt_reused = self._attempt_reused and connection is not None and not connection.has_spoken
+            is_unheard = connection is not None and not connection.has_spoken and reason is not Reason.CLIENT_TIMEOUT
+            self._attempt_reused = self._attempt_reused and is_unheard
             if self._attempt_reused and connection is not None and self._pool is not None:
                 self._pool.distrust(connection, self._started)
             self._failed(reason, detail, was_sent=True)
+
+    def _whose_doing(self, reason: Reason, detail: str) -> tuple[Reason, str]:
+        """An upstream that was kept waiting by the client, and then closed, has had enough of the client.
+
+        Another attempt would wait for the same client, so there is none.
+        """
+        not_sent_s = time.monotonic() - max(self._heard_at, self._started) if self._is_body_awaited() else 0.0
+        if not_sent_s > _PATIENCE_S:
+            return Reason.CLIENT_TIMEOUT, f"{detail}, after {not_sent_s:.1f} s of silence within the request's body"
+        not_read_s = self._not_read_s()
+        if self._phase is _RELAYING and not_read_s > _PATIENCE_S:
+            return Reason.CLIENT_STALLED, f"{detail}, after the client had not read for {not_read_s:.1f} s"
+        return reason, detail
 
     def _failed(self, reason: Reason, detail: str, *, was_sent: bool) -> None:
         self._failure = reason, detail
@@ -438,7 +475,7 @@ class Forward:
         if self._phase is _SPLICED:
             self._note_splice()
         elif not self._is_body_complete:
-            self.deadline = time.monotonic() + self._context.timeouts.body_s  # the client's time was not running
+            self._heard(time.monotonic())  # the client's time was not running
 
     # splice
 
@@ -498,15 +535,25 @@ class Forward:
             self._client.abort()
         elif self._is_client_paused:
             self._cut(Reason.CLIENT_STALLED, "the client does not read")
+        elif self._is_body_awaited():
+            self._await_body(now)
         elif self._phase is _RELAYING:
             self._cut(Reason.UPSTREAM_STALLED, "silence within the reply's body")
-        elif not self._is_body_complete and not self._client.is_upload_paused:
-            self._end(Reason.CLIENT_TIMEOUT)
-            self._client.refuse(self.exchange, Refusal(Reason.CLIENT_TIMEOUT))
         else:
             if self._failure is None:
                 BreakerStage.ran_out_of_time(self.exchange)
             self._give_up(*self._what_took_long())
+
+    def _await_body(self, now: float) -> None:
+        """The silence is the client's, in a reply too, and has its own time."""
+        until = self._heard_at + self._context.timeouts.body_s
+        if now < until:
+            self.deadline = until
+        elif self._phase is _RELAYING:
+            self._cut(Reason.CLIENT_TIMEOUT, "silence within the request's body")
+        else:
+            self._end(Reason.CLIENT_TIMEOUT)
+            self._client.refuse(self.exchange, Refusal(Reason.CLIENT_TIMEOUT))
 
     def _what_took_long(self) -> tuple[Reason, str]:
         within = f"within {self._timeout_s:g} s" if self._is_body_complete else "in time"

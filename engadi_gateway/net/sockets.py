@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import select
 import socket
@@ -18,6 +19,10 @@ READ_BYTES = 65536
 _WAITING_BYTES = 65536
 #: A record of TLS is 16 KiB and some; asyncio allots 256 KiB to each connection, however idle.
 _TLS_READ_BYTES = 18 << 10
+#: Where Linux tells how many bytes the peer's kernel has acknowledged so far (`tcpi_bytes_acked`, since 4.1).
+_TCP_INFO = getattr(socket, "TCP_INFO", 0) if sys.platform == "linux" else 0
+_TCP_INFO_BYTES = 128
+_ACKED = slice(120, 128)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 #: The peer has closed its side. Where the kernel does not tell, whoever left is noticed by the time-outs. PyPy has no
 #: name for it.
@@ -27,7 +32,7 @@ _LEFT = getattr(select, "POLLRDHUP", 0x2000 if sys.platform == "linux" else 0)
 class Left(Protocol):
     """Whose peer may leave."""
 
-    def peer_left(self) -> None: ...
+    def peer_left(self, *, is_reset: bool) -> None: ...
 
 
 def bound_tls() -> None:
@@ -69,10 +74,10 @@ class Unread:
             self._poll.unregister(descriptor)
 
     def sweep(self, now: float) -> None:
-        for descriptor, _ in self._poll.poll(0) if self._connections else ():
+        for descriptor, events in self._poll.poll(0) if self._connections else ():
             connection = self._connections[descriptor]
             self.discard(connection)
-            connection.peer_left()
+            connection.peer_left(is_reset=bool(events & select.POLLERR))
 
 
 def has_unread(transport: asyncio.Transport) -> bool:
@@ -93,6 +98,21 @@ def unread_bytes(transport: asyncio.Transport) -> int:
         return held + int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     except (OSError, ValueError):  # closed already
         return held
+
+
+def taken_mark(transport: asyncio.Transport) -> int:
+    """Moves as the other side takes what was written, and stays while it takes nothing.
+
+    Not of what is left alone: over TLS nobody sees what the transport underneath holds, and as long as that goes into
+    the kernel what is seen does not fall, however steadily it is read. Where nobody counts what was taken (a unix
+    socket), what is seen has to change, in whichever direction.
+    """
+    if _TCP_INFO:
+        with contextlib.suppress(OSError):
+            info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_BYTES)
+            if len(info) == _TCP_INFO_BYTES:
+                return int.from_bytes(info[_ACKED], sys.byteorder)
+    return unread_bytes(transport)
 
 
 def break_off(transport: asyncio.Transport, *, is_reset: bool) -> None:

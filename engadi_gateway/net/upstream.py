@@ -62,6 +62,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection. `served` counts the requests it carried before the present one; `tls` is what it trusts."""
 
     tls: ssl.SSLContext | None = None
+    is_lost = False  # it ended from outside, and not because of what it said
 
     def __init__(self, owner: Owner, max_head_bytes: int) -> None:
         self.owner = owner
@@ -168,6 +169,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None and self.user is not None and self.state is not _SPLICED:
             self._hear_last_words()
+        self.is_lost = True
         state, self.state = self.state, _CLOSED
         user, self.user = self.user, None
         self.owner.forget(self)

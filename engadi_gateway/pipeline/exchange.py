@@ -50,8 +50,9 @@ class Target:
 class Exchange:
     """Created when a head was read, settled exactly once. Stages read and write it; none reads a clock.
 
-    `now` is monotonic seconds, `wall` epoch seconds, both of the moment the head was complete. `is_rehearsal` marks
-    an exchange that only asks (explain): the decisions are the same, nothing is spent and no permit is taken.
+    `now` is monotonic seconds, `wall` epoch seconds, both of the moment the head was complete, or since when whoever
+    had to be asked about it has answered. `is_rehearsal` marks an exchange that only asks (explain): the decisions are
+    the same, nothing is spent and no permit is taken.
 
     What is not known yet stands on the class: most exchanges learn little, and thirty stores cost half a microsecond.
     """
@@ -75,6 +76,7 @@ class Exchange:
     refusal: Refusal | None = None
     observed: str | None = None  # what a rule in observe mode would have refused
     # how it went
+    waited_s = 0.0  # for somebody's answer, before it was decided
     ended = 0.0  # when it was settled
     reason = Reason.OK
     status = 0
@@ -93,6 +95,13 @@ class Exchange:
         self.wall = wall
         self.pipeline = pipeline
         self.reply_lines: list[bytes] = []  # whole header lines, several in one with CRLF between, without the last
+
+    def waited(self, now: float) -> None:
+        """Somebody was asked, and it goes on at monotonic second `now`: what took that long was no service's doing."""
+        passed_s = now - self.now
+        self.now = now
+        self.wall += passed_s
+        self.waited_s += passed_s
 
     @property
     def message(self) -> str | None:
