@@ -416,22 +416,23 @@ class Gateway:
             if kept != snapshot:
                 compiled = compiler.compile(kept, time.monotonic())
             before = self.settings
-            self._take(settings, compiler)
+            forgets = self._take(settings, compiler)
             self._swap(kept, compiled)
             self._say_what_is_amiss()
-        if said and settings.jwt_secret_key != before.jwt_secret_key:
+        if said and forgets:  # another key, then
             self._log.warning(said)
         fixed = waiting_for_a_restart(before, wanted)
         if fixed:
             self._log.warning("these take a restart: %s", ", ".join(fixed))
         self._reloads["success"] += 1
 
-    def _take(self, settings: Settings, compiler: Compiler) -> None:
-        """Nothing can fail any more."""
-        if (
+    def _take(self, settings: Settings, compiler: Compiler) -> bool:
+        """Nothing can fail any more. Whether what was verified is to be verified anew."""
+        forgets = (
             _verdicts_hang_on(settings) != _verdicts_hang_on(self.settings)
             or compiler.judge.keyring.key != self._compiler.judge.keyring.key  # read anew from a file of the same name
-        ):
+        )
+        if forgets:
             self._state.tokens.clear()
         self.settings, self._compiler = settings, compiler
         if self._front.tls is not None:
@@ -449,6 +450,7 @@ class Gateway:
         self.journal.retention_days = settings.log_retention_days
         self.journal.max_bytes = settings.log_max_bytes
         self.journal.queue_rows = settings.log_queue_rows
+        return forgets
 
     def note_failed_reload(self) -> None:
         self._reloads["failure"] += 1

@@ -60,7 +60,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/health", observe.health, "Whether all is well: names and states", is_public=True, says="Health"),
     Endpoint("GET", "/livez", observe.livez, "Whether the process answers", is_public=True, media="text/plain"),
     Endpoint("GET", "/readyz", observe.readyz, "Whether it takes traffic", is_public=True,
-             query={"verbose": Text(note="with the lifecycle, whatever its value")}, media="text/plain"),
+             query={"verbose": Text(longest=0, note="with the lifecycle, whatever its value")}, media="text/plain"),
     Endpoint("GET", f"{BASE}/health", observe.health, "The same as /health", is_public=True, says="Health"),
     Endpoint("GET", f"{BASE}/openapi.json", openapi, "This document", says="OpenAPI"),
 

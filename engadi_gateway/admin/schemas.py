@@ -36,7 +36,10 @@ class Schema(Protocol):
 
 @dataclass(frozen=True)
 class Text:
-    """A string. `is_good` raises ValueError with a sentence; `format`, `says`, a pattern, and `note` are only said."""
+    """A string. `is_good` raises ValueError with a sentence; `format`, `says`, a pattern, and `note` are only said.
+
+    longest: characters; 0: any number of them.
+    """
 
     pattern: str = ""
     longest: int = 1024
@@ -52,7 +55,7 @@ class Text:
             return [Fault(pointer, "expected a string")]
         if self.choices and value not in self.choices:
             return [Fault(pointer, f"expected one of {', '.join(self.choices)}")]
-        if not self.shortest <= len(value) <= self.longest:
+        if len(value) < self.shortest or 0 < self.longest < len(value):
             return [Fault(pointer, f"expected {self.shortest} to {self.longest} characters")]
         if self.pattern and not re.fullmatch(self.pattern, value):
             return [Fault(pointer, f"expected to match {self.pattern}")]
@@ -65,6 +68,8 @@ class Text:
 
     def describe(self) -> Json:
         document: Json = {"type": "string", "minLength": self.shortest, "maxLength": self.longest}
+        if not self.longest:
+            document = {"type": "string"}
         if self.choices:
             document = {"type": "string", "enum": list(self.choices)}
         if self.pattern:
