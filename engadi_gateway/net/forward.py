@@ -16,6 +16,7 @@ from engadi_gateway.model import Framing
 from engadi_gateway.net.context import Context, Downstream
 from engadi_gateway.net.outgoing import upstream_request
 from engadi_gateway.net.pool import Pool
+from engadi_gateway.net.upload import Upload
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.pipeline.breaker import BreakerStage
 from engadi_gateway.pipeline.exchange import Exchange
@@ -64,40 +65,31 @@ class Phase(Enum):
 _WAITING, _RELAYING, _SPLICED, _DONE = Phase
 
 
-class Forward:
+class Forward(Upload):
     """Made for one exchange that every stage let pass; tells `client` how it ended, once."""
 
     # how each begins; on the class, because most end without having changed
     _phase = _WAITING
     _pool: Pool | None = None
-    _connection: UpstreamConnection | None = None
     _out_framing = Framing.NONE
-    _body_bytes = 0
-    _heard_at = 0.0  # when the last of an unfinished body came
     _is_client_paused = False
     _taken_mark = 0
     _paused_at = 0.0
     _paused_s = 0.0  # for so long the upstream was not read for the client's sake, before the pause of now
-    _is_upload_paused = False
     _is_retrying = False
     _failure: tuple[Reason, str] | None = None  # of the last attempt
     _is_upstream_paused = False
     _attempt_reused = False
-    _is_held = False  # a slow upload takes none of the last connections before it is complete, or too long to keep
     _interim = 0
 
     def __init__(self, context: Context, client: Downstream, exchange: Exchange) -> None:
         route = exchange.route
         assert route is not None
+        super().__init__(context, client, exchange)
         retry = context.retry
-        self._context = context
-        self._client = client
-        self.exchange = exchange
         self._parser = context.reply_parsers[exchange.pipeline.answers_cors]
         self._timeout_s = retry.timeout_s if route.timeout is None else route.timeout
         self._retries_left = retry.retry_count if route.retry_count is None else route.retry_count
-        self._framing = exchange.head.framing
-        self._body: list[bytes] | None = []  # what was received so far, while it may have to be sent again
         self.deadline = exchange.now + self._timeout_s
 
     # the client's side
@@ -142,14 +134,6 @@ class Forward:
             self._is_held = False
             self._attempt()
 
-    def _heard(self, now: float) -> None:
-        self._heard_at = now
-        self.deadline = now + self._context.timeouts.body_s
-
-    def _is_body_awaited(self) -> bool:
-        """There is more of it to come, and nobody holds it up."""
-        return not self._is_body_complete and not self._client.is_upload_paused
-
     def body_end(self) -> None:
         """The request's body is complete: from now on the upstream's time runs."""
         self._is_body_complete = True
@@ -165,9 +149,6 @@ class Forward:
         elif self._is_held or is_late:
             self._is_held = False
             self._attempt()
-
-    def _is_too_long_to_hold(self) -> bool:
-        return self._body_bytes > self._context.retry.buffer_bytes
 
     def client_gone(self) -> None:
         """Cancel upstream at once; nobody's failure."""
@@ -211,25 +192,6 @@ class Forward:
         else:
             self.deadline = time.monotonic() + self._timeout_s
 
-    def _keep(self, data: bytes) -> None:
-        self.exchange.bytes_in += len(data)
-        if self._body is None or not data:
-            return
-        self._body_bytes += len(data)
-        if self._body_bytes > self._context.retry.buffer_bytes and self._connection is not None:
-            self._body = None  # too much to be sent again
-        else:
-            self._body.append(data)
-        if self._connection is None and self._body_bytes > self._context.retry.buffer_bytes:
-            self._pause_upload()
-
-    def _framed(self, data: bytes) -> bytes:
-        return chunk(data) if self._framing is Framing.CHUNKED else data
-
-    def _pause_upload(self) -> None:
-        self._is_upload_paused = True
-        self._client.pause_upload()
-
     # attempts
 
     def _attempt(self, *, is_new: bool = False) -> None:
@@ -257,16 +219,6 @@ class Forward:
             self._client.resume_upload()
             if not self._is_body_complete:
                 self._heard(self._started)
-
-    def _with_body(self) -> bytes:
-        parts = [self._head_bytes]
-        assert self._body is not None
-        parts += [self._framed(data) for data in self._body]
-        if self._framing is Framing.CHUNKED and self._is_body_complete:
-            parts.append(LAST_CHUNK)
-        if self._body_bytes > self._context.retry.buffer_bytes:
-            self._body = None
-        return b"".join(parts)
 
     def connect_failed(self, reason: Reason, detail: str) -> None:
         self.exchange.attempts += 1
