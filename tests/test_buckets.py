@@ -85,6 +85,19 @@ TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
+def test_a_sweep_does_no_more_for_many_rules_and_goes_on_where_it_stopped() -> None:
+    store = BucketStore(1_000_000)
+    rules = [store.of(a_rule(str(number)), 0.0) for number in range(7)]
+    for buckets in rules:
+        fill_store(store, buckets, [f"s{number}" for number in range(4_000)], 0.01, 0.0)
+    left = [len(store)]
+    while left[-1]:
+        store.sweep(60.0)
+        left.append(len(store))
+    assert left == [28_000, 18_000, 8_000, 0]
+    assert store._held == 0
+
+
 def size_of(buckets: Buckets) -> int:
     """Bytes of everything that a rule's buckets hold: tables, subjects, numbers."""
     tables = sys.getsizeof(buckets.full_at) + sys.getsizeof(buckets._files)

@@ -6,6 +6,7 @@ A row tells all lines that the reply gets, so a line too many is as much a fault
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -189,6 +190,32 @@ ROWS: dict[str, tuple[CorsPolicy, dict[str, Any], Reason | None, list[str]]] = {
 def test_a_policy_and_a_request_give_a_verdict_and_lines(name: str) -> None:
     policy, facts, want, lines = ROWS[name]
     assert decided(policy, an_exchange(**facts)) == (want, lines)
+
+
+def by_expression(policy: CorsPolicy, origin: str) -> bool:
+    """What a wildcard means, one after the other: a label or more, anchored at both ends."""
+    label = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
+    expressions = [
+        re.escape(scheme) + rf"{label}(?:\.{label})*" + re.escape(rest)
+        for scheme, rest in (allowed.split("*") for allowed in policy.allow_origins)
+    ]
+    return any(re.fullmatch(expression, origin) for expression in expressions)
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b-c", "-", "example", "com", "evil", "", "A", "x:8443", "*"]), max_size=6),
+    st.sampled_from(["https://", "http://", "https:", ""]),
+)
+def test_wildcards_are_found_as_their_expression_finds_them(labels: list[str], scheme: str) -> None:
+    names = ("https://*.example.com", "https://*.a.example.com", "http://*.com", "https://*.example.x:8443")
+    policy = replace(BASE, allow_origins=names)
+    origin = scheme + ".".join(labels)
+    assert Cors(policy).allows_origin(origin) == by_expression(policy, origin)
+
+
+def test_an_origin_that_no_host_can_have_is_nobodys_and_is_not_looked_through() -> None:
+    assert Cors(PATTERN).allows_origin("https://" + "a." * 120 + "example.com")
+    assert not Cors(PATTERN).allows_origin("https://" + "a." * 7_000 + "example.com")
 
 
 def test_a_get_that_names_a_method_is_no_preflight() -> None:

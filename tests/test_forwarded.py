@@ -123,6 +123,14 @@ WALKS: dict[str, tuple[bytes, str]] = {
 }
 
 
+def test_a_walk_has_an_end() -> None:
+    """A head has room for a thousand trusted addresses, and looking at each takes a while."""
+    for hops, address in ((98, "198.51.100.7"), (99, "198.51.100.7"), (100, "10.0.0.1"), (1_000, "10.0.0.1")):
+        received = ", ".join(["198.51.100.7", *["10.0.0.1"] * hops]).encode()
+        notes = {b"x-forwarded-for": received}
+        assert resolve_client("10.0.0.1", HTTP, head_of(notes=notes), TRUSTED).address == address, hops
+
+
 @pytest.mark.parametrize("name", WALKS)
 def test_the_walk_from_the_right(name: str) -> None:
     received, address = WALKS[name]

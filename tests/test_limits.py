@@ -497,6 +497,18 @@ def rehearse(limits: Limits, now: float) -> tuple[Exchange, Refusal | None]:
     return exchange, limits.decide(exchange)
 
 
+def test_ways_to_fit_some_of_many_patterns_are_not_all_remembered() -> None:
+    """Strangers choose paths, and with each pattern there are twice as many ways."""
+    rules = [
+        a_rule(id=str(at), path_pattern="/" + "".join(f"{{x{n}}}/" for n in range(at)) + "y/*") for at in range(11)
+    ]
+    limits = limits_of(*rules, store=BucketStore(100_000))
+    for number in range(1 << 11):
+        path = "/" + "/".join("y" if number >> at & 1 else "n" for at in range(11))
+        assert ask(limits, head=head_of(path=path), client_ip=f"10.1.{number // 256}.{number % 256}")[0]
+    assert 0 < len(limits._by_fit) <= 512
+
+
 def test_a_rehearsal_says_what_would_happen_and_spends_nothing() -> None:
     limits = limits_of(a_rule(capacity=2), a_rule(GLOBAL, capacity=5, mode=LimitMode.OBSERVE))
     for tokens in (2.0, 1.0):

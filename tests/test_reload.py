@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import gc
 import ipaddress
 import logging
 import socket
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from engadi_gateway import Gateway, Settings
 from engadi_gateway.errors import ConfigurationError
 from engadi_gateway.options import OPTIONS
 from engadi_gateway.store.database import StoreError
+from engadi_gateway.store.questions import LogFilter
 from tests.fakes import Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, settings_for
 from tests.test_settings import other_text
@@ -259,6 +262,47 @@ def test_what_only_a_restart_would_stumble_over_is_refused_too(tmp_path: Path) -
                     await gateway.reload(replace(base, values=values))
 
     asyncio.run(run())
+
+
+def test_a_stream_keeps_no_configuration_that_was_replaced(tmp_path: Path) -> None:
+    """It may last for days, and with thousands of routes a configuration takes tens of megabytes."""
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await wire.send(
+            b"HTTP/1.1 101 x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+            if seen.target.endswith("socket")
+            else b"HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+        )
+        await wire.reader.read()
+
+    async def run() -> None:
+        async with upstream(on_head=script) as auth:
+            settings = settings_for(tmp_path, {"auth": auth.url})
+            async with Gateway(settings) as gateway, raw_client(gateway.port) as one, raw_client(gateway.port) as two:
+                lines = b"Host: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+                await one.send(b"GET /api/v1/auth/socket HTTP/1.1\r\n" + lines)
+                await two.send(b"GET /api/v1/auth/stream HTTP/1.1\r\nHost: h\r\n\r\n")
+                for client in (one, two):
+                    await client.reader.readuntil(b"\r\n\r\n")
+                table = weakref.ref(gateway._compiled.table)
+                route = {"path_pattern": "/new", "target_service": "auth"}
+                assert (await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=route)).status == 201
+                await gateway.flushed()
+                gc.collect()
+                assert table() is None
+                assert len(gateway._context.flights) == 2, "they go on"
+            rows = {row["path"]: row for row in await _rows(tmp_path)}
+            assert {path: row["revision"] for path, row in rows.items() if "stream" in path or "socket" in path} == {
+                "/api/v1/auth/socket": 1, "/api/v1/auth/stream": 1,
+            }  # fmt: skip
+
+    asyncio.run(run())
+
+
+async def _rows(folder: Path) -> list[dict[str, Any]]:
+    async with Gateway(settings_for(folder, {})) as gateway:
+        items: list[dict[str, Any]] = (await gateway.journal.logs(LogFilter(limit=100))).items
+        return items
 
 
 def test_a_larger_queue_has_room_for_the_larger_batches_that_come_with_it(tmp_path: Path) -> None:

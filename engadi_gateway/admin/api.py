@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
@@ -211,6 +212,11 @@ class Api:
             raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE)) from None
 
 
+@lru_cache(maxsize=2)
+def _cors_of(policy: CorsPolicy) -> Cors:
+    return Cors(policy)
+
+
 def _refuse_foreign_origin(exchange: Exchange, endpoint: Endpoint, policy: CorsPolicy) -> None:
     """A page of another site must not drive this API through its visitor's browser."""
     origin = exchange.head.notes.get(b"origin", b"").decode("latin-1")
@@ -218,7 +224,7 @@ def _refuse_foreign_origin(exchange: Exchange, endpoint: Endpoint, policy: CorsP
         return
     host = exchange.head.authority.decode("latin-1").lower()
     is_own = bool(host) and origin in {f"http://{host}", f"https://{host}"}  # TLS may end in front of us
-    cors = Cors(policy)
+    cors = _cors_of(policy)
     if not is_own and not (cors.is_enabled and not cors.allows_everybody and cors.allows_origin(origin)):
         raise RefusedError(Refusal(Reason.PREFLIGHT_DENIED, "origin not allowed"))
 

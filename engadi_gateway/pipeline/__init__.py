@@ -37,6 +37,7 @@ class Pipeline:
         deciding = [stage for stage in stages if not stage.decides_nothing]
         self._steps = tuple((index, stage.decide, stage.sees_refused) for index, stage in enumerate(deciding))
         self._settlers = tuple(stage.settle for stage in stages if not stage.settles_nothing)
+        self._rest: Pipeline | None = None
 
     def decide(self, exchange: Exchange) -> Wait | None:
         """Walk the stages; the verdict is `exchange.refusal`. After a `Wait`, call again: it goes on where it stood."""
@@ -53,6 +54,14 @@ class Pipeline:
                 return verdict if exchange.refusal is None else None
             exchange.refusal = refusal = verdict
         return None
+
+    def rest(self) -> Pipeline:
+        """Of this one what a decided exchange still needs: not its tables, which are large, and are soon replaced."""
+        if self._rest is None:
+            self._rest = Pipeline((), self.revision)
+            self._rest._settlers = self._settlers
+            self._rest._rest = self._rest
+        return self._rest
 
     def settle(self, exchange: Exchange) -> None:
         for settle in self._settlers:

@@ -248,6 +248,22 @@ class BreakerRegistry:
             ],
         }
 
+    def settle(self, exchange: Exchange) -> None:
+        """Give the permit back with what the upstream showed; where the client left before a head came, nothing."""
+        permit = exchange.permit
+        if not isinstance(permit, Permit):
+            return
+        exchange.permit = None
+        reason, status = exchange.reason, exchange.upstream_status
+        if status in FAILURE_STATUSES:
+            permit.breaker.failed(permit, exchange.ended, self.limits, f"status {status}")
+        elif reason.is_failure:
+            permit.breaker.failed(permit, exchange.ended, self.limits, reason.code, is_cut=status > 0)
+        elif status:
+            permit.breaker.succeeded(permit, exchange.ended, self.limits)
+        else:
+            permit.breaker.gave_up(permit)
+
 
 class BreakerStage:
     """The fifth stage: picks the target, and asks its service's breaker.
@@ -269,6 +285,8 @@ class BreakerStage:
         self._registry = registry
         self._targets = targets
         self._is_enabled = is_enabled
+        #: Not a method of the stage: an exchange that lasts keeps this, and not all targets.
+        self.settle: Callable[[Exchange], None] = registry.settle
 
     def decide(self, exchange: Exchange) -> Refusal | None:
         if exchange.is_local:
@@ -383,7 +401,11 @@ class BreakerStage:
 
     @staticmethod
     def goes_on(exchange: Exchange) -> None:
-        """The reply has begun and may last for hours: neither the next probe nor a row of failures waits for it."""
+        """The reply has begun and may last for hours: neither the next probe nor a row of failures waits for it.
+
+        Nor does it keep the configuration that it began with, but for what settles it.
+        """
+        exchange.pipeline = exchange.pipeline.rest()
         permit = exchange.permit
         if not isinstance(permit, Permit):
             return
@@ -391,19 +413,3 @@ class BreakerStage:
             permit.breaker.makes_way(permit)
         elif permit.breaker.failures and exchange.upstream_status not in FAILURE_STATUSES:
             permit.breaker.began_well(permit)
-
-    def settle(self, exchange: Exchange) -> None:
-        """Give the permit back with what the upstream showed; where the client left before a head came, nothing."""
-        permit = exchange.permit
-        if not isinstance(permit, Permit):
-            return
-        exchange.permit = None
-        reason, status = exchange.reason, exchange.upstream_status
-        if status in FAILURE_STATUSES:
-            permit.breaker.failed(permit, exchange.ended, self._registry.limits, f"status {status}")
-        elif reason.is_failure:
-            permit.breaker.failed(permit, exchange.ended, self._registry.limits, reason.code, is_cut=status > 0)
-        elif status:
-            permit.breaker.succeeded(permit, exchange.ended, self._registry.limits)
-        else:
-            permit.breaker.gave_up(permit)

@@ -76,8 +76,11 @@ class Buckets:
         del self._files[self._first]
         self._first = min(self._files, default=0)
 
-    def reap(self, at: float, most: int) -> int:
-        """Look at no more than `most` buckets of past files: let full ones go; how many went."""
+    def reap(self, at: float, most: int) -> tuple[int, int]:
+        """Look at no more than `most` buckets of past files, and let full ones go.
+
+        Returns how many went, and how many more may be looked at.
+        """
         gone = 0
         current = int(at * _FILES_PER_WINDOW)
         while self._first < current and self._files and most > 0:
@@ -95,7 +98,7 @@ class Buckets:
                 self._drop_first()
         if gone and not self.full_at:
             self.full_at = {}  # a dict keeps its table however few are left
-        return gone
+        return gone, most
 
     def evict(self) -> None:
         """Let one go before its time: the fullest, as far as a look at a few can tell."""
@@ -127,6 +130,7 @@ class BucketStore:
     def __init__(self, max_buckets: int) -> None:
         self.max_buckets = max_buckets
         self._rules: WeakValueDictionary[str, Buckets] = WeakValueDictionary()
+        self._next = 0  # of the rules, in a sweep
         self._held = 0  # or more: those of a rule that is gone are taken off when it matters
 
     def of(self, rule: RateLimitRule, now: float) -> Buckets:
@@ -141,7 +145,7 @@ class BucketStore:
 
     def add(self, buckets: Buckets, subject: str, full_at: float, at: float) -> None:
         """A bucket that did not exist. A few full ones make room, or else the fullest one of the largest rule."""
-        self._held += 1 - buckets.reap(at, _REAPED_PER_NEW)
+        self._held += 1 - buckets.reap(at, _REAPED_PER_NEW)[0]
         if self._held > self.max_buckets:
             self._held = len(self) + 1
             for _ in range(min(self._held - self.max_buckets, _EVICTED_PER_NEW)):  # more only where the cap was lowered
@@ -150,6 +154,15 @@ class BucketStore:
         buckets.add(subject, full_at)
 
     def sweep(self, now: float) -> None:
-        """Let full buckets go, a bounded number; for a coarse clock to call, so that they also go when nobody comes."""
-        for buckets in self._rules.values():
-            self._held -= buckets.reap(buckets.at(now), _REAPED_PER_SWEEP)
+        """Let full buckets go, a bounded number; for a coarse clock to call, so that they also go when nobody comes.
+
+        The next sweep begins with the rule at which this one had looked at enough.
+        """
+        rules, left = list(self._rules.values()), _REAPED_PER_SWEEP
+        for step in range(len(rules)):
+            buckets = rules[(self._next + step) % len(rules)]
+            gone, left = buckets.reap(buckets.at(now), left)
+            self._held -= gone
+            if not left:
+                self._next = (self._next + step) % len(rules)
+                return

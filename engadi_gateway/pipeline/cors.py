@@ -15,8 +15,11 @@ from engadi_gateway.pipeline.routing import METHOD
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
 _LABELS = rf"{_LABEL}(?:\.{_LABEL})*"
+_BELOW = re.compile(_LABELS)
 #: A serialised origin (RFC 6454 section 6.2), or one whose host begins with `*.`.
 _ORIGIN = re.compile(rf"([a-z][a-z0-9+.-]*)://(?:(?:\*\.)?{_LABELS}|\[[0-9a-f:.]+\])(?::([1-9][0-9]{{0,4}}))?")
+#: What is longer is nobody's: a host name has 253 characters at most (RFC 1035 section 2.3.4).
+_LONGEST_ORIGIN = 300
 _DEFAULT_PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 #: Methods that browsers send without asking; always allowed (Fetch, "CORS-safelisted method").
@@ -77,7 +80,7 @@ class Cors:
         self._rejects_denied = policy.reject_denied_origin
         self.allows_everybody = "*" in policy.allow_origins  # and so no credentials: the answer does not vary
         self._origins = frozenset(origin for origin in policy.allow_origins if "*" not in origin)
-        self._patterns = tuple(_pattern_of(origin) for origin in policy.allow_origins if "*." in origin)
+        self._wildcards = frozenset(origin for origin in policy.allow_origins if "*." in origin)
         self._methods = frozenset(policy.allow_methods) | _SAFE_METHODS
         self._headers = frozenset(name.lower() for name in policy.allow_headers)
         self._vary = () if self.allows_everybody else (b"Vary: Origin",)
@@ -95,7 +98,16 @@ class Cors:
         return (
             self.allows_everybody
             or origin in self._origins
-            or any(pattern.fullmatch(origin) for pattern in self._patterns)
+            or (bool(self._wildcards) and len(origin) <= _LONGEST_ORIGIN and self._is_below_a_wildcard(origin))
+        )
+
+    def _is_below_a_wildcard(self, origin: str) -> bool:
+        """`https://*.example.com`: one label or more. However many there are, each dot is looked at once."""
+        scheme, separator, host = origin.partition("://")
+        dots = [at for at, sign in enumerate(host) if sign == "."]
+        return any(
+            f"{scheme}{separator}*{host[at:]}" in self._wildcards and _BELOW.fullmatch(host[:at]) is not None
+            for at in dots
         )
 
     def decide(self, exchange: Exchange) -> Refusal | None:
@@ -176,9 +188,3 @@ def _line(name: bytes, values: tuple[str, ...]) -> tuple[bytes, ...]:
 def _is_same_origin(origin: str, authority: bytes) -> bool:
     """Browsers send Origin to their page's own server too. Only the scheme is not compared: TLS may end before us."""
     return bool(authority) and origin.partition("://")[2] == authority.decode("latin-1").lower()
-
-
-def _pattern_of(origin: str) -> re.Pattern[str]:
-    """`https://*.example.com`: one label or more, anchored at both ends."""
-    scheme, rest = origin.split("*", 1)
-    return re.compile(re.escape(scheme) + _LABELS + re.escape(rest))

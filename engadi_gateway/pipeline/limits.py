@@ -27,6 +27,8 @@ _CEILING = 0.999999
 _FAST_S = 0.99
 _MEMO_SIZE = 4096
 _MEMO_PATH_LENGTH = 256
+#: Of the ways in which a path may fit some of the patterns: there are twice as many with each pattern more.
+_MOST_FITS = 512
 #: A longer user id is kept as its hash, so that a bucket's size is bounded.
 _MAX_SUBJECT_LENGTH = 64
 #: Refusals that ask nothing of anybody behind us.
@@ -255,6 +257,8 @@ class Limits:
             plans = self._by_fit.get(fit)
             if plans is None:
                 misfits = {rule for rule, fits in zip(self._patterned, fit, strict=True) if not fits}
+                if len(self._by_fit) >= _MOST_FITS:
+                    self._by_fit.clear()
                 plans = self._by_fit[fit] = _plans(tuple(rule for rule in self._rules if rule not in misfits))
             if len(path) <= _MEMO_PATH_LENGTH:
                 if len(self._by_path) >= _MEMO_SIZE:

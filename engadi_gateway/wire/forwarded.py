@@ -22,6 +22,8 @@ _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(?:\.(?!$
 _WITH_PORT = re.compile(r"\s*(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9.]{7,15}))(?::[0-9]{1,5})?\s*")
 _PORT = re.compile(rb"[1-9][0-9]{0,4}")
 _HIGHEST_PORT = 65535
+#: So many proxies are walked past; longer lists are made up.
+_MOST_HOPS = 100
 _SCHEMES = frozenset((b"http", b"https"))
 _BODY_METHODS = frozenset(("POST", "PUT", "PATCH"))
 _CHUNKED, _NONE = Framing.CHUNKED, Framing.NONE
@@ -118,7 +120,8 @@ def given_request_id(peer: str, head: RequestHead, trusted: tuple[IpNetwork, ...
 def _walk(peer: str, received: bytes, trusted: tuple[IpNetwork, ...]) -> str:
     """Right to left; garbage stops the walk at the last good address."""
     client = peer
-    for part in reversed(received.decode("latin-1").split(",")):
+    parts = received.decode("latin-1").rsplit(",", _MOST_HOPS)
+    for part in reversed(parts[-_MOST_HOPS:]):
         address = plain_address(part) or _without_port(part)
         if not address:
             return client
