@@ -5,7 +5,7 @@ Four floors; a file imports only from lower floors or its own room (`tests/test_
     words      model  errors  parsing  options  coherence  settings
     decisions  pipeline/  wire/
     effects    net/  store/
-    flow       health  admin/  gateway  serve  cli
+    flow       health  authority  admin/  explain  metrics  gateway  serve  cli  and their helpers
 """
 
 from __future__ import annotations

@@ -76,8 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_PROGRAMS.get(Path(sys.argv[0]).name, "run.py"),
         description="Engadi Gateway: one entry point for a family of services. Without a command it serves.",
-        epilog="Every option of gateway.ini can also be set by --set, or as ENGADI_<SECTION>_<KEY> in the environment; "
-        "services as <NAME>_SERVICE_URL.",
+        epilog="Every option of gateway.ini can also be set by --set, or (not [services] and [health_paths]) as "
+        "ENGADI_<SECTION>_<KEY> in the environment; URLs of the nine services and of those in the file also as "
+        "<NAME>_SERVICE_URL.",
     )
     parser.add_argument("--version", action="version", version=f"engadi-gateway {__version__}")
     parser.add_argument(

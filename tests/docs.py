@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from engadi_gateway.admin.endpoints import ENDPOINTS
-from engadi_gateway.admin.schemas import EXPLAIN, ROUTE, RULE, SPLIT
+from engadi_gateway.admin.schemas import CORS, EXPLAIN, ROUTE, RULE, SPLIT
 from engadi_gateway.errors import Reason
 from engadi_gateway.model import RateLimitRule, Route, SplitTarget
 from engadi_gateway.options import DEFAULT_SERVICES, OPTIONS, service_env
@@ -48,6 +48,8 @@ def ini_text() -> str:
     lines = [
         "; Engadi Gateway: every option, commented out at its default.",
         "; Order: --set section.key=value > ENGADI_<SECTION>_<KEY> > the name in brackets > this file > default.",
+        "; A comment has a line of its own: behind a value, ; and # belong to the value.",
+        "; Relative paths are relative to the working directory.",
         "; Durations: 250ms 30s 5m 1h 7d. Sizes: 64KiB 10MiB 1GiB. Booleans: true false yes no on off 1 0.",
     ]
     section = ""
@@ -77,6 +79,7 @@ def fields_table() -> str:
         ("route", ROUTE, Route),
         ("its `split`", SPLIT, SplitTarget),
         ("rule", RULE, RateLimitRule),
+        ("CORS", CORS, None),
         ("explain", EXPLAIN, None),
     )
     for title, schema, kind in kinds:

@@ -6,8 +6,11 @@ import asyncio
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 from pathlib import Path
+
+import pytest
 
 from tests.fakes import upstream
 from tests.harness import ADMIN, ask, json_of
@@ -18,10 +21,15 @@ SAVE, PUT_BACK = re.findall(r"```sh\n(# (?:save|put back), .*?)```", (ROOT / "RE
 
 
 def shell(folder: Path, script: str) -> None:
-    """With this Python as `python`, as in an environment that is active."""
+    done = run(folder, script)
+    assert (done.returncode, done.stderr) == (0, ""), done
+
+
+def run(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """With this Python as `python`, as in an environment that is active; -e is not asked for, as where one pastes."""
     path = f"{Path(PYTHON).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["sh", "-e", "-c", script],
+    return subprocess.run(
+        ["sh", "-c", script],
         cwd=folder,
         env=environment_of(PATH=path),
         capture_output=True,
@@ -29,7 +37,6 @@ def shell(folder: Path, script: str) -> None:
         timeout=60,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, ""), done
 
 
 async def set_max_age(process: Process, max_age: int) -> None:
@@ -78,3 +85,14 @@ def test_the_key_of_development_is_saved_with_them(tmp_path: Path) -> None:
         assert (secret.read_text(), secret.stat().st_mode & 0o077) == (kept, 0)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("missing", ["", "engadi_gateway.db", "engadi_gateway-log.db"])
+def test_a_backup_that_is_not_whole_fails(tmp_path: Path, missing: str) -> None:
+    """Also where there is one of before, which stays as it is; and the shell keeps its umask."""
+    for name in ("engadi_gateway.db", "engadi_gateway-log.db"):
+        if name != missing:
+            sqlite3.connect(tmp_path / name).execute("CREATE TABLE t (i)").connection.close()
+    done = run(tmp_path, f"umask 022\n{SAVE}\nsaved=$?; umask; exit $saved")
+    assert (done.returncode == 0, done.stdout) == (not missing, "0022\n")
+    assert run(tmp_path, SAVE).returncode != 0

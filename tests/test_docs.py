@@ -14,7 +14,8 @@ from engadi_gateway.cli import EX_CONFIG, build_parser
 from engadi_gateway.options import OPTIONS
 from engadi_gateway.settings import Settings
 from tests.docs import ROOT, filled, ini_text
-from tests.harness import ADMIN, ask, running
+from tests.harness import ADMIN, ask, json_of, running
+from tests.processes import PYTHON, environment_of
 
 README = (ROOT / "README.md").read_text()
 
@@ -85,11 +86,30 @@ def test_the_two_commands_are_on_the_first_screen() -> None:
     assert re.search(r"(?m)^python -m pip install .*&& python -m pytest$", screen)
 
 
-def test_the_embedding_example_is_real() -> None:
+def test_the_embedding_example_runs_as_a_file(tmp_path: Path) -> None:
     example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert example is not None
-    body = "".join(f"    {line}\n" for line in example[1].splitlines())
-    compile(f"async def main():\n{body}", "README.md", "exec")
+    (tmp_path / "embedding.py").write_text(example[1])
+
+    async def run() -> None:
+        process = await asyncio.create_subprocess_exec(
+            PYTHON,
+            "-u",
+            "embedding.py",
+            cwd=tmp_path,
+            env=environment_of(),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            assert process.stdout is not None
+            port = int(await asyncio.wait_for(process.stdout.readline(), 20))
+            assert json_of(await ask(port, "GET", "/health"))["services"].keys() == {"shop"}
+        finally:
+            process.kill()
+            await process.communicate()
+
+    asyncio.run(run())
 
 
 def test_nothing_else_stands_at_the_top_level() -> None:

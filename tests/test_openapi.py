@@ -12,7 +12,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from engadi_gateway import __version__
 from engadi_gateway.admin.api import BASE, Endpoint
 from engadi_gateway.admin.endpoints import ENDPOINTS
+from engadi_gateway.admin.handlers_observe import _DEFAULT_HOURS
 from engadi_gateway.admin.openapi import document_of
+from engadi_gateway.store.questions import LogFilter
 
 DOCUMENT = json.loads(json.dumps(document_of(ENDPOINTS)))
 IDS = [f"{endpoint.method} {endpoint.path}" for endpoint in ENDPOINTS]
@@ -78,3 +80,28 @@ def test_only_health_is_public() -> None:
     """And nothing else is free of the limits: what is public and our own is."""
     public = {endpoint.path for endpoint in ENDPOINTS if endpoint.is_public}
     assert public == {"/health", "/livez", "/readyz", f"{BASE}/health"}
+
+
+def test_defaults_and_what_filters_find_are_said() -> None:
+    (logs,) = (endpoint for endpoint in ENDPOINTS if endpoint.path.endswith("/logs"))
+    schemas = {one["name"]: one["schema"] for one in _operation(logs)["parameters"]}
+    assert schemas["limit"]["default"] == LogFilter().limit
+    assert schemas["offset"]["default"] == LogFilter().offset
+    said = {name for name, schema in schemas.items() if "description" in schema}
+    assert {"path", "status_code", "reason", "cursor", "offset"} <= said
+    for endpoint in ENDPOINTS:
+        hours = [one["schema"]["default"] for one in _operation(endpoint)["parameters"] if one["name"] == "hours"]
+        assert set(hours) <= {_DEFAULT_HOURS}
+
+
+def test_public_pages_know_no_bad_parameter() -> None:
+    has_422 = {endpoint.path for endpoint in ENDPOINTS if "422" in _operation(endpoint)["responses"]}
+    assert has_422 == {endpoint.path for endpoint in ENDPOINTS if not endpoint.is_public}
+    assert "violated-policies" in DOCUMENT["components"]["schemas"]["Problem"]["properties"]
+
+
+@pytest.mark.parametrize("endpoint", [one for one in ENDPOINTS if one.body is not None], ids=lambda one: one.path)
+def test_every_field_of_a_body_has_a_sentence(endpoint: Endpoint) -> None:
+    assert endpoint.body is not None
+    described = endpoint.body.describe()["properties"]
+    assert all(described[name].get("description") for name in endpoint.body.fields)

@@ -14,10 +14,13 @@ from engadi_gateway.errors import Reason
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.store.questions import id_of
 
-_HOURS: dict[str, Schema] = {"hours": Number(1, 168)}
+_HOURS: dict[str, Schema] = {"hours": Number(1, 168, default=24)}
 _ID: dict[str, Schema] = {"id": UUID}
 _NAME: dict[str, Schema] = {"name": SERVICE}
-_PAGE: dict[str, Schema] = {"limit": Number(1, 500), "cursor": UUID}
+_PAGE: dict[str, Schema] = {
+    "limit": Number(1, 500, note="without it: all"),
+    "cursor": replace(UUID, note="the id of the last one of the page before; Link has it"),
+}
 _DRY: dict[str, Schema] = {"dry_run": Text(choices=("true", "false"))}
 _START = Text(
     longest=40, shortest=1, format="date-time", is_good=moment_ms,
@@ -35,19 +38,19 @@ def _known_reason(text: str) -> None:
 
 _LOGS: dict[str, Schema] = {
     "method": Text(longest=32),
-    "path": Text(longest=4096),  # with the others within a target
+    "path": Text(longest=4096, note="this path; with a last /*, it and all below it"),  # fits into a target
     "target_service": Text(longest=64),
     "user_id": Text(longest=1024),
     "client_ip": Text(longest=45),
     "request_id": Text(longest=128),
-    "status_code": Text(pattern="[1-9][0-9]{2}|[1-5]xx", longest=3),
-    "reason": Text(longest=64, shortest=1, is_good=_known_reason),
+    "status_code": Text(pattern="[1-9][0-9]{2}|[1-5]xx", longest=3, note="a status; 5xx: all of that class"),
+    "reason": Text(longest=64, shortest=1, is_good=_known_reason, note="auth_invalid finds auth_invalid.expired too"),
     "route_id": UUID,
     "start_date": _START,
     "end_date": _END,
-    "limit": Number(1, 500),
-    "offset": Number(0, 1_000_000),
-    "cursor": Text(longest=64, shortest=1, is_good=id_of),
+    "limit": Number(1, 500, default=100),
+    "offset": Number(0, 1_000_000, default=0, note="so many rows are skipped; a cursor is faster"),
+    "cursor": Text(longest=64, shortest=1, is_good=id_of, note="next of the page before; Link has it"),
 }
 
 
@@ -86,7 +89,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
              query=_HOURS, says="Metrics"),
     Endpoint("GET", f"{BASE}/metrics/prometheus", observe.metrics_prometheus, "Prometheus text", media="text/plain"),
     Endpoint("GET", f"{BASE}/errors", observe.errors, "The newest requests of status 400 and above, or cut short",
-             query={"limit": Number(1, 500)}, says="Errors"),
+             query={"limit": Number(1, 500, default=50)}, says="Errors"),
     Endpoint("GET", f"{BASE}/performance", observe.performance, "Percentiles, overall and per service", query=_HOURS,
              says="Performance"),
 
@@ -103,7 +106,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("PUT", f"{BASE}/config/cors", config.put_cors, "Change fields of the CORS policy", query=_DRY, body=CORS,
              is_guarded=True, says="Cors"),
     Endpoint("GET", f"{BASE}/config/revisions", config.list_revisions, "Configuration writes, newest first",
-             query={"limit": Number(1, 500), "before": Number(1, 1 << 50)}, says="Revisions"),
+             query={"limit": Number(1, 500, default=50), "before": Number(1, 1 << 50, note="only below this number")},
+             says="Revisions"),
     Endpoint("GET", f"{BASE}/config/revisions/{{n}}", config.get_revision, "One write, before and after",
              params={"n": Text(pattern=r"[0-9]{1,15}", longest=15, shortest=1)}, says="Revision"),
 

@@ -30,14 +30,19 @@ _PROBLEM: Json = {
                 "properties": {"pointer": {"type": "string"}, "detail": {"type": "string"}},
             },
         },
+        "violated-policies": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "with 429: the names of the rules",
+        },
     },
 }
 _PROBLEM_RESPONSE: Json = {
     "description": "A problem (RFC 9457)",
     "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
 }
-_ALWAYS = ("400", "404", "405", "413", "414", "422", "429", "431", "500", "503")
-_PROTECTED = ("401", "403")
+_ALWAYS = ("400", "404", "405", "413", "414", "429", "431", "500", "503")
+_PROTECTED = ("401", "403", "422")  # public pages pass over what they do not know
 
 
 def document_of(endpoints: Iterable[Endpoint]) -> Json:

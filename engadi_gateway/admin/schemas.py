@@ -90,6 +90,8 @@ class Number:
     low: float
     high: float
     is_whole: bool = True
+    default: int | None = None  # only said
+    note: str = ""  # only said
 
     def check(self, value: Any, pointer: str) -> list[Fault]:
         kinds = (int,) if self.is_whole else (int, float)
@@ -100,7 +102,14 @@ class Number:
         return []
 
     def describe(self) -> Json:
-        return {"type": "integer" if self.is_whole else "number", "minimum": self.low, "maximum": self.high}
+        document: Json = {
+            "type": "integer" if self.is_whole else "number", "minimum": self.low, "maximum": self.high,
+        }  # fmt: skip
+        if self.default is not None:
+            document["default"] = self.default
+        if self.note:
+            document["description"] = self.note
+        return document
 
 
 @dataclass(frozen=True)
@@ -331,6 +340,16 @@ CORS = Object(
         "reject_denied_origin": Boolean(),
     },
     accepts=("origin",),
+    notes={
+        "enabled": "false: it is left to the upstreams",
+        "allow_origins": "origins, https://*.example.com for all names below one, or *",
+        "allow_methods": "methods in capitals, or *",
+        "allow_headers": "request headers; * leaves out Authorization",
+        "expose_headers": "reply headers that scripts may read",
+        "allow_credentials": "cookies and Authorization from scripts; never with *",
+        "max_age": "seconds for which a browser keeps a preflight",
+        "reject_denied_origin": "403 for a request from a foreign origin",
+    },
 )
 EXPLAIN = Object(
     {
@@ -349,7 +368,7 @@ EXPLAIN = Object(
         "host": "without one: localhost",
         "headers": "names to values; without Content-Length there is no body",
         "token": "sent as Authorization: Bearer",
-        "client_ip": "without one: that of who asks here",
+        "client_ip": "without one: that of the caller",
         "listener": "admin: it comes to [admin] listen",
     },
 )

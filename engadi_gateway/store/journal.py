@@ -1,4 +1,5 @@
-"""The request log: rows in by batches, queries, statistics, retention. Traffic never waits for it.
+"""The request log: rows in by batches, queries, statistics, retention. Traffic never waits for it,
+unless `when_full = stall` asks for that.
 
 Rows come by `store.intake`. A broken file is moved aside and a new one begun.
 """
