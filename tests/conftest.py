@@ -1,10 +1,15 @@
-"""What PyPy is not asked, and why. All else passes there as well."""
+"""What holds for all tests: made-up examples have no clock; and what PyPy is not asked, and why."""
 
 from __future__ import annotations
 
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# a busy machine is no fault of an example
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 _IS_PYPY = sys.implementation.name == "pypy"
 _TOOLS = "the tools that measure use clocks and affinities that only CPython has"

@@ -82,7 +82,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestStoreMachine.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_a_sweep_does_no_more_for_many_rules_and_goes_on_where_it_stopped() -> None:

@@ -240,7 +240,7 @@ CHANGES = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(CHANGES, max_size=12))
 def test_what_is_computed_is_what_is_kept(changes: list[Change]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -61,7 +61,7 @@ def test_a_burst_then_an_even_refill() -> None:
     assert granted(limits, 10, now=10_000.0) == 3
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.integers(1, 50),
     st.integers(1, 100),
@@ -305,7 +305,7 @@ def test_nothing_is_spent_where_one_rule_refuses() -> None:
     assert limits.status(0.0)[0]["lowest_tokens"] == 2
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(st.floats(0, 5), st.sampled_from(["u1", "u2", None]), st.sampled_from(["1", "2"])), max_size=60),
     st.lists(st.integers(1, 6), min_size=3, max_size=3),
@@ -437,7 +437,7 @@ def test_a_refusal_tells_of_the_violated_rules_and_the_longest_wait() -> None:
     assert exchange.reply_lines == []
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 2000), st.integers(1, 7200), st.floats(0, 1e6), st.floats(0, 7200))
 def test_who_waits_as_told_is_served_and_a_bit_earlier_is_not(
     capacity: int, window_s: int, start: float, pause: float
@@ -551,7 +551,7 @@ def test_the_trace_names_an_anonymous_subject_readably() -> None:
 # a changed rule
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(1, 1000),
     st.integers(1, 5000),

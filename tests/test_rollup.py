@@ -200,7 +200,7 @@ def plainly(row: tuple[Any, ...]) -> list[Any]:
     return [pytest.approx(part) if isinstance(part, float) else part for part in plain]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6))
 def test_it_makes_no_difference_how_rows_were_batched(sizes: list[int]) -> None:
     bounds = list(accumulate(sizes, initial=0))

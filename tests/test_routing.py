@@ -330,7 +330,7 @@ def table_without_twins(routes: list[Route]) -> RoutingTable:
         raise
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.lists(ROUTE, min_size=1, max_size=8),
     PATH,
@@ -354,7 +354,7 @@ def test_the_winner_is_the_one_that_the_rules_name(routes: list[Route], path: st
     assert [one.route for one in tried.trace(method, host, path) if one.why == "won"] == best
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(ROUTE, min_size=2, max_size=8), st.randoms(use_true_random=False))
 def test_the_order_does_not_depend_on_the_order_given(routes: list[Route], rng: random.Random) -> None:
     ordered = table_without_twins(routes).ordered()

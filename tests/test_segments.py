@@ -506,7 +506,7 @@ def history() -> Iterator[Connection]:
         yield connection
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     filters=FILTERS,
     start=st.none() | st.integers(-10, 310),

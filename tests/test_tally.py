@@ -159,7 +159,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(STEPS, max_size=25), st.booleans())
 def test_whatever_happens_each_row_is_counted_once(steps: list[tuple[str, int]], is_shared: bool) -> None:
     part, taken = Tally(is_shared=is_shared), 0
