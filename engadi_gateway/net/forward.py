@@ -168,7 +168,7 @@ class Forward(Upload):
         self._is_client_paused = True
         self._paused_at = time.monotonic()
         if self._connection is not None:
-            self._connection.transport.pause_reading()
+            self._connection.pause_reading()
         self._await_client()
 
     def _await_client(self) -> None:
@@ -186,7 +186,7 @@ class Forward(Upload):
         self._paused_s = self._not_read_s()
         self._is_client_paused = False
         if self._connection is not None:
-            self._connection.transport.resume_reading()
+            self._connection.resume_reading()
         if self._phase is _SPLICED:
             self._note_splice()
         else:
@@ -214,7 +214,7 @@ class Forward(Upload):
         self._is_upload_paused = self._is_upstream_paused = False
         connection.begin(self, self._parser, self.exchange.head.method, data, is_complete=self._is_body_complete)
         if self._is_client_paused:
-            connection.transport.pause_reading()
+            connection.pause_reading()
         if was_paused and not self._is_upstream_paused:
             self._client.resume_upload()
             if not self._is_body_complete:

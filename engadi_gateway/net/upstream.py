@@ -21,6 +21,8 @@ from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
 from engadi_gateway.wire.response import MalformedReplyError, ReplyHead, ReplyParser
 
 _START = b"HTTP/1."
+#: Of what had come when a connection broke so much is read at once: the receive buffer holds many MiB.
+_LAST_WORDS_BYTES = 128 << 10
 _LENGTH, _CHUNKED, _NO_BODY = Framing.LENGTH, Framing.CHUNKED, Framing.NONE
 
 
@@ -81,6 +83,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._decoder: ChunkedDecoder | None = None
         self._is_request_complete = False
         self._has_spoken = False
+        self._is_paused = False
 
     # what the pool asks
 
@@ -118,6 +121,15 @@ class UpstreamConnection(asyncio.Protocol):
     def request_complete(self) -> None:
         """The request's last byte was written. A reply that ended before that cannot be followed by another."""
         self._is_request_complete = True
+
+    def pause_reading(self) -> None:
+        """Its user takes no more for now."""
+        self._is_paused = True
+        self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._is_paused = False
+        self.transport.resume_reading()
 
     def splice(self) -> None:
         self.state = _SPLICED
@@ -185,13 +197,18 @@ class UpstreamConnection(asyncio.Protocol):
             user.reply_failed(Reason.UPSTREAM_CLOSED, _how(exc))
 
     def _hear_last_words(self) -> None:
-        """Who refuses an upload answers and closes, and our next write fails before all of that answer was read."""
+        """Who refuses an upload answers and closes, and our next write fails before all of that answer was read.
+
+        A long answer is cut: it would come all at once, past whoever does not read.
+        """
         if self.transport.get_extra_info("ssl_object") is not None:
             return  # a record may be cut in two
         self._is_request_complete = False  # whatever else it was, this one is not used again
         socket = self.transport.get_extra_info("socket").fileno()
+        left = _LAST_WORDS_BYTES
         with contextlib.suppress(OSError):
-            while self.user is not None and (data := os.read(socket, READ_BYTES)):
+            while self.user is not None and not self._is_paused and left > 0 and (data := os.read(socket, READ_BYTES)):
+                left -= len(data)
                 self.data_received(data)
 
     def _is_end_of_body(self, exc: Exception | None) -> bool:
@@ -322,8 +339,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.user = None
         is_sent = self._is_request_complete and not self.transport.get_write_buffer_size()
         if self._reply.is_reusable and is_sent:
-            if self._has_spoken:
-                self.transport.resume_reading()  # a client too slow for 1xx is nothing to the next one
+            if self._is_paused:
+                self.resume_reading()  # a client too slow for 1xx is nothing to the next one
             self.state = _IDLE
             self.served += 1
             self.owner.give_back(self)
