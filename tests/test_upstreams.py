@@ -12,6 +12,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -481,6 +482,7 @@ class _Taker:
     def spliced(self, data: bytes) -> None: ...
     def upstream_paused(self) -> None: ...
     def upstream_resumed(self) -> None: ...
+    def later(self, work: Callable[[], None]) -> None: ...
 
 
 @pytest.mark.parametrize(("request_bytes", "is_reused"), [(100, True), (1 << 20, False)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from enum import Enum, auto
 
 from engadi_gateway.errors import FAILURE_STATUSES, Reason, Refusal
@@ -429,6 +430,9 @@ class Forward(Upload):
         elif not self._is_body_complete:
             self._heard(time.monotonic())  # the client's time was not running
 
+    def later(self, work: Callable[[], None]) -> None:
+        self._client.later(work)
+
     # splice
 
     def _switch(self, head: ReplyHead) -> None:
@@ -489,6 +493,8 @@ class Forward(Upload):
             self._cut(Reason.CLIENT_STALLED, "the client does not read")
         elif self._is_body_awaited():
             self._await_body(now)
+        elif self._connection is not None and self._connection.holds_reply:
+            self.deadline = now + self._timeout_s
         elif self._phase is _RELAYING:
             self._cut(Reason.UPSTREAM_STALLED, "silence within the reply's body")
         else:
