@@ -114,7 +114,61 @@ def test_a_stall_takes_one_timer_and_keeps_nobody_who_left() -> None:
     assert (turns.log, len(turns.later)) == ([], 1)
     turns.is_stalled = False
     turns.later.pop()()
-    assert turns.log == ["read a", "decide a", "act a", "read c", "decide c", "act c"]
+    assert turns.log == ["read a", "read c", "decide a", "decide c", "act a", "act c"]
+
+
+def stalled(turns: Turns, count: int) -> list[One]:
+    """So many that came one by one while the log was full."""
+    turns.is_stalled = True
+    everybody = [One(turns, str(number), last="read") for number in range(count)]
+    for one in everybody:
+        turns.batch.add(one)
+        turns.turn()
+    return everybody
+
+
+def test_the_end_of_a_stall_serves_some_in_each_turn_and_who_comes_then_in_between() -> None:
+    turns = Turns()
+    stalled(turns, 50)
+    turns.is_stalled = False
+    turns.later.pop()()
+    assert turns.log == [f"read {number}" for number in range(20)]
+    turns.batch.add(One(turns, "new", last="read"))
+    assert turns.turn() == [*(f"read {number}" for number in range(20, 40)), "read new"]
+    assert turns.turn() == [f"read {number}" for number in range(40, 50)]
+    assert (turns.turn(), turns.later) == ([], [])
+
+
+def test_a_stall_that_comes_again_keeps_the_rest_in_order() -> None:
+    turns = Turns()
+    stalled(turns, 50)
+    turns.is_stalled = False
+    turns.later.pop()()
+    turns.is_stalled = True
+    assert [turns.turn() for _ in range(3)] == [[], [], []]
+    turns.is_stalled = False
+    (resume,) = turns.later
+    resume()
+    turns.turn()
+    assert turns.turn() == []
+    assert turns.log == [f"read {number}" for number in range(50)]
+
+
+def test_what_is_long_has_its_quarter_after_a_stall_too() -> None:
+    turns = Turns()
+    turns.is_stalled = True
+    for name in "ab":
+        turns.batch.add_long(One(turns, name, last="read"))
+        turns.now += 1.0
+        turns.turn()
+    turns.batch.add(One(turns, "x", last="read"))
+    turns.turn()
+    turns.is_stalled = False
+    turns.later.pop()()
+    assert turns.log == ["read x"]
+    turns.now += 0.0006
+    turns.turn()
+    assert turns.log == ["read x", "read a", "read b"]
 
 
 def test_a_stall_of_which_all_have_left_takes_no_timer() -> None:

@@ -100,3 +100,14 @@ def test_chunks_are_counted_for_whoever_charges_for_them() -> None:
 def test_our_chunks_are_read_whatever_the_reads(parts: list[bytes], tail: bytes, step: int) -> None:
     raw = b"".join(map(chunk, parts)) + LAST_CHUNK + tail
     assert decode(raw, step) == (b"".join(parts), tail, True)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=9), max_size=20), st.binary(max_size=10), st.integers(1, 7))
+def test_it_stops_after_so_many_steps_and_goes_on_with_what_it_left(parts: list[bytes], tail: bytes, most: int) -> None:
+    decoder, rest, pieces, feeds = ChunkedDecoder(), b"".join(map(chunk, parts)) + LAST_CHUNK + tail, list[bytes](), 0
+    while not decoder.is_complete:
+        piece, rest = decoder.feed(rest, most)
+        pieces.append(piece)
+        feeds += 1
+    assert (b"".join(pieces), rest) == (b"".join(parts), tail)
+    assert feeds == -(-(2 * len(parts) + 2) // most), "a line and its data a chunk, and two lines at the end"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from unittest import mock
 
 from hypothesis import given
@@ -99,6 +100,26 @@ def test_who_is_told_may_take_itself_and_others_out() -> None:
         sweep.add(waiter)
     sweep.sweep(2.0)
     assert len(sweep) == 0
+
+
+def test_a_shorter_wait_ends_some_of_many_at_each_tick_in_order() -> None:
+    queue, waiters = FixedWait(75.0), [Waiter() for _ in range(1000)]
+    for waiter in waiters:
+        queue.add(waiter, 100.0)
+    queue.timeout_s = 1.0
+    for count in (400, 800, 1000):
+        queue.sweep(110.0)
+        assert [len(waiter.told) for waiter in waiters] == [1] * count + [0] * (1000 - count)
+
+
+def test_of_many_who_are_late_some_are_told_at_each_tick_the_latest_first() -> None:
+    sweep, waiters = Sweep(), [Waiter(float(1000 - number)) for number in range(1000)]
+    for waiter in waiters:
+        sweep.add(waiter)
+        waiter._then = partial(sweep.discard, waiter)
+    for turn in range(1, 6):
+        sweep.sweep(2000.0)
+        assert [len(waiter.told) for waiter in waiters] == [0] * (1000 - 200 * turn) + [1] * 200 * turn
 
 
 class Clock:

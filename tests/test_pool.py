@@ -439,6 +439,77 @@ def test_who_waited_too_long_is_turned_away_the_others_wait_on() -> None:
     told_in_pool(check, limits=replace(LIMITS, max_connections=1, queue_timeout_s=5.0))
 
 
+def test_whoever_leaves_a_long_queue_is_found_at_once() -> None:
+    async def check(pool: Pool, server: Upstream) -> None:
+        await asked(pool)
+        waiters, uploads = [ask(pool) for _ in range(3)], [Waits() for _ in range(4)]
+        for upload in uploads:
+            assert pool.take(upload, is_upload=True) is None
+        queues = pool._waiters, pool._late
+        pool.leave(waiters[1])
+        assert pool.upload_ends(uploads[2])
+        assert not pool.upload_ends(uploads[2])
+        assert (pool._waiters is queues[0], pool._late is queues[1]) == (True, True), "nobody else is looked at"
+        assert (list(pool._waiters), list(pool._late)) == (
+            [waiters[0], waiters[2], uploads[0]],
+            [uploads[1], uploads[3]],
+        )
+        for waiter in (waiters[0], waiters[2], *uploads):
+            pool.leave(waiter)
+            pool.upload_ends(waiter)
+
+    told_in_pool(check, limits=replace(LIMITS, max_connections=1, queue_size=20))
+
+
+def test_of_thousands_who_waited_too_long_some_are_turned_away_at_each_tick_the_first_first() -> None:
+    async def check(pool: Pool, server: Upstream) -> None:
+        await asked(pool)
+        waiters = [ask(pool) for _ in range(1000)]
+        for turn in range(1, 6):
+            pools = Pools(LIMITS, ssl.create_default_context)
+            pools._pools = {("http", "a", 1): pool, ("http", "b", 1): pool}
+            pools.sweep(time.monotonic() + 60.0)
+            told = [waiter.got is Reason.OVERLOADED for waiter in waiters]
+            assert told == [True] * 200 * turn + [False] * (1000 - 200 * turn)
+
+    told_in_pool(check, limits=replace(LIMITS, max_connections=1, queue_size=1000))
+
+
+class Uploads(Waits):
+    """One that tells the pool when it was turned away, as all do who ask."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def not_connected(self) -> None:
+        super().not_connected()
+        self.pool.upload_ends(self)
+
+
+def test_uploads_that_wait_for_others_are_not_turned_away_all_at_once() -> None:
+    async def check(pool: Pool, server: Upstream) -> None:
+        await asked(pool)
+        first, late = Uploads(pool), [Uploads(pool) for _ in range(1000)]
+        assert pool.take(first, is_upload=True) is None
+        assert [pool.take(upload, is_upload=True) for upload in late] == [None] * 1000
+        waiters = [ask(pool) for _ in range(999)]
+        assert ask(pool).got is Reason.OVERLOADED
+        pool.upload_ends(first)
+        assert [upload.got for upload in late] == [None] * 1000
+        pool.leave(waiters[0])
+        pool.sweep(time.monotonic())
+        assert (list(pool._waiters)[-1], len(pool._late)) == (late[0], 999)
+        for waiter in list(pool._waiters):
+            pool.leave(waiter)
+        for upload in late:
+            pool.leave(upload)
+            pool.upload_ends(upload)
+            pool.leave(upload)
+
+    told_in_pool(check, limits=replace(LIMITS, max_connections=1, queue_size=1000))
+
+
 def test_no_more_are_kept_idle_than_were_asked_for() -> None:
     async def check(pool: Pool, server: Upstream) -> None:
         first, second = await asked(pool), await asked(pool)

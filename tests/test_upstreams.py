@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import random
 import re
 import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from engadi_gateway.model import BreakerState
 from engadi_gateway.net.forward import Forward
 from engadi_gateway.net.pool import Pool, PoolLimits, origin_of
 from engadi_gateway.net.resolver import Resolver
+from engadi_gateway.net.sockets import READ_BYTES
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.wire.response import ReplyHead, ReplyParser
 from tests.certificates import certify
@@ -468,7 +471,7 @@ class _Taker:
 
     def reply_interim(self, head: ReplyHead) -> None:
         assert self.connection is not None
-        self.connection.transport.pause_reading()
+        self.connection.pause_reading()
 
     def reply_head(self, head: ReplyHead, body: bytes, is_end: bool) -> None:
         assert is_end
@@ -479,6 +482,7 @@ class _Taker:
     def spliced(self, data: bytes) -> None: ...
     def upstream_paused(self) -> None: ...
     def upstream_resumed(self) -> None: ...
+    def later(self, work: Callable[[], None]) -> None: ...
 
 
 @pytest.mark.parametrize(("request_bytes", "is_reused"), [(100, True), (1 << 20, False)])
@@ -498,6 +502,53 @@ def test_a_connection_goes_back_reading_and_with_nothing_unsent(request_bytes: i
             assert taker.given_back == ([connection] if is_reused else [])
             assert connection.transport.is_reading() is is_reused
             connection.drop()
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+class _Hearer(_Taker):
+    """Notes how much it heard, and how that ended; it reads no more from so many bytes on."""
+
+    def __init__(self, enough: float = math.inf) -> None:
+        super().__init__()
+        self.heard = 0
+        self.failed: list[Reason] = []
+        self._enough = enough
+
+    def reply_head(self, head: ReplyHead, body: bytes, is_end: bool) -> None:
+        self.reply_body(body, is_end)
+
+    def reply_body(self, body: bytes, is_end: bool) -> None:
+        assert not is_end
+        assert self.connection is not None
+        self.heard += len(body)
+        if self.heard >= self._enough:
+            self.connection.pause_reading()
+
+    def reply_failed(self, reason: Reason, detail: str) -> None:
+        self.failed.append(reason)
+
+
+@pytest.mark.parametrize(("enough", "heard"), [(math.inf, 128 << 10), (1, READ_BYTES)], ids=["all", "one piece"])
+def test_of_what_had_come_when_a_connection_broke_a_part_is_heard(
+    enough: float, heard: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many MiB can have come by then, and whoever does not read would have all of them kept for it."""
+
+    async def run() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            hearer = _Hearer(enough)
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_connection(lambda: UpstreamConnection(hearer, 1 << 16), sock=ours)
+            hearer.connection = connection
+            connection.begin(hearer, ReplyParser(), "POST", b"x", is_complete=False)
+            monkeypatch.setattr("engadi_gateway.net.upstream.os.read", lambda _, size: bytes(size))
+            connection.data_received(b"HTTP/1.1 413 x\r\nContent-Length: 9000000\r\n\r\n")
+            connection.connection_lost(ConnectionResetError())
+            assert (hearer.heard, hearer.failed) == (heard, [Reason.UPSTREAM_TRUNCATED])
+            connection.transport.abort()
             await asyncio.sleep(0)
 
     asyncio.run(run())

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from engadi_gateway.net.context import Context
 
 _STALL_S = 0.05
+#: As many heads as come in one turn where much is going on; of those that a stall held back, thousands may be there.
+_RESUMED_AT_ONCE = 20
 #: At least so much at a time for all that is long together; while others ask, it then rests three times as long as it
 #: took, and not less than what it set going may take.
 _LONG_S = 0.0001
@@ -53,6 +56,7 @@ class Batch:
         self._rests_until = 0.0
         self._asked_at = 0.0  # something that is not long
         self._stalled: list[tuple[list[Batched], bool]] = []  # turns, and whether they are long
+        self._resumed: deque[Batched] = deque()  # a stall held them back, and has ended
 
     def add(self, connection: Batched) -> None:
         """In the next turn of the loop."""
@@ -62,7 +66,7 @@ class Batch:
 
     def add_long(self, connection: Batched) -> None:
         """When its turn comes: its head is large, or it has asked for much at once."""
-        self.later(lambda: self._serve([connection], is_long=True))
+        self.later(partial(self._serve, [connection], is_long=True))
 
     def later(self, work: Callable[[], None]) -> None:
         """Do, when its turn comes, what takes long or comes in great numbers.
@@ -119,8 +123,21 @@ class Batch:
             if self._stalled:
                 self._context.loop.call_later(_STALL_S, self._serve_stalled)
             return
+        is_under_way = bool(self._resumed)
         for ready, is_long in stalled:
-            self._serve(ready, is_long=is_long)
+            if is_long:
+                self.later(partial(self._serve, ready, is_long=True))
+            else:
+                self._resumed.extend(ready)
+        if self._resumed and not is_under_way:
+            self._serve_resumed()
+
+    def _serve_resumed(self) -> None:
+        """Some in each turn, so that whoever asks now does not wait for all of them."""
+        resumed = self._resumed
+        self._serve([resumed.popleft() for _ in range(min(_RESUMED_AT_ONCE, len(resumed)))], is_long=False)
+        if resumed:
+            self._context.loop.call_soon(self._serve_resumed)
 
     def _step_by_step(self, ready: list[Batched], now: float, wall: float) -> None:
         deciding, acting = [], []

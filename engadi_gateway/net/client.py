@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import cast
 
 from engadi_gateway.errors import Reason, Refusal, RefusedError, rendered
@@ -359,6 +360,9 @@ class ClientConnection(Endable):
             self._feed_later_on()
         else:
             self._set_reading(True)
+
+    def later(self, work: Callable[[], None]) -> None:
+        self._batch.later(work)
 
     # the answer
 

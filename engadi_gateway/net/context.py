@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any, Protocol
@@ -84,6 +84,9 @@ class Downstream(Protocol):
     def resume_upload(self) -> None: ...
     def switched(self) -> None: ...
     def finish_splice(self) -> None: ...
+    def later(self, work: Callable[[], None]) -> None:
+        """Do when its turn comes what takes long."""
+        ...
 
 
 class Upcalls(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from enum import Enum, auto
 
 from engadi_gateway.errors import FAILURE_STATUSES, Reason, Refusal
@@ -168,7 +169,7 @@ class Forward(Upload):
         self._is_client_paused = True
         self._paused_at = time.monotonic()
         if self._connection is not None:
-            self._connection.transport.pause_reading()
+            self._connection.pause_reading()
         self._await_client()
 
     def _await_client(self) -> None:
@@ -186,7 +187,7 @@ class Forward(Upload):
         self._paused_s = self._not_read_s()
         self._is_client_paused = False
         if self._connection is not None:
-            self._connection.transport.resume_reading()
+            self._connection.resume_reading()
         if self._phase is _SPLICED:
             self._note_splice()
         else:
@@ -214,7 +215,7 @@ class Forward(Upload):
         self._is_upload_paused = self._is_upstream_paused = False
         connection.begin(self, self._parser, self.exchange.head.method, data, is_complete=self._is_body_complete)
         if self._is_client_paused:
-            connection.transport.pause_reading()
+            connection.pause_reading()
         if was_paused and not self._is_upstream_paused:
             self._client.resume_upload()
             if not self._is_body_complete:
@@ -429,6 +430,9 @@ class Forward(Upload):
         elif not self._is_body_complete:
             self._heard(time.monotonic())  # the client's time was not running
 
+    def later(self, work: Callable[[], None]) -> None:
+        self._client.later(work)
+
     # splice
 
     def _switch(self, head: ReplyHead) -> None:
@@ -489,6 +493,8 @@ class Forward(Upload):
             self._cut(Reason.CLIENT_STALLED, "the client does not read")
         elif self._is_body_awaited():
             self._await_body(now)
+        elif self._connection is not None and self._connection.holds_reply:
+            self.deadline = now + self._timeout_s
         elif self._phase is _RELAYING:
             self._cut(Reason.UPSTREAM_STALLED, "silence within the reply's body")
         else:

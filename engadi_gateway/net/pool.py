@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -46,6 +46,8 @@ def target_name(key: tuple[str, str, int]) -> str:
 _LONG_IDLE_S = 5.0
 #: The part of the connections for requests whose bodies are not complete, and may never be.
 _UPLOADS = 0.8
+#: Who has waited too long is told in 50 us; a thousand would hold up everybody: the others are told at the next tick.
+_TOLD_AT_ONCE = 200
 #: URLs that were configured at one time or another.
 _MEMO_SIZE = 4096
 
@@ -99,9 +101,9 @@ class Pool:
         self._all: set[UpstreamConnection] = set()
         self._upgraded: set[UpstreamConnection] = set()  # and these beside them
         self._dials: set[asyncio.Task[None]] = set()
-        self._waiters: deque[tuple[float, Waiter]] = deque()
+        self._waiters: OrderedDict[Waiter, float] = OrderedDict()  # and since when; whoever leaves is found at once
         self._uploads: set[Waiter] = set()  # that are not complete, with a connection or among those who wait for one
-        self._late: deque[tuple[float, Waiter]] = deque()  # uploads beyond their share, which wait before that
+        self._late: OrderedDict[Waiter, float] = OrderedDict()  # uploads beyond their share, which wait before that
 
     def __repr__(self) -> str:
         return f"<Pool {self._origin.authority.decode()} {self.counts()}>"
@@ -136,18 +138,18 @@ class Pool:
                 return connection
             connection.drop()
         if len(self._all) + len(self._dials) < self._limits.max_connections:
-            self._waiters.append((time.monotonic(), waiter))
+            self._waiters[waiter] = time.monotonic()
             self._dial()
             return None
         if len(self._waiters) - len(self._dials) >= self._limits.queue_size:
             return Reason.OVERLOADED
-        self._waiters.append((time.monotonic(), waiter))
+        self._waiters[waiter] = time.monotonic()
         return None
 
     def _queue(self, upload: Waiter) -> Reason | None:
         if len(self._late) >= self._limits.queue_size:
             return Reason.OVERLOADED
-        self._late.append((time.monotonic(), upload))
+        self._late[upload] = time.monotonic()
         return None
 
     @property
@@ -155,19 +157,23 @@ class Pool:
         """Some connections are left to who can be answered; but one is the uploads' in any case."""
         return not self._uploads or len(self._uploads) + 1 <= self._limits.max_connections * _UPLOADS
 
+    @property
+    def _has_place(self) -> bool:
+        """For one more, if only among those who wait."""
+        is_full = not self._idle and len(self._all) + len(self._dials) >= self._limits.max_connections
+        return not is_full or len(self._waiters) - len(self._dials) < self._limits.queue_size
+
     def upload_ends(self, upload: Waiter) -> bool:
         """It is complete, or asks no more, and so the next one may; whether it had to wait for others to be that."""
-        late = [entry for entry in self._late if entry[1] is not upload]
-        was_late = len(late) < len(self._late)
-        if was_late:
-            self._late = deque(late)
+        was_late = self._late.pop(upload, None) is not None
         self._uploads.discard(upload)
         self._let_uploads_in()
         return was_late
 
     def _let_uploads_in(self) -> None:
-        while self._late and self._has_room_for_uploads:
-            _, upload = self._late.popleft()
+        """Not where they would be turned away: by its end each lets in the next, a thousand deep."""
+        while self._late and self._has_room_for_uploads and self._has_place:
+            upload, _ = self._late.popitem(last=False)
             taken = self.take(upload, is_upload=True)
             if type(taken) is UpstreamConnection:
                 upload.connected(taken)
@@ -176,7 +182,7 @@ class Pool:
 
     def only_waits(self, waiter: Waiter) -> bool:
         """Whether nothing is being dialled for this one: others have to finish first."""
-        return all(one is not waiter for _, one in islice(self._waiters, len(self._dials)))
+        return all(one is not waiter for one in islice(self._waiters, len(self._dials)))
 
     @property
     def is_full_of_upgraded(self) -> bool:
@@ -190,7 +196,7 @@ class Pool:
 
     def leave(self, waiter: Waiter) -> None:
         """The waiter waits no more (its client left, its time is up)."""
-        self._waiters = deque(entry for entry in self._waiters if entry[1] is not waiter)
+        self._waiters.pop(waiter, None)
 
     def distrust(self, dead: UpstreamConnection, used_at: float) -> None:
         """One that had been idle for long was dead when it was used: so are those that were idle even longer.
@@ -209,7 +215,7 @@ class Pool:
             self._keep(connection)
         elif connection.served == 0 or connection.is_fresh():
             connection.idle_since = time.monotonic()
-            self._waiters.popleft()[1].connected(connection)
+            self._waiters.popitem(last=False)[0].connected(connection)
         else:
             connection.drop()  # once it is gone, another is dialled for who waits
 
@@ -233,16 +239,25 @@ class Pool:
             self._idle.remove(connection)
         self._dial_for_waiters()
 
-    def sweep(self, now: float) -> None:
-        """Close what was idle too long; turn away who waited too long."""
+    def sweep(self, now: float, most: int = _TOLD_AT_ONCE) -> int:
+        """Close what was idle too long; turn away who waited too long, so many at once. Returns how many these were."""
         limit = now - self._limits.idle_timeout_s
         while self._idle and self._idle[0].idle_since < limit:
             self._idle.pop(0).drop()
         limit = now - self._limits.queue_timeout_s
-        while len(self._waiters) > len(self._dials) and self._waiters[0][0] < limit:
-            self._waiters.popleft()[1].not_connected()
-        while self._late and self._late[0][0] < limit:
-            self._late.popleft()[1].not_connected()
+        late = self._turn_away(self._waiters, limit, most, len(self._dials))
+        late += self._turn_away(self._late, limit, most - late)
+        self._let_uploads_in()
+        return late
+
+    @staticmethod
+    def _turn_away(queue: OrderedDict[Waiter, float], limit: float, most: int, kept: int = 0) -> int:
+        """Those who are there since before the limit, and are not the last `kept`."""
+        count = 0
+        while count < most and len(queue) > kept and next(iter(queue.values())) < limit:
+            queue.popitem(last=False)[0].not_connected()
+            count += 1
+        return count
 
     def take_limits(self, limits: PoolLimits, tls: ssl.SSLContext | None) -> None:
         """Other limits from now on; what was opened under other authorities is not used again."""
@@ -290,7 +305,7 @@ class Pool:
             self._all.add(connection)
             self.give_back(connection)
         elif failure is not None and self._waiters:
-            self._waiters.popleft()[1].connect_failed(*failure)
+            self._waiters.popitem(last=False)[0].connect_failed(*failure)
             self._dial_for_waiters()
 
     async def _open(self) -> UpstreamConnection:
@@ -422,8 +437,9 @@ class Pools:
         return {url: target_name(origin.key) for url, (origin, _) in self._known.items()}
 
     def sweep(self, now: float) -> None:
+        left = _TOLD_AT_ONCE
         for pool in self._pools.values():
-            pool.sweep(now)
+            left -= pool.sweep(now, left)
 
     async def close(self) -> None:
         for pool in self._pools.values():

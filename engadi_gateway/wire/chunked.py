@@ -7,6 +7,7 @@ are never merged into headers (RFC 9110 section 6.5).
 from __future__ import annotations
 
 import re
+import sys
 
 LAST_CHUNK = b"0\r\n\r\n"
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -37,8 +38,10 @@ class ChunkedDecoder:
         self._is_in_data = False
         self._trailer_bytes = -1  # -1 until the last chunk
 
-    def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return (decoded bytes, bytes after the body); the second only once complete.
+    def feed(self, data: bytes, most_steps: int = sys.maxsize) -> tuple[bytes, bytes]:
+        """Return (decoded bytes, what was not read): what follows the body, once complete.
+
+        And before that what is beyond so many steps, each a line or a chunk's data: to be fed again, before any other.
 
         Raises:
             MalformedBodyError: nothing of this body can be trusted.
@@ -46,8 +49,9 @@ class ChunkedDecoder:
         if self._pending:
             data, self._pending = self._pending + data, b""
         pieces: list[bytes] = []
-        position = 0
-        while not self.is_complete:
+        position = steps = 0
+        while not self.is_complete and steps < most_steps:
+            steps += 1
             step = self._data(data, position, pieces) if self._is_in_data else self._line(data, position)
             if step is None:
                 return b"".join(pieces), b""
