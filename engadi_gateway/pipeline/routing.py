@@ -14,7 +14,7 @@ from typing import NamedTuple
 from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal, RefusedError
 from engadi_gateway.model import Route, Service
 from engadi_gateway.pipeline.exchange import Exchange
-from engadi_gateway.pipeline.patterns import is_plain, parse_pattern, pattern_matches, pattern_readings, readings
+from engadi_gateway.pipeline.patterns import is_plain, parse_pattern, pattern_readings, readings, segments_match
 
 LOCAL_SERVICE = "gateway"
 _HOST = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]{2,45}\]")
@@ -305,11 +305,13 @@ class RoutingTable:
 
     def trace(self, method: str, host: str, path: str) -> list[Verdict]:
         """Every route whose pattern fits the path, in order, and why it lost, or "won"."""
-        winner = self.match(method, host, path)
+        if path[:1] != "/":
+            return []
+        winner, segments = self.match(method, host, path), path[1:].split("/")  # once: a path may be long
         return [
             Verdict(compiled.route, _why(compiled, method, host, winner))
             for compiled in self._compiled
-            if pattern_matches(compiled.segments, path)
+            if segments_match(compiled.segments, segments)
         ]
 
 
