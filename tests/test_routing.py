@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from engadi_gateway.errors import ConfigurationError, Reason, Refusal, RefusedError
 from engadi_gateway.model import Route, Service
+from engadi_gateway.pipeline import routing
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.patterns import parameter_names, parse_pattern, segments_match
 from engadi_gateway.pipeline.routing import (
@@ -370,7 +371,46 @@ def test_one_pattern_alone_says_the_same_as_the_tree(pattern: str, path: str) ->
     assert alone == (table(route(pattern)).trace("GET", "", path) != [])
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(ROUTE, max_size=6), st.lists(ROUTE, max_size=6), PATH, st.data())
+def test_a_table_made_with_the_one_before_is_the_one_made_without(
+    old: list[Route], new: list[Route], path: str, data: st.DataObject
+) -> None:
+    before = table_without_twins(old)
+    stay = data.draw(st.lists(st.sampled_from(before.ordered()), unique=True) if old else st.just([]))
+    every = [*(replace(one, id=f"n{index}") for index, one in enumerate(new)), *stay]
+    try:
+        alone = table(*every)
+    except RefusedError:
+        with pytest.raises(RefusedError):
+            RoutingTable(every, SERVICES, before)
+        return
+    after = RoutingTable(every, SERVICES, before)
+    assert after.ordered() == alone.ordered()
+    assert after.match("GET", "h.example", path) == alone.match("GET", "h.example", path)
+    assert after.trace("GET", "h.example", path) == alone.trace("GET", "h.example", path)
+
+
 # what it costs
+
+
+def test_with_the_table_before_only_what_changed_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    routes = [route(f"/s{n}/*", f"r{n}") for n in range(100)]
+    before = table(*routes)
+    parsed: list[str] = []
+
+    def parse(pattern: str) -> tuple[str, ...]:
+        parsed.append(pattern)
+        return parse_pattern(pattern)
+
+    monkeypatch.setattr(routing, "parse_pattern", parse)
+    alike = [replace(one) for one in routes[:50]]  # read anew, say
+    wanted = [*alike, *routes[51:98], replace(routes[98], priority=7), replace(routes[99], path_pattern="/other")]
+    after = RoutingTable(wanted, SERVICES, before)
+    assert parsed == ["/s98/*", "/other"]
+    assert [one.id for one in after.ordered()][:1] == ["r98"]
+    assert isinstance(after.match("GET", "", "/s50/x"), Miss)
+    assert isinstance(before.match("GET", "", "/s50/x"), Match), "what began with it ends with it"
 
 
 def visits(count: int) -> int:

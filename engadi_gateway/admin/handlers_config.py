@@ -53,7 +53,7 @@ async def _write(call: Call, kind: str, subject: str, before: Value | None, afte
     is_dry = call.query.get("dry_run") == "true"
     try:
         if is_dry:
-            call.console.rehearse(change)
+            await call.console.rehearse(change)
         else:
             await call.console.change(change)
     except RefusedError as error:  # compiled, the fault's pointer names the route; the client sent only its fields
