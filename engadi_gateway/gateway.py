@@ -323,9 +323,9 @@ class Gateway:
 
     def targets(self) -> Mapping[str, str]:
         """The names of the services at each `scheme://host:port` that was asked, with commas between."""
-        found: dict[str, frozenset[str]] = {}
+        found: dict[str, set[str]] = {}
         for url, target in self._pools.urls().items():
-            found[target] = found.get(target, frozenset()) | self._compiled.ways.urls.get(url, frozenset())
+            found.setdefault(target, set()).update(self._compiled.ways.urls.get(url, ()))
         return {target: ",".join(sorted(names)) for target, names in found.items()}
 
     def state(self) -> dict[str, Any]:

@@ -216,6 +216,10 @@ class BreakerRegistry:
         """The services that a request was meant for since the start."""
         return sorted(self._breakers)
 
+    def moves(self) -> dict[str, tuple[BreakerState, dict[BreakerState, int]]]:
+        """Of each service that a request was meant for: the state, and how often it came into each."""
+        return {name: (breaker.state, dict(breaker.moves)) for name, breaker in sorted(self._breakers.items())}
+
     def note_healthy(self, service: str, now: float) -> None:
         """A health check of the service was good at monotonic second `now`."""
         if service in self._breakers:
