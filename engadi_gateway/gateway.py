@@ -410,6 +410,8 @@ class Gateway:
         context = self._context
         context.pipeline, context.admin_pipeline = compiled.pipeline, compiled.admin_pipeline
         self.checker.replace_services(self.services())
+        self._pools.keep(compiled.ways.urls)
+        self.breakers.keep(set(self.services()), time.monotonic())
 
     # reload
 

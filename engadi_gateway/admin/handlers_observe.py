@@ -37,8 +37,8 @@ def _health_page(call: Call) -> dict[str, Any]:
     log_status = _log_status(log) if call.console.settings.log_requests else "off"
     page = call.console.checker.aggregate()
     breakers = call.console.breakers
-    circuits = {name: str(breakers.peek(name).state) for name in breakers.names()}
-    # that of a service which is gone, or of breakers that are switched off, keeps nobody out
+    circuits = {name: str(breakers.peek(name).state) for name in breakers.names() if name in page["services"]}
+    # those of breakers that are switched off keep nobody out
     asked = page["services"] if call.console.settings.breaker_enabled else ()
     is_closed = all(circuits.get(name, BreakerState.CLOSED) == BreakerState.CLOSED for name in asked)
     if log_status not in {"ok", "off"} or not is_closed:
