@@ -11,11 +11,13 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from engadi_gateway import __version__, assembly
+from engadi_gateway.admin import jsonio
 from engadi_gateway.admin.api import Call, local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.admin.handlers_observe import list_services
@@ -759,6 +761,24 @@ def test_what_routes_become_is_made_beside_the_loop_and_kept_where_they_stay(
         assert (gateway.snapshot, len(gateway.routing_table().ordered())) == (snapshot, len(snapshot.routes))
         assert len(made) == 4
         assert threading.get_ident() not in made
+
+    with_gateway(tmp_path, session)
+
+
+@pytest.mark.parametrize("path", ["/routes", "/config/rate-limits", "/config/revisions", "/logs"])
+def test_a_thread_writes_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Of thousands it takes long, and the loop serves everybody."""
+    threads: list[int] = []
+
+    def dump(*args: Any, **kwargs: Any) -> str:
+        threads.append(threading.get_ident())
+        return json.dumps(*args, **kwargs)
+
+    async def session(gateway: Gateway) -> None:
+        monkeypatch.setattr(jsonio, "json", SimpleNamespace(dumps=dump))
+        reply = await admin(gateway, "GET", path)
+        assert (reply.status, len(threads)) == (200, 1)
+        assert threading.get_ident() not in threads
 
     with_gateway(tmp_path, session)
 

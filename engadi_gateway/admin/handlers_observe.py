@@ -171,7 +171,8 @@ async def logs(call: Call) -> LocalReply:
         query |= {"status_class": int(status[0])} if status.endswith("xx") else {"status_code": int(status)}
     page = await call.console.journal.logs(LogFilter(**query))
     more = {"offset": None, "cursor": page.next_cursor} if page.next_cursor else None
-    return reply(200, _of_log(call, {"items": page.items, "next": page.next_cursor}), *next_page(call, more))
+    document = _of_log(call, {"items": page.items, "next": page.next_cursor})
+    return await asyncio.to_thread(reply, 200, document, *next_page(call, more))
 
 
 # metrics
