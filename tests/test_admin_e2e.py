@@ -783,6 +783,23 @@ def test_a_thread_writes_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     with_gateway(tmp_path, session)
 
 
+def test_a_thread_reads_long_bodies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+    loop_thread = threading.get_ident()
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        threads.append(threading.get_ident() != loop_thread)
+        return json.loads(*args, **kwargs)
+
+    async def session(gateway: Gateway) -> None:
+        monkeypatch.setattr(jsonio, "json", SimpleNamespace(loads=load, dumps=json.dumps))
+        for body in (b"[]", b"[" + b"0," * 50_000 + b"0]"):
+            assert_problem(await admin(gateway, "POST", "/routes", body=body), 422, "invalid_fields")
+        assert threads == [False, True]
+
+    with_gateway(tmp_path, session)
+
+
 def test_statistics_count_what_was_asked(tmp_path: Path) -> None:
     async def session(gateway: Gateway) -> None:
         for _ in range(3):

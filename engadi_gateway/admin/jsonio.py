@@ -54,21 +54,36 @@ def parse(body: bytes) -> Any:
         _refuse(f"{error.msg} at line {error.lineno} column {error.colno}")
     except RecursionError:
         _refuse("nested too deeply")
-    _check(value, 0)
+    _check(value)
     return value
 
 
-def _check(value: Any, depth: int) -> None:
-    if depth > _MAX_DEPTH:
-        _refuse("nested too deeply")
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            _refuse("half of a surrogate pair")
-    parts = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else ()
-    for part in parts:
-        _check(part, depth + 1)
+def _check(value: Any) -> None:
+    """Level by level: a body can hold a million values."""
+    level = [value]
+    for _ in range(_MAX_DEPTH + 1):
+        below: list[Any] = []
+        for part in level:
+            kind = type(part)
+            if kind is str:
+                if not part.isascii():
+                    _refuse_halves(part)
+            elif kind is list:
+                below += part
+            elif kind is dict:
+                below += part
+                below += part.values()
+        if not below:
+            return
+        level = below
+    _refuse("nested too deeply")
+
+
+def _refuse_halves(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        _refuse("half of a surrogate pair")
 
 
 def reply(status: int, value: Any, *lines: HeaderLine) -> LocalReply:
