@@ -71,10 +71,12 @@ def segments_match(segments: tuple[str, ...], given: list[str]) -> bool:
         segments = segments[:-1]
         if len(given) < len(segments):
             return False
-        given = given[: len(segments)]
-    return len(segments) == len(given) and all(
-        want == have or (want == "{}" and bool(have)) for want, have in zip(segments, given, strict=True)
-    )
+    elif len(given) != len(segments):
+        return False
+    for want, have in zip(segments, given, strict=False):  # noqa: SIM110 - of ten thousand most end at the first
+        if want != have and not (want == "{}" and have):
+            return False
+    return True
 
 
 def is_plain(path: str) -> bool:
