@@ -378,8 +378,8 @@ class Compiler:
         """See `Ways.of`."""
         return Ways.of(snapshot, self._settings.health_path, before)
 
-    def compile(self, snapshot: Snapshot, now: float, before: Ways | None = None) -> Compiled:
-        """Build everything a snapshot needs, of its ways where these are there; changes no state.
+    def compile(self, snapshot: Snapshot, now: float, ways: Ways | None = None) -> Compiled:
+        """Build everything a snapshot needs, but for its ways where these are there; changes no state.
 
         Raises:
             ConfigurationError: the snapshot cannot be served; pointers name the routes.
@@ -388,7 +388,7 @@ class Compiler:
         faults = cors_faults(snapshot.cors)
         if faults:
             raise ConfigurationError(faults)
-        ways = self.ways(snapshot, before)
+        ways = ways or self.ways(snapshot)
         cors = Cors(snapshot.cors)
         identity = IdentityStage(self.judge, state.tokens)
         rules = snapshot.rules if settings.limits_enabled else ()

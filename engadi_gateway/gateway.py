@@ -354,13 +354,11 @@ class Gateway:
         candidate = with_change(self._snapshot, change)
         compiled = await self._compile_aside(candidate)
         try:
-            kept = await self.catalog.apply(change)
+            kept = await self.catalog.apply(change, candidate)
         except StoreError as error:
             self._log.error("configuration not written: %s", error)
             raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE)) from None
-        if kept == candidate:
-            kept = candidate  # whose routes are those of before: the next write need not look into them
-        else:
+        if kept is not candidate:
             compiled = self._compile(kept)  # at once: what is written must be served, whoever gives up meanwhile
         self._swap(kept, compiled)
         return kept
@@ -390,7 +388,8 @@ class Gateway:
 
     def _compile(self, snapshot: Snapshot) -> Compiled:
         with _refusing():
-            return self._compiler.compile(snapshot, time.monotonic(), self._compiled.ways)
+            ways = self._compiler.ways(snapshot, self._compiled.ways)
+            return self._compiler.compile(snapshot, time.monotonic(), ways)
 
     async def _compiled_of(self, snapshot: Snapshot, compiler: Compiler) -> Compiled:
         """What routes become is made in a thread: thousands of them take long, and the loop serves everybody.
@@ -429,9 +428,9 @@ class Gateway:
             seed = seed_of(settings, timestamp(time.time()))
             snapshot = await self.catalog.preview(seed)
             compiled = await self._compiled_of(snapshot, compiler)
-            kept = await self.catalog.follow(seed)
-            if kept != snapshot:
-                compiled = compiler.compile(kept, time.monotonic(), compiled.ways)
+            kept = await self.catalog.follow(seed, snapshot)
+            if kept is not snapshot:
+                compiled = compiler.compile(kept, time.monotonic(), compiler.ways(kept, compiled.ways))
             before = self.settings
             forgets = self._take(settings, compiler)
             self._swap(kept, compiled)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from engadi_gateway.admin.api import BASE, Call, next_page
-from engadi_gateway.admin.jsonio import reply
+from engadi_gateway.admin.jsonio import listing, reply
 from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedError
 from engadi_gateway.model import CorsPolicy, Origin, RateLimitRule, Revision, Route
 from engadi_gateway.net.context import LocalReply
@@ -89,7 +89,7 @@ async def _page(call: Call, values: Sequence[Route] | Sequence[RateLimitRule]) -
 
 def _listed(values: Sequence[Value], others: dict[str, Any], *lines: HeaderLine) -> LocalReply:
     """Of thousands it takes long: for a thread."""
-    return reply(200, {"items": [to_json(value) for value in values], **others}, *lines)
+    return listing(map(to_json, values), others, *lines)
 
 
 # routes
@@ -259,7 +259,7 @@ async def list_revisions(call: Call) -> LocalReply:
     items = [_revision_json(revision) for revision in found[:limit]]
     more = items[-1]["number"] if len(found) > limit else None
     link = next_page(call, None if more is None else {"before": more})
-    return await asyncio.to_thread(reply, 200, {"items": items, "next_before": more}, *link)
+    return await asyncio.to_thread(listing, items, {"next_before": more}, *link)
 
 
 async def get_revision(call: Call) -> LocalReply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedError
@@ -91,5 +92,15 @@ def reply(status: int, value: Any, *lines: HeaderLine) -> LocalReply:
     head: list[HeaderLine] = [(b"Cache-Control", b"no-store"), *lines]
     if status == 204:
         return LocalReply(204, head, b"")
-    body = json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "replace")
-    return LocalReply(status, [(b"Content-Type", b"application/json"), *head], body)
+    return LocalReply(status, [(b"Content-Type", b"application/json"), *head], _dumped(value))
+
+
+def listing(items: Iterable[Any], others: dict[str, Any], *lines: HeaderLine) -> LocalReply:
+    """A reply of `items` and others beside them, piece by piece: for a thread, which others need not wait for."""
+    pieces = b", ".join([_dumped(item) for item in items])
+    body = b'{"items": [%b], %b' % (pieces, _dumped(others)[1:])
+    return LocalReply(200, [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store"), *lines], body)
+
+
+def _dumped(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "replace")
