@@ -15,7 +15,7 @@ from pathlib import Path
 from engadi_gateway.admin.api import local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.errors import ConfigurationError, Fault
-from engadi_gateway.model import BreakerState, Service, Snapshot
+from engadi_gateway.model import BreakerState, Route, Service, Snapshot
 from engadi_gateway.net.context import Context, RequestIds, RetryBudget, RetryPolicy, Timeouts, Upcalls
 from engadi_gateway.net.deadlines import FixedWait
 from engadi_gateway.net.pool import PoolLimits, Pools
@@ -284,15 +284,44 @@ def token_judge(settings: Settings) -> TokenJudge:
 
 
 @dataclass(frozen=True, slots=True)
+class Ways:
+    """What the routes and services of a snapshot become: nearly all the work, and nothing that anybody changes."""
+
+    routes: tuple[Route, ...]
+    configured: Mapping[str, Service]
+    health_path: str
+    table: RoutingTable
+    targets: TargetPicker
+    services: Mapping[str, Service]
+    urls: Mapping[str, frozenset[str]]  # with the services behind them
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, health_path: str, before: Ways | None = None) -> Ways:
+        """Takes from those of before what has not changed, all of them if they fit. May be called in any thread.
+
+        Raises:
+            ConfigurationError, RefusedError: see `RoutingTable`.
+        """
+        if before is not None and before._fit(snapshot, health_path):
+            return before
+        table = RoutingTable(snapshot.routes, snapshot.services, None if before is None else before.table)
+        targets = TargetPicker(table, None if before is None else before.targets)
+        services = services_of(snapshot, health_path)
+        return cls(snapshot.routes, snapshot.services, health_path, table, targets, services, urls_of(targets))
+
+    def _fit(self, snapshot: Snapshot, health_path: str) -> bool:
+        have, want = (self.configured, self.health_path), (snapshot.services, health_path)
+        return have == want and (self.routes is snapshot.routes or self.routes == snapshot.routes)
+
+
+@dataclass(frozen=True, slots=True)
 class Compiled:
     """Everything that one snapshot becomes; swapped as a whole."""
 
     pipeline: Pipeline
     admin_pipeline: Pipeline
-    table: RoutingTable
     limits: Limits
-    services: Mapping[str, Service]
-    urls: Mapping[str, frozenset[str]]  # with the services behind them
+    ways: Ways
 
 
 def say_circuit(service: str, move: Transition) -> None:
@@ -345,8 +374,12 @@ class Compiler:
         self._public_local = RoutingTable(local_routes(own, settings.admin_role), {})
         self._admin_local = RoutingTable(local_routes(ENDPOINTS, settings.admin_role), {})
 
-    def compile(self, snapshot: Snapshot, now: float) -> Compiled:
-        """Build everything a snapshot needs; changes no state.
+    def ways(self, snapshot: Snapshot, before: Ways | None = None) -> Ways:
+        """See `Ways.of`."""
+        return Ways.of(snapshot, self._settings.health_path, before)
+
+    def compile(self, snapshot: Snapshot, now: float, ways: Ways | None = None) -> Compiled:
+        """Build everything a snapshot needs, but for its ways where these are there; changes no state.
 
         Raises:
             ConfigurationError: the snapshot cannot be served; pointers name the routes.
@@ -355,21 +388,19 @@ class Compiler:
         faults = cors_faults(snapshot.cors)
         if faults:
             raise ConfigurationError(faults)
-        table = RoutingTable(snapshot.routes, snapshot.services)
+        ways = ways or self.ways(snapshot)
         cors = Cors(snapshot.cors)
         identity = IdentityStage(self.judge, state.tokens)
         rules = snapshot.rules if settings.limits_enabled else ()
         limits = Limits(rules, state.buckets, settings.limits_ipv6_prefix, now)
-        breaker = BreakerStage(state.breakers, TargetPicker(table), settings.breaker_enabled)
+        breaker = BreakerStage(state.breakers, ways.targets, settings.breaker_enabled)
         public, admin = (
             (Routing(routes, local, answers_preflight=cors.is_enabled), cors, identity, limits, breaker)
-            for routes, local in ((table, self._public_local), (RoutingTable((), {}), self._admin_local))
+            for routes, local in ((ways.table, self._public_local), (RoutingTable((), {}), self._admin_local))
         )
         return Compiled(
             Pipeline(public, snapshot.revision, limits.charge, breaker.another_target, answers_cors=cors.is_enabled),
             Pipeline(admin, snapshot.revision, limits.charge, answers_cors=cors.is_enabled),
-            table,
             limits,
-            services_of(snapshot, settings.health_path),
-            urls_of(table),
+            ways,
         )

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from typing import Any
@@ -212,8 +212,8 @@ class Gateway:
             warning = warning_of(validity, time.time())
             if warning:
                 self._log.warning("server.tls_certificate: %s %s", self.settings.server_tls_certificate, warning)
-        self._say_dead_ends(_dead_ends(self._compiled.table))
-        for name in without_route(self._snapshot.services, self._compiled.table):
+        self._say_dead_ends(_dead_ends(self._compiled))
+        for name in without_route(self._snapshot.services, self._compiled.ways.table):
             self._log.info("service %s: no route leads there; POST /api/v1/gateway/routes makes one", name)
         changed = overruled(self.settings, self._snapshot)
         if changed:
@@ -306,7 +306,7 @@ class Gateway:
         return None if listener is None else (pipeline, listener)
 
     def routing_table(self) -> RoutingTable:
-        return self._compiled.table
+        return self._compiled.ways.table
 
     def route_names(self) -> dict[str, tuple[str, str]]:
         """Path pattern and service of every route, by its id, the built-in ones too."""
@@ -319,13 +319,13 @@ class Gateway:
         return self._compiled.limits.status(time.monotonic())
 
     def services(self) -> Mapping[str, Service]:
-        return self._compiled.services
+        return self._compiled.ways.services
 
     def targets(self) -> Mapping[str, str]:
         """The names of the services at each `scheme://host:port` that was asked, with commas between."""
-        found: dict[str, frozenset[str]] = {}
+        found: dict[str, set[str]] = {}
         for url, target in self._pools.urls().items():
-            found[target] = found.get(target, frozenset()) | self._compiled.urls.get(url, frozenset())
+            found.setdefault(target, set()).update(self._compiled.ways.urls.get(url, ()))
         return {target: ",".join(sorted(names)) for target, names in found.items()}
 
     def state(self) -> dict[str, Any]:
@@ -352,14 +352,14 @@ class Gateway:
             RefusedError: CONFLICT or INVALID_FIELDS; STORE_UNAVAILABLE when it could not be kept.
         """
         candidate = with_change(self._snapshot, change)
-        compiled = self._compile(candidate)
+        compiled = await self._compile_aside(candidate)
         try:
-            kept = await self.catalog.apply(change)
+            kept = await self.catalog.apply(change, candidate)
         except StoreError as error:
             self._log.error("configuration not written: %s", error)
             raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE)) from None
-        if kept != candidate:
-            compiled = self._compile(kept)
+        if kept is not candidate:
+            compiled = self._compile(kept)  # at once: what is written must be served, whoever gives up meanwhile
         self._swap(kept, compiled)
         return kept
 
@@ -367,26 +367,40 @@ class Gateway:
         """While in it, the configuration is the newest and nobody else changes it. Raises StoreError."""
         return self._sharing.writing()
 
-    def _take_snapshot(self, snapshot: Snapshot) -> None:
+    async def _take_snapshot(self, snapshot: Snapshot) -> None:
         """Of another process, whose services may be others."""
-        compiled = self._compiler.compile(snapshot, time.monotonic())
-        known = set(_dead_ends(self._compiled.table))
-        self._say_dead_ends([one for one in _dead_ends(compiled.table) if one not in known])
+        compiled = await self._compiled_of(snapshot, self._compiler)
+        known = set(_dead_ends(self._compiled))
+        self._say_dead_ends([one for one in _dead_ends(compiled) if one not in known])
         self._swap(snapshot, compiled)
 
-    def rehearse(self, change: Change) -> None:
+    async def rehearse(self, change: Change) -> None:
         """What `change` would refuse is refused; nothing is changed.
 
         Raises:
             RefusedError: see `change`.
         """
-        self._compile(with_change(self._snapshot, change))
+        await self._compile_aside(with_change(self._snapshot, change))
+
+    async def _compile_aside(self, snapshot: Snapshot) -> Compiled:
+        with _refusing():
+            return await self._compiled_of(snapshot, self._compiler)
 
     def _compile(self, snapshot: Snapshot) -> Compiled:
-        try:
-            return self._compiler.compile(snapshot, time.monotonic())
-        except ConfigurationError as error:
-            raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=tuple(error.faults))) from None
+        with _refusing():
+            ways = self._compiler.ways(snapshot, self._compiled.ways)
+            return self._compiler.compile(snapshot, time.monotonic(), ways)
+
+    async def _compiled_of(self, snapshot: Snapshot, compiler: Compiler) -> Compiled:
+        """What routes become is made in a thread: thousands of them take long, and the loop serves everybody.
+
+        Whoever calls it has the writers' lock, so that what it begins with is still served when it ends.
+
+        Raises:
+            ConfigurationError, RefusedError: see `Compiler.compile`.
+        """
+        ways = await asyncio.to_thread(compiler.ways, snapshot, self._compiled.ways)
+        return compiler.compile(snapshot, time.monotonic(), ways)
 
     def _swap(self, snapshot: Snapshot, compiled: Compiled) -> None:
         self._snapshot = snapshot
@@ -395,6 +409,8 @@ class Gateway:
         context = self._context
         context.pipeline, context.admin_pipeline = compiled.pipeline, compiled.admin_pipeline
         self.checker.replace_services(self.services())
+        self._pools.keep(compiled.ways.urls)
+        self.breakers.keep(set(self.services()), time.monotonic())
 
     # reload
 
@@ -411,10 +427,10 @@ class Gateway:
             compiler = Compiler(settings, self._state)
             seed = seed_of(settings, timestamp(time.time()))
             snapshot = await self.catalog.preview(seed)
-            compiled = compiler.compile(snapshot, time.monotonic())
-            kept = await self.catalog.follow(seed)
-            if kept != snapshot:
-                compiled = compiler.compile(kept, time.monotonic())
+            compiled = await self._compiled_of(snapshot, compiler)
+            kept = await self.catalog.follow(seed, snapshot)
+            if kept is not snapshot:
+                compiled = compiler.compile(kept, time.monotonic(), compiler.ways(kept, compiled.ways))
             before = self.settings
             forgets = self._take(settings, compiler)
             self._swap(kept, compiled)
@@ -523,9 +539,18 @@ class Gateway:
             await self._save_health()
 
 
-def _dead_ends(table: RoutingTable) -> list[tuple[str, str]]:
+def _dead_ends(compiled: Compiled) -> list[tuple[str, str]]:
     """Pattern and service of the routes that have nowhere to go."""
-    return [(route.path_pattern, route.target_service) for route in without_target(table)]
+    return [(route.path_pattern, route.target_service) for route in without_target(compiled.ways.targets)]
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """What cannot be served is told to who sent it."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=tuple(error.faults))) from None
 
 
 def _verdicts_hang_on(settings: Settings) -> list[Any]:

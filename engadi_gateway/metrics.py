@@ -6,6 +6,7 @@ ids, known methods, the closed reasons; never a path, a user or an address.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import time
@@ -28,6 +29,7 @@ _FAILURES = frozenset(reason.code for reason in Reason if reason.is_failure)
 _OUTCOMES = {**dict.fromkeys(_FAILURES, "failed"), Reason.OK.code: "answered"}
 _OTHER = "_OTHER"
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", _OTHER))
+_SLICE = 500
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -46,6 +48,11 @@ class Histogram:
         for duration_ms in durations_ms:
             counts[bisect_left(_BUCKETS_MS, duration_ms)] += 1
         self.total_s += sum(durations_ms) / 1000
+
+    def copy(self) -> Histogram:
+        made = Histogram.__new__(Histogram)  # there are as many as there are routes, and more
+        made.counts, made.total_s = self.counts[:], self.total_s
+        return made
 
     def merge(self, other: Histogram) -> None:
         self.counts = [ours + theirs for ours, theirs in zip(self.counts, other.counts, strict=True)]
@@ -101,6 +108,20 @@ class Metrics:
         known_ms = [time_ms for time_ms in times_ms if time_ms is not None]
         if known_ms:
             self.upstream[service].add(known_ms)
+
+    async def copy(self) -> Metrics:
+        """For a thread to read. Each series is as it was at one moment; others are served between slices of them."""
+        made = Metrics()
+        made.started_at = self.started_at
+        for number, (labels, histogram) in enumerate(list(self.answered.items()), 1):
+            made.answered[labels] = histogram.copy()
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+        made.upstream.update((service, histogram.copy()) for service, histogram in self.upstream.items())
+        made.attempts.update(self.attempts)
+        made.failures.update(self.failures)
+        made.unread.update(self.unread)
+        return made
 
     def requests(self) -> dict[Labels, int]:
         return {labels: sum(histogram.counts) for labels, histogram in self.answered.items()}
@@ -174,11 +195,16 @@ def histogram_samples(
         yield "_count", {label: key}, seen
 
 
+def text_of(metrics: Metrics, facts: Mapping[str, Any], *, is_openmetrics: bool) -> bytes:
+    """The text of all families. Long with many routes: a thread makes it, of a copy."""
+    return render(families_of(metrics, facts), is_openmetrics=is_openmetrics)
+
+
 def families_of(metrics: Metrics, facts: Mapping[str, Any]) -> list[Family]:
     """All families.
 
     Args:
-        facts: state, routes, targets, limits, breakers and health, as the admin API's handler gathers them.
+        facts: state, routes, targets, limits, circuits and health, as the admin API's handler gathers them.
     """
     return [*_traffic(metrics), *_policies(facts), *_self(facts, metrics.started_at)]
 
@@ -217,9 +243,6 @@ def _traffic(metrics: Metrics) -> list[Family]:
     ]
 
 
-_STATES = tuple(map(str, BreakerState))
-
-
 def _policies(facts: Mapping[str, Any]) -> list[Family]:
     decisions = [
         ("", {"rule": row["name"], "decision": word}, float(row[word]))
@@ -227,14 +250,14 @@ def _policies(facts: Mapping[str, Any]) -> list[Family]:
         for word in ("allowed", "refused", "observed")
     ]
     circuits = [
-        ("", {"service": name, "state": state}, float(row["state"] == state))
-        for name, row in facts["breakers"].items()
-        for state in _STATES
+        ("", {"service": name, "state": str(state)}, float(now is state))
+        for name, (now, _) in facts["circuits"].items()
+        for state in BreakerState
     ]
     moves = [
-        ("", {"service": name, "state": state}, float(row["transitions"][state]))
-        for name, row in facts["breakers"].items()
-        for state in _STATES
+        ("", {"service": name, "state": str(state)}, float(count))
+        for name, (_, counts) in facts["circuits"].items()
+        for state, count in counts.items()
     ]
     up = [
         ("", {"service": name, "target": row.service_url}, float(row.status is not HealthStatus.UNHEALTHY))

@@ -114,14 +114,14 @@ class Offline:
         return (compiled.admin_pipeline, Listener(scheme, int(port), True)) if port else None
 
     def routing_table(self) -> RoutingTable:
-        return self._compiled.table
+        return self._compiled.ways.table
 
     def local_refusal(self, exchange: Exchange) -> Refusal | None:
         return GATE.refusal(exchange, self._snapshot.cors)
 
     def routes(self) -> list[dict[str, Any]]:
         """Routes in matching order, as a person wants to see them."""
-        table = self._compiled.table
+        table = self._compiled.ways.table
         return [
             {
                 "priority": route.priority,

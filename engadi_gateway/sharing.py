@@ -34,7 +34,9 @@ class Sharing:
         take: compile a snapshot and serve it; ConfigurationError when it cannot be, and then the old one stays.
     """
 
-    def __init__(self, catalog: Catalog, revision: Callable[[], int], take: Callable[[Snapshot], None]) -> None:
+    def __init__(
+        self, catalog: Catalog, revision: Callable[[], int], take: Callable[[Snapshot], Awaitable[None]]
+    ) -> None:
         self.lock = asyncio.Lock()  # between the writers of this process
         self._catalog = catalog
         self._revision = revision
@@ -65,7 +67,7 @@ class Sharing:
         if newest == self._revision():
             return True
         try:
-            self._take(await self._catalog.load())
+            await self._take(await self._catalog.load())
         except Exception as error:  # whatever another version wrote, this one goes on serving
             if isinstance(error, StoreError) and not isinstance(error, UnreadableError):
                 raise  # the same may go well later

@@ -6,21 +6,25 @@ import asyncio
 import json
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from engadi_gateway import __version__
+from engadi_gateway import __version__, assembly
+from engadi_gateway.admin import jsonio
 from engadi_gateway.admin.api import Call, local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.admin.handlers_observe import list_services
 from engadi_gateway.errors import Reason, RefusedError
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.model import Route
+from engadi_gateway.pipeline.routing import RoutingTable
 from tests.exchanges import exchange_of, head_of
 from tests.fakes import Reply, raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, running, token
@@ -723,6 +727,76 @@ def test_a_list_of_twice_the_services_takes_twice_the_steps(tmp_path: Path) -> N
             assert len(gateway.services()) == count + 2
             steps.append(_steps(Call(gateway, exchange_of(), {}, {}, None)))
         assert steps[1] < steps[0] * 2.2
+
+    with_gateway(tmp_path, session)
+
+
+def test_what_routes_become_is_made_beside_the_loop_and_kept_where_they_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of them take long. What is refused leaves everything as it was."""
+    made: list[int] = []
+
+    def make(routes: Any, services: Any, *args: Any) -> RoutingTable:
+        made.extend([threading.get_ident()] if services else [])  # those of the admin API have none
+        return RoutingTable(routes, services, *args)
+
+    async def session(gateway: Gateway) -> None:
+        ways = gateway._compiled.ways
+        monkeypatch.setattr(assembly, "RoutingTable", make)
+        await create_rule(gateway)
+        assert (await admin(gateway, "PUT", "/config/cors", body={"max_age": 7})).status == 200
+        await gateway.reload(gateway.settings)
+        assert (gateway._compiled.ways is ways, made) == (True, [])
+        route = await create_route(gateway)
+        kept = gateway._compiled
+        assert kept.ways is not ways
+        assert (
+            await admin(gateway, "POST", "/routes", body={"path_pattern": "/made/*", "target_service": "auth"})
+        ).status == 409
+        assert (await admin(gateway, "PUT", f"/routes/{route['id']}?dry_run=true", body={"priority": 3})).status == 200
+        assert gateway._compiled is kept
+        snapshot = replace(gateway.snapshot, revision=99, routes=gateway.snapshot.routes[1:])
+        await gateway._take_snapshot(snapshot)
+        assert (gateway.snapshot, len(gateway.routing_table().ordered())) == (snapshot, len(snapshot.routes))
+        assert len(made) == 4
+        assert threading.get_ident() not in made
+
+    with_gateway(tmp_path, session)
+
+
+@pytest.mark.parametrize("path", ["/routes", "/config/rate-limits", "/config/revisions", "/logs"])
+def test_a_thread_writes_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Of thousands it takes long, and the loop serves everybody."""
+    threads: list[int] = []
+
+    def dump(*args: Any, **kwargs: Any) -> str:
+        threads.append(threading.get_ident())
+        return json.dumps(*args, **kwargs)
+
+    async def session(gateway: Gateway) -> None:
+        monkeypatch.setattr(jsonio, "json", SimpleNamespace(dumps=dump))
+        reply = await admin(gateway, "GET", path)
+        assert reply.status == 200
+        assert threads
+        assert threading.get_ident() not in threads
+
+    with_gateway(tmp_path, session)
+
+
+def test_a_thread_reads_long_bodies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+    loop_thread = threading.get_ident()
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        threads.append(threading.get_ident() != loop_thread)
+        return json.loads(*args, **kwargs)
+
+    async def session(gateway: Gateway) -> None:
+        monkeypatch.setattr(jsonio, "json", SimpleNamespace(loads=load, dumps=json.dumps))
+        for body in (b"[]", b"[" + b"0," * 50_000 + b"0]"):
+            assert_problem(await admin(gateway, "POST", "/routes", body=body), 422, "invalid_fields")
+        assert threads == [False, True]
 
     with_gateway(tmp_path, session)
 

@@ -956,3 +956,17 @@ class BreakerMachine(RuleBasedStateMachine):
 
 TestBreakerMachine = BreakerMachine.TestCase
 TestBreakerMachine.settings = settings(max_examples=150, stateful_step_count=40)
+
+
+def test_services_that_are_gone_are_forgotten_but_for_open_circuits_of_the_last_hour() -> None:
+    limits = Thresholds(1, 1, 60.0)
+    registry = BreakerRegistry(limits)
+    permit = registry.of("closed").take_permit(0.0)
+    for name in ("open", "stays"):
+        registry.of(name).failed(registry.of(name).take_permit(0.0), 0.0, limits, "test")
+    registry.keep({"stays", "other"}, 10.0)
+    assert registry.names() == ["open", "stays"]
+    permit.breaker.failed(permit, 11.0, limits, "late")
+    assert (registry.names(), registry.status("closed", 12.0)["trips"]) == (["open", "stays"], 0)
+    registry.keep({"stays"}, 3601.0)
+    assert registry.names() == ["stays"]

@@ -240,6 +240,15 @@ CHANGES = st.one_of(
 )  # fmt: skip
 
 
+def test_what_was_expected_is_given_back_itself_where_it_holds(tmp_path: Path) -> None:
+    with opened(tmp_path) as (catalog, snapshot):
+        wanted = change("rule", RULE)
+        expected = with_change(snapshot, wanted)
+        assert asyncio.run(catalog.apply(wanted, expected)) is expected
+        assert asyncio.run(catalog.follow(SEED, expected)) is expected
+        assert asyncio.run(catalog.apply(wanted, expected)) == with_change(expected, wanted)
+
+
 @settings(max_examples=25)
 @given(st.lists(CHANGES, max_size=12))
 def test_what_is_computed_is_what_is_kept(changes: list[Change]) -> None:

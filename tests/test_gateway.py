@@ -247,10 +247,30 @@ def test_a_circuit_that_keeps_requests_out_makes_the_health_degraded(tmp_path: P
             await gateway.reload(settings_for(tmp_path, {"auth": auth.url}, **values, breaker_enabled=False))
             assert await page() == ("healthy", {"auth": "half_open"}), "nobody asks it"
             await gateway.reload(settings_for(tmp_path, {"content": auth.url}, **values))
-            assert await page() == ("healthy", {"auth": "half_open"}), "its service is gone"
+            assert await page() == ("healthy", {}), "its service is gone"
             await gateway.reload(settings_for(tmp_path, {"auth": auth.url}, **values))
+            assert await page() == ("degraded", {"auth": "half_open"}), "and comes back as it went"
             gateway.breakers.reset("auth", time.monotonic())
             assert await page() == ("healthy", {"auth": "closed"})
+
+    asyncio.run(run())
+
+
+def test_nothing_of_a_service_that_is_gone_is_left(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, upstream() as own, running(tmp_path, auth) as gateway:
+            body = {"path_pattern": "/own/*", "target_service": "own", "target_url": own.url, "is_public": True}
+            for number in range(3):
+                body["target_service"] = f"own-{number}"
+                made = await ask(gateway.port, "POST", "/api/v1/gateway/routes", bearer=ADMIN, body=body)
+                assert (await ask(gateway.port, "GET", "/own/x")).status == 200
+                assert json_of(await ask(gateway.port, "GET", "/health"))["circuits"] == {f"own-{number}": "closed"}
+                await ask(gateway.port, "DELETE", made.one("location"), bearer=ADMIN)
+                assert json_of(await ask(gateway.port, "GET", "/health"))["circuits"] == {}
+                assert gateway.breakers.names() == []
+            assert list(gateway._pools.counts()) == [own.url], "a connection is still there"
+            gateway._pools.sweep(time.monotonic() + 3600)
+            await until(lambda: not gateway._pools.counts())
 
     asyncio.run(run())
 

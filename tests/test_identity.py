@@ -390,6 +390,13 @@ def test_what_is_no_jwks_is_an_error(document: bytes) -> None:
         parse_jwks(document, ("RS256",))
 
 
+def test_more_keys_than_anybody_means_are_none_of_them_read(keys: Keys) -> None:
+    rows = [keys.p256.jwk(kid=f"{n}") for n in range(100)]
+    assert len(parse_jwks(jwks(*rows), ("ES256",))) == 100
+    with pytest.raises(ValueError, match=r"^101 keys, 100 at most$"):
+        parse_jwks(jwks(*rows, {}), ("ES256",))
+
+
 def test_a_published_symmetric_key_is_not_taken_whatever_is_allowed() -> None:
     row = {"kty": "oct", "k": b64(SECRET.encode()).decode(), "kid": "a", "alg": "HS256"}
     with pytest.raises(ValueError, match=r"^no usable key$"):

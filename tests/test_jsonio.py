@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engadi_gateway.admin.jsonio import parse, reply
+from engadi_gateway.admin.jsonio import listing, parse, reply
 from engadi_gateway.errors import Reason, RefusedError
 
 REFUSED = {
@@ -83,6 +83,13 @@ _VALUES = st.recursive(
 @given(_VALUES)
 def test_what_is_sent_is_read_back(value: object) -> None:
     assert parse(reply(200, value).body) == value
+
+
+@given(st.lists(_VALUES, max_size=4), _VALUES)
+def test_a_listing_is_the_reply_of_the_same_to_the_letter(items: list[object], other: object) -> None:
+    line = (b"Link", b"<x>")
+    whole = reply(200, {"items": items, "next": other, "total": 1}, line)
+    assert listing(iter(items), {"next": other, "total": 1}, line) == whole
 
 
 @given(st.binary(max_size=64))

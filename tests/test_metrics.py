@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import threading
 import time
 from collections.abc import Sized
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from engadi_gateway import metrics as prometheus
 from engadi_gateway.errors import Reason
 from engadi_gateway.metrics import BUCKETS_S, Family, Metrics, histogram_samples, render
 from engadi_gateway.model import BreakerState, HealthStatus, LogRow, ServiceHealth
@@ -198,6 +201,73 @@ def test_unreadable_heads_are_counted() -> None:
     metrics = Metrics()
     metrics.unreadable(Reason.BAD_REQUEST)
     assert dict(metrics.unread) == {"bad_request": 1}
+
+
+def test_a_copy_is_as_it_was_when_it_was_made() -> None:
+    metrics = Metrics()
+    metrics.observe([row(), row(status=502, reason="upstream_closed"), row("BREW")])
+    metrics.unreadable(Reason.BAD_REQUEST)
+    copied = asyncio.run(metrics.copy())
+    facts = [str(_values(copied)), str(_values(metrics))]
+    assert facts[0] == facts[1]
+    metrics.observe([row(), row(status=502, reason="upstream_closed"), row(target_service="other"), row("BREW")])
+    metrics.unreadable(Reason.BAD_REQUEST)
+    assert str(_values(copied)) == facts[0] != str(_values(metrics))
+
+
+def _values(metrics: Metrics) -> list[object]:
+    answered = [(labels, one.counts, one.total_s) for labels, one in metrics.answered.items()]
+    upstream = [(service, one.counts, one.total_s) for service, one in metrics.upstream.items()]
+    return [
+        answered,
+        upstream,
+        dict(metrics.attempts),
+        dict(metrics.failures),
+        dict(metrics.unread),
+        metrics.started_at,
+    ]
+
+
+def test_others_are_served_while_many_series_are_copied() -> None:
+    async def run() -> int:
+        metrics = Metrics()
+        metrics.observe([row(route_id=f"route-{n}") for n in range(5000)])
+        copying = asyncio.create_task(metrics.copy())
+        turns = 0
+        while not copying.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert len((await copying).answered) == 5000
+        return turns
+
+    assert asyncio.run(run()) >= 10
+
+
+def test_a_thread_makes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With thousands of routes it takes long, and the loop serves everybody."""
+    threads: list[int] = []
+    text_of = prometheus.text_of
+
+    def make(metrics: Metrics, *args: Any, **kwargs: Any) -> bytes:
+        threads.append(threading.get_ident())
+        assert metrics is not running_metrics[0]
+        return text_of(metrics, *args, **kwargs)
+
+    running_metrics: list[Metrics] = []
+
+    async def run() -> None:
+        monkeypatch.setattr(prometheus, "text_of", make)
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            running_metrics.append(gateway.metrics)
+            for path in ("metrics/prometheus", "metrics"):
+                reply = await ask(
+                    gateway.port, "GET", f"/api/v1/gateway/{path}", bearer=ADMIN, headers={"Accept": "text/plain"}
+                )
+                assert reply.status == 200
+
+    asyncio.run(run())
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
 
 
 def test_the_page_of_a_running_gateway(tmp_path: Path) -> None:

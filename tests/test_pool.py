@@ -601,3 +601,57 @@ def test_there_is_a_pool_a_target_and_tls_only_for_those_that_ask_for_it() -> No
         await pools.close()
 
     asyncio.run(run())
+
+
+def test_pools_that_lead_nowhere_go_with_their_last_use_and_come_back_with_their_target() -> None:
+    async def run() -> None:
+        async with upstream() as server:
+            pools = Pools(LIMITS, ssl.create_default_context)
+            idle, name = f"http://127.0.0.1:{server.port}", f"http://127.0.0.1:{server.port}"
+            for number in range(1, 100):
+                pools.at(f"http://127.0.0.1:{number}/base")
+            _, pool = pools.at(idle)
+            pool.give_back((await asked(pool)).connection)
+            pools.keep([idle, "http://127.0.0.1:1/base", "http://never.asked"])
+            assert sorted(pools.counts()) == sorted([name, "http://127.0.0.1:1"])
+            assert sorted(pools.urls()) == sorted([idle, "http://127.0.0.1:1/base"])
+            pools.keep([])
+            assert (list(pools.counts()), pools.urls()) == ([name], {}), "its connection is still there"
+            assert pools.at(idle)[1] is pool
+            pools.keep([])
+            del pool
+            assert pools.counts()[name]["idle"] == 1
+            pools.sweep(time.monotonic() + LIMITS.idle_timeout_s + 1)
+            await until(lambda: not pools.counts())
+            await pools.close()
+
+    asyncio.run(run())
+
+
+def test_a_request_whose_pool_leads_nowhere_any_more_is_still_served_and_cleaned_up_after() -> None:
+    """It waited to try again, say, and nothing else was there."""
+
+    async def run() -> None:
+        async with upstream() as server:
+            pools = Pools(LIMITS, ssl.create_default_context)
+            _, pool = pools.at(f"http://127.0.0.1:{server.port}")
+            pools.keep([])
+            connection = (await asked(pool)).connection
+            pool.give_back(connection)
+            await pools.close()
+            await until(lambda: not any(pool.counts().values()))
+            assert not connection.is_open
+
+    asyncio.run(run())
+
+
+def test_the_resolver_forgets_what_is_too_old_to_be_told() -> None:
+    async def run() -> None:
+        resolver = Resolver(30.0)
+        await resolver.resolve("localhost", 80)
+        now = time.monotonic()
+        for later, count in ((0.0, 1), (31.0, 0)):
+            resolver.forget(now + later)
+            assert len(resolver._known) == count
+
+    asyncio.run(run())

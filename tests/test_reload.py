@@ -284,7 +284,7 @@ def test_a_stream_keeps_no_configuration_that_was_replaced(tmp_path: Path) -> No
                 await two.send(b"GET /api/v1/auth/stream HTTP/1.1\r\nHost: h\r\n\r\n")
                 for client in (one, two):
                     await client.reader.readuntil(b"\r\n\r\n")
-                table = weakref.ref(gateway._compiled.table)
+                table = weakref.ref(gateway._compiled.ways.table)
                 route = {"path_pattern": "/new", "target_service": "auth"}
                 assert (await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=route)).status == 201
                 await gateway.flushed()

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from engadi_gateway.errors import ConfigurationError, Reason, Refusal, RefusedError
 from engadi_gateway.model import Route, Service
+from engadi_gateway.pipeline import routing
 from engadi_gateway.pipeline.exchange import Exchange
-from engadi_gateway.pipeline.patterns import parameter_names, parse_pattern, pattern_matches
+from engadi_gateway.pipeline.patterns import parameter_names, parse_pattern, segments_match
 from engadi_gateway.pipeline.routing import (
     LOCAL_SERVICE,
     Clash,
@@ -365,12 +366,51 @@ def test_the_order_does_not_depend_on_the_order_given(routes: list[Route], rng: 
 
 @given(PATTERN, PATH)
 def test_one_pattern_alone_says_the_same_as_the_tree(pattern: str, path: str) -> None:
-    assert pattern_matches(parse_pattern(pattern), path) == isinstance(
-        table(route(pattern)).match("GET", "", path), Match
-    )
+    alone = path[:1] == "/" and segments_match(parse_pattern(pattern), path[1:].split("/"))
+    assert alone == isinstance(table(route(pattern)).match("GET", "", path), Match)
+    assert alone == (table(route(pattern)).trace("GET", "", path) != [])
+
+
+@settings(max_examples=200)
+@given(st.lists(ROUTE, max_size=6), st.lists(ROUTE, max_size=6), PATH, st.data())
+def test_a_table_made_with_the_one_before_is_the_one_made_without(
+    old: list[Route], new: list[Route], path: str, data: st.DataObject
+) -> None:
+    before = table_without_twins(old)
+    stay = data.draw(st.lists(st.sampled_from(before.ordered()), unique=True) if old else st.just([]))
+    every = [*(replace(one, id=f"n{index}") for index, one in enumerate(new)), *stay]
+    try:
+        alone = table(*every)
+    except RefusedError:
+        with pytest.raises(RefusedError):
+            RoutingTable(every, SERVICES, before)
+        return
+    after = RoutingTable(every, SERVICES, before)
+    assert after.ordered() == alone.ordered()
+    assert after.match("GET", "h.example", path) == alone.match("GET", "h.example", path)
+    assert after.trace("GET", "h.example", path) == alone.trace("GET", "h.example", path)
 
 
 # what it costs
+
+
+def test_with_the_table_before_only_what_changed_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    routes = [route(f"/s{n}/*", f"r{n}") for n in range(100)]
+    before = table(*routes)
+    parsed: list[str] = []
+
+    def parse(pattern: str) -> tuple[str, ...]:
+        parsed.append(pattern)
+        return parse_pattern(pattern)
+
+    monkeypatch.setattr(routing, "parse_pattern", parse)
+    alike = [replace(one) for one in routes[:50]]  # read anew, say
+    wanted = [*alike, *routes[51:98], replace(routes[98], priority=7), replace(routes[99], path_pattern="/other")]
+    after = RoutingTable(wanted, SERVICES, before)
+    assert parsed == ["/s98/*", "/other"]
+    assert [one.id for one in after.ordered()][:1] == ["r98"]
+    assert isinstance(after.match("GET", "", "/s50/x"), Miss)
+    assert isinstance(before.match("GET", "", "/s50/x"), Match), "what began with it ends with it"
 
 
 def visits(count: int) -> int:
@@ -385,6 +425,32 @@ def visits(count: int) -> int:
 
 def test_matching_looks_at_as_many_nodes_among_ten_thousand_routes_as_among_ten() -> None:
     assert visits(10) == visits(10_000) <= 20
+
+
+class CountedPath(str):
+    """Counts how often it, or what is cut out of it, is taken apart."""
+
+    __slots__ = ()
+    splits = 0
+
+    def __getitem__(self, key: Any) -> CountedPath:
+        return CountedPath(super().__getitem__(key))
+
+    def split(self, *args: Any, **kwargs: Any) -> list[str]:
+        CountedPath.splits += 1
+        return super().split(*args, **kwargs)
+
+
+def splits(count: int) -> int:
+    """How often a trace among `count` routes takes the path apart."""
+    CountedPath.splits = 0
+    tried = table(*(route(f"/api/v1/s{n}/*", f"r{n}") for n in range(count)))
+    assert [one.why for one in tried.trace("GET", "", CountedPath("/api/v1/s1/x"))] == ["won"]
+    return CountedPath.splits
+
+
+def test_a_trace_takes_the_path_apart_no_more_often_among_a_thousand_routes() -> None:
+    assert splits(10) == splits(1000) <= 2
 
 
 def test_a_pattern_without_parameters_makes_nothing_for_a_path() -> None:

@@ -13,6 +13,7 @@ from openapi_schema_validator import OAS31Validator
 from engadi_gateway.admin.schemas import (
     CORS,
     EXPLAIN,
+    MAX_FAULTS,
     ROUTE,
     RULE,
     UUID,
@@ -259,6 +260,34 @@ _DAY = 1_768_435_200_000  # 2026-01-15
 )
 def test_a_date_begins_with_its_first_millisecond_and_ends_with_its_last(text: str, first: int, last: int) -> None:
     assert (moment_ms(text) - _DAY, last_ms(text) - _DAY) == (first, last)
+
+
+def test_what_nobody_reads_is_not_looked_for() -> None:
+    faults = ROUTE.check({f"unknown-{n}": 0 for n in range(100_000)}, "")
+    assert len(faults) == MAX_FAULTS
+    assert [fault.pointer for fault in faults[:3]] == ["/path_pattern", "/target_service", "/unknown-0"]
+
+
+class Compared(str):
+    """Counts how often it is compared."""
+
+    __slots__ = ()
+    times = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return super().__eq__(other)
+
+    __hash__ = str.__hash__
+
+
+def test_entries_of_a_long_list_are_not_each_held_against_all_others() -> None:
+    origins = [Compared(f"https://{n}.example") for n in range(1000)]
+    assert CORS.check({"allow_origins": origins}, "") == []
+    assert Compared.times < 10_000
+    assert [fault.detail for fault in CORS.check({"allow_origins": [*origins[1:], origins[1]]}, "")] == [
+        "the same entry twice"
+    ]
 
 
 @pytest.mark.parametrize("text", ["yesterday", "2026-13-01", "2026-02-30", "2026-01-15T", ""])

@@ -54,7 +54,7 @@ class Served:
         self.fault: Exception = ConfigurationError([Fault("/routes", "no")])
         self.sharing = Sharing(self.catalog, lambda: self.snapshot.revision, self._take)
 
-    def _take(self, snapshot: Snapshot) -> None:
+    async def _take(self, snapshot: Snapshot) -> None:
         if snapshot.revision in self.refuses:
             raise self.fault
         self.taken.append(snapshot.revision)
@@ -172,7 +172,7 @@ def test_it_looks_on_whatever_goes_wrong(tmp_path: Path, caplog: pytest.LogCaptu
         async def current_revision(self) -> int:
             raise ZeroDivisionError("nobody thought of it")
 
-    sharing = Sharing(Odd(), lambda: 1, lambda snapshot: None)  # type: ignore[arg-type]
+    sharing = Sharing(Odd(), lambda: 1, lambda snapshot: asyncio.sleep(0))  # type: ignore[arg-type]
     with caplog.at_level(logging.ERROR, "engadi"), pytest.raises(EnoughError):
         asyncio.run(sharing.run(sleep))
     assert len(caplog.messages) == 1

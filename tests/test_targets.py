@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from engadi_gateway.model import CorsPolicy, Route, Service, Snapshot, SplitTarget
+from engadi_gateway.pipeline import targets
 from engadi_gateway.pipeline.exchange import Identity, Target
 from engadi_gateway.pipeline.routing import RoutingTable
 from engadi_gateway.pipeline.targets import TargetPicker, services_of, urls_of, without_route, without_target
@@ -108,7 +109,7 @@ def test_a_growing_share_takes_nobody_away_that_it_had() -> None:
 def test_routes_without_a_target_are_named_unless_they_are_asleep() -> None:
     lost = Route("r2", "/lost", "unknown")
     asleep = Route("r3", "/asleep", "unknown", is_active=False)
-    assert without_target(table(route("/a"), lost, asleep)) == [lost]
+    assert without_target(TargetPicker(table(route("/a"), lost, asleep))) == [lost]
 
 
 def test_services_without_a_route_are_named() -> None:
@@ -138,5 +139,33 @@ def test_services_are_those_of_the_settings_and_those_that_a_route_or_a_share_gi
 def test_each_url_has_the_services_that_requests_are_sent_there_for() -> None:
     split = (SplitTarget("blue", "http://ai.test:8010"), SplitTarget("lost"), SplitTarget("ai"))
     asleep = Route("r4", "/d", "old", "http://ai.test:8010", is_active=False)
-    found = urls_of(table(route("/a"), route("/b", "r2", split=split), Route("r3", "/c", "unknown"), asleep))
+    found = urls_of(
+        TargetPicker(table(route("/a"), route("/b", "r2", split=split), Route("r3", "/c", "unknown"), asleep))
+    )
     assert found == {"http://content.test:8003": {"content"}, "http://ai.test:8010": {"blue", "ai"}}
+
+
+def test_with_the_targets_before_only_what_changed_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a service has another URL, that is all."""
+    looked: list[str] = []
+    way = targets._way
+
+    def look(one: Route, of: RoutingTable) -> targets.Way:
+        looked.append(one.id)
+        return way(one, of)
+
+    monkeypatch.setattr(targets, "_way", look)
+    old = table(route("/a"), route("/b", "r2"), route("/c", "r3"))
+    before = TargetPicker(old)
+    looked.clear()
+    rows = (route("/a"), route("/b", "r2"), route("/c", "r3", target_url="http://new.test"))
+    after = TargetPicker(RoutingTable(rows, SERVICES, old), before)
+    assert looked == ["r3"]
+    urls_of(after), without_target(after)
+    assert looked == ["r3"]
+    assert urls_of(after)["http://new.test"] == frozenset(("content",))
+    looked.clear()
+    moved = {"content": Service("content", "http://moved.test")}
+    found = TargetPicker(RoutingTable(rows, moved, old), before)
+    assert sorted(looked) == ["r1", "r2", "r3"]
+    assert list(urls_of(found)) == ["http://moved.test", "http://new.test"]

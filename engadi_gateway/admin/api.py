@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
 from engadi_gateway.admin import jsonio
-from engadi_gateway.admin.schemas import Object, Schema, Text, escaped
+from engadi_gateway.admin.schemas import MAX_FAULTS, Object, Schema, Text, escaped
 from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedError
 from engadi_gateway.explain import Explained
 from engadi_gateway.health import HealthChecker
@@ -31,8 +32,8 @@ from engadi_gateway.store.journal import Journal
 BASE = "/api/v1/gateway"
 _NAMESPACE = uuid.UUID("9b1f6a52-52f1-5d0e-a3f5-0c8f1d6f7e21")
 _BUILT_IN_PRIORITY = 1 << 30
-#: A body can hold a hundred thousand faults; nobody reads more than these.
-_MAX_FAULTS = 50
+#: A longer body may be of so many parts that looking at each holds everybody up.
+_LONG_BYTES = 64 << 10
 
 
 class Console(Explained, Protocol):
@@ -55,7 +56,7 @@ class Console(Explained, Protocol):
     def targets(self) -> Mapping[str, str]: ...
     def writing(self) -> AbstractAsyncContextManager[None]: ...
     async def change(self, change: Change) -> Snapshot: ...
-    def rehearse(self, change: Change) -> None: ...
+    async def rehearse(self, change: Change) -> None: ...
     async def flushed(self) -> None: ...
 
 
@@ -181,7 +182,7 @@ class Gate:
                 document = jsonio.parse(body)
                 faults += endpoint.body.check(document, "")
         if faults:
-            raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=tuple(faults[:_MAX_FAULTS])))
+            raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=tuple(faults[:MAX_FAULTS])))
         return _Inputs(params, query, document)
 
 
@@ -198,7 +199,9 @@ class Api:
         Raises:
             RefusedError: what `Gate.inputs` raises, and what the handler refuses.
         """
-        inputs = self._gate.inputs(exchange, self._console.snapshot.cors, body)
+        asked = exchange, self._console.snapshot.cors, body
+        is_long = len(body) > _LONG_BYTES
+        inputs = await asyncio.to_thread(self._gate.inputs, *asked) if is_long else self._gate.inputs(*asked)
         call = Call(self._console, exchange, inputs.params, inputs.query, inputs.document)
         return await self._run(self._gate.endpoint(exchange), call)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import time
@@ -11,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from engadi_gateway.admin.api import BASE, Call, next_page
-from engadi_gateway.admin.jsonio import reply
+from engadi_gateway.admin.jsonio import listing, reply
 from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedError
 from engadi_gateway.model import CorsPolicy, Origin, RateLimitRule, Revision, Route
 from engadi_gateway.net.context import LocalReply
@@ -53,7 +54,7 @@ async def _write(call: Call, kind: str, subject: str, before: Value | None, afte
     is_dry = call.query.get("dry_run") == "true"
     try:
         if is_dry:
-            call.console.rehearse(change)
+            await call.console.rehearse(change)
         else:
             await call.console.change(change)
     except RefusedError as error:  # compiled, the fault's pointer names the route; the client sent only its fields
@@ -67,7 +68,7 @@ def _or_none(value: Value | None) -> dict[str, Any] | None:
     return None if value is None else to_json(value)
 
 
-def _page(call: Call, values: Sequence[Route] | Sequence[RateLimitRule]) -> LocalReply:
+async def _page(call: Call, values: Sequence[Route] | Sequence[RateLimitRule]) -> LocalReply:
     """All of a list, or `limit` of them; those behind the one whose id `cursor` is.
 
     One that is no longer there is a fault: nobody can say what was behind it.
@@ -81,13 +82,14 @@ def _page(call: Call, values: Sequence[Route] | Sequence[RateLimitRule]) -> Loca
             raise _invalid(Fault("/query/cursor", "no longer there: begin anew")) from None
     end = begin + call.query.get("limit", len(values))
     more = values[end - 1].id if end < len(values) else None
-    document = {
-        "items": [to_json(value) for value in values[begin:end]],
-        "total": len(values),
-        "revision": call.console.snapshot.revision,
-        "next": more,
-    }
-    return reply(200, document, *next_page(call, None if more is None else {"cursor": more}))
+    others = {"total": len(values), "revision": call.console.snapshot.revision, "next": more}
+    link = next_page(call, None if more is None else {"cursor": more})
+    return await asyncio.to_thread(_listed, values[begin:end], others, *link)
+
+
+def _listed(values: Sequence[Value], others: dict[str, Any], *lines: HeaderLine) -> LocalReply:
+    """Of thousands it takes long: for a thread."""
+    return listing(map(to_json, values), others, *lines)
 
 
 # routes
@@ -124,7 +126,7 @@ def _leads_to(route: Route) -> tuple[object, ...]:
 
 
 async def list_routes(call: Call) -> LocalReply:
-    return _page(call, call.console.routing_table().ordered())
+    return await _page(call, call.console.routing_table().ordered())
 
 
 async def create_route(call: Call) -> LocalReply:
@@ -174,7 +176,7 @@ def _check_name(call: Call, rule: RateLimitRule) -> None:
 
 
 async def list_rules(call: Call) -> LocalReply:
-    return _page(call, call.console.snapshot.rules)
+    return await _page(call, call.console.snapshot.rules)
 
 
 async def create_rule(call: Call) -> LocalReply:
@@ -257,7 +259,7 @@ async def list_revisions(call: Call) -> LocalReply:
     items = [_revision_json(revision) for revision in found[:limit]]
     more = items[-1]["number"] if len(found) > limit else None
     link = next_page(call, None if more is None else {"before": more})
-    return reply(200, {"items": items, "next_before": more}, *link)
+    return await asyncio.to_thread(listing, items, {"next_before": more}, *link)
 
 
 async def get_revision(call: Call) -> LocalReply:

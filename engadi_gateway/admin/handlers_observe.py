@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -36,8 +37,8 @@ def _health_page(call: Call) -> dict[str, Any]:
     log_status = _log_status(log) if call.console.settings.log_requests else "off"
     page = call.console.checker.aggregate()
     breakers = call.console.breakers
-    circuits = {name: str(breakers.peek(name).state) for name in breakers.names()}
-    # that of a service which is gone, or of breakers that are switched off, keeps nobody out
+    circuits = {name: str(breakers.peek(name).state) for name in breakers.names() if name in page["services"]}
+    # those of breakers that are switched off keep nobody out
     asked = page["services"] if call.console.settings.breaker_enabled else ()
     is_closed = all(circuits.get(name, BreakerState.CLOSED) == BreakerState.CLOSED for name in asked)
     if log_status not in {"ok", "off"} or not is_closed:
@@ -170,27 +171,29 @@ async def logs(call: Call) -> LocalReply:
         query |= {"status_class": int(status[0])} if status.endswith("xx") else {"status_code": int(status)}
     page = await call.console.journal.logs(LogFilter(**query))
     more = {"offset": None, "cursor": page.next_cursor} if page.next_cursor else None
-    return reply(200, _of_log(call, {"items": page.items, "next": page.next_cursor}), *next_page(call, more))
+    document = _of_log(call, {"items": page.items, "next": page.next_cursor})
+    return await asyncio.to_thread(reply, 200, document, *next_page(call, more))
 
 
 # metrics
 
 
 def _facts(call: Call) -> dict[str, Any]:
-    console, now = call.console, time.monotonic()
+    console = call.console
     return {
         "state": console.state(),
         "routes": console.route_names(),
         "targets": console.targets(),
         "limits": console.limits_status(),
-        "breakers": {name: console.breakers.status(name, now) for name in console.breakers.names()},
+        "circuits": console.breakers.moves(),
         "health": console.checker.status(),
     }
 
 
-def _text(call: Call, media: str) -> LocalReply:
-    families = prometheus.families_of(call.console.metrics, _facts(call))
-    body = prometheus.render(families, is_openmetrics=media == prometheus.OPENMETRICS)
+async def _text(call: Call, media: str) -> LocalReply:
+    copied, facts = await call.console.metrics.copy(), _facts(call)
+    is_openmetrics = media == prometheus.OPENMETRICS
+    body = await asyncio.to_thread(prometheus.text_of, copied, facts, is_openmetrics=is_openmetrics)
     return LocalReply(200, [(b"Content-Type", media.encode("ascii")), (b"Cache-Control", b"no-store")], body)
 
 
@@ -202,14 +205,14 @@ async def metrics(call: Call) -> LocalReply:
     """JSON; Prometheus text for those who ask for it."""
     media = _preferred(call, "application/json", prometheus.TEXT, prometheus.OPENMETRICS)
     if media != "application/json":
-        return _text(call, media)
+        return await _text(call, media)
     await call.console.flushed()
     totals, timing = await _totals(call), await _timing(call)
     return reply(200, {**totals, "performance": timing, "process": call.console.state()})
 
 
 async def metrics_prometheus(call: Call) -> LocalReply:
-    return _text(call, _preferred(call, prometheus.TEXT, prometheus.OPENMETRICS))
+    return await _text(call, _preferred(call, prometheus.TEXT, prometheus.OPENMETRICS))
 
 
 # explain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedError
@@ -54,21 +55,36 @@ def parse(body: bytes) -> Any:
         _refuse(f"{error.msg} at line {error.lineno} column {error.colno}")
     except RecursionError:
         _refuse("nested too deeply")
-    _check(value, 0)
+    _check(value)
     return value
 
 
-def _check(value: Any, depth: int) -> None:
-    if depth > _MAX_DEPTH:
-        _refuse("nested too deeply")
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            _refuse("half of a surrogate pair")
-    parts = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else ()
-    for part in parts:
-        _check(part, depth + 1)
+def _check(value: Any) -> None:
+    """Level by level: a body can hold a million values."""
+    level = [value]
+    for _ in range(_MAX_DEPTH + 1):
+        below: list[Any] = []
+        for part in level:
+            kind = type(part)
+            if kind is str:
+                if not part.isascii():
+                    _refuse_halves(part)
+            elif kind is list:
+                below += part
+            elif kind is dict:
+                below += part
+                below += part.values()
+        if not below:
+            return
+        level = below
+    _refuse("nested too deeply")
+
+
+def _refuse_halves(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        _refuse("half of a surrogate pair")
 
 
 def reply(status: int, value: Any, *lines: HeaderLine) -> LocalReply:
@@ -76,5 +92,15 @@ def reply(status: int, value: Any, *lines: HeaderLine) -> LocalReply:
     head: list[HeaderLine] = [(b"Cache-Control", b"no-store"), *lines]
     if status == 204:
         return LocalReply(204, head, b"")
-    body = json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "replace")
-    return LocalReply(status, [(b"Content-Type", b"application/json"), *head], body)
+    return LocalReply(status, [(b"Content-Type", b"application/json"), *head], _dumped(value))
+
+
+def listing(items: Iterable[Any], others: dict[str, Any], *lines: HeaderLine) -> LocalReply:
+    """A reply of `items` and others beside them, piece by piece: for a thread, which others need not wait for."""
+    pieces = b", ".join([_dumped(item) for item in items])
+    body = b'{"items": [%b], %b' % (pieces, _dumped(others)[1:])
+    return LocalReply(200, [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store"), *lines], body)
+
+
+def _dumped(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "replace")

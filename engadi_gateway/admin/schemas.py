@@ -19,6 +19,8 @@ from engadi_gateway.pipeline.patterns import parse_pattern
 from engadi_gateway.pipeline.routing import METHOD
 
 Json = dict[str, Any]
+#: A body can hold a hundred thousand faults; nobody reads more than these.
+MAX_FAULTS = 50
 _DAY_MS = 86_400_000
 
 
@@ -144,12 +146,19 @@ class List:
         if len(value) > self.longest:
             return [Fault(pointer, f"at most {self.longest} entries")]
         faults = [fault for index, part in enumerate(value) for fault in self.item.check(part, f"{pointer}/{index}")]
-        if not faults and any(value.count(part) > 1 for part in value):
+        if not faults and _has_twins(value):
             faults.append(Fault(pointer, "the same entry twice"))
         return faults
 
     def describe(self) -> Json:
         return {"type": "array", "items": self.item.describe(), "maxItems": self.longest, "uniqueItems": True}
+
+
+def _has_twins(values: list[Any]) -> bool:
+    try:
+        return len(set(values)) < len(values)
+    except TypeError:  # objects, of which a list may have a few
+        return any(values.count(part) > 1 for part in values)
 
 
 @dataclass(frozen=True)
@@ -169,6 +178,8 @@ class Object:
             return [Fault(pointer, "expected an object")]
         faults = [Fault(f"{pointer}/{name}", "is required") for name in self.required if name not in value]
         for name, part in value.items():
+            if len(faults) >= MAX_FAULTS:
+                break
             where = f"{pointer}/{escaped(name)}"
             if name in self.fields:
                 faults += self.fields[name].check(part, where)

@@ -13,11 +13,12 @@ import socket
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from engadi_gateway.errors import Reason
 from engadi_gateway.net.resolver import Resolver
@@ -385,7 +386,7 @@ def dial_failure(error: Exception) -> tuple[Reason, str]:
 
 
 class Pools:
-    """All pools, made as targets come up; one that has no connection and no target left costs a dict entry."""
+    """All pools, made as targets come up. One that leads nowhere any more lasts as long as somebody uses it."""
 
     def __init__(self, limits: PoolLimits, make_tls: Callable[[], ssl.SSLContext]) -> None:
         self._limits = limits
@@ -393,6 +394,8 @@ class Pools:
         self._tls: ssl.SSLContext | None = None
         self._resolver = Resolver(limits.dns_cache_s)
         self._pools: dict[tuple[str, str, int], Pool] = {}
+        #: Their connections, dials and requests keep them: so long they are swept, and taken back if their target is.
+        self._retired: WeakValueDictionary[tuple[str, str, int], Pool] = WeakValueDictionary()
         self._known: dict[str, tuple[Origin, Pool]] = {}
 
     def at(self, url: str) -> tuple[Origin, Pool]:
@@ -408,16 +411,28 @@ class Pools:
     def of(self, origin: Origin) -> Pool:
         pool = self._pools.get(origin.key)
         if pool is None:
-            tls = self._context(origin.scheme)
-            pool = self._pools[origin.key] = Pool(origin, self._limits, self._resolver, tls)
+            made = self._retired.pop(origin.key, None)
+            pool = made or Pool(origin, self._limits, self._resolver, self._context(origin.scheme))
+            self._pools[origin.key] = pool
         return pool
+
+    def keep(self, urls: Collection[str]) -> None:
+        """Those of these URLs; the others go with their last connection or request."""
+        self._known = {url: known for url, known in self._known.items() if url in urls}
+        wanted = {origin.key for origin, _ in self._known.values()}
+        for key in self._pools.keys() - wanted:
+            self._retired[key] = self._pools.pop(key)
+        self._resolver.forget(time.monotonic())
+
+    def _all(self) -> list[tuple[tuple[str, str, int], Pool]]:
+        return [*self._pools.items(), *self._retired.items()]
 
     def take(self, limits: PoolLimits) -> None:
         """Other limits, for the pools that are there too; authorities are read again."""
         self._limits = limits
         self._resolver.cache_s = limits.dns_cache_s
         self._tls = None
-        for (scheme, _, _), pool in self._pools.items():
+        for (scheme, _, _), pool in self._all():
             pool.take_limits(limits, self._context(scheme))
 
     def _context(self, scheme: str) -> ssl.SSLContext | None:
@@ -430,7 +445,7 @@ class Pools:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Per `scheme://host:port`."""
-        return {target_name(key): pool.counts() for key, pool in self._pools.items()}
+        return {target_name(key): pool.counts() for key, pool in self._all()}
 
     def urls(self) -> Mapping[str, str]:
         """The URLs that were asked for, with their targets' names."""
@@ -438,10 +453,10 @@ class Pools:
 
     def sweep(self, now: float) -> None:
         left = _TOLD_AT_ONCE
-        for pool in self._pools.values():
+        for _, pool in self._all():
             left -= pool.sweep(now, left)
 
     async def close(self) -> None:
-        for pool in self._pools.values():
+        for _, pool in self._all():
             await pool.close()
         self._resolver.close()

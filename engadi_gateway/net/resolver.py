@@ -37,6 +37,10 @@ class Resolver:
         self._known[host, port] = (time.monotonic() + self.cache_s, addresses)
         return addresses
 
+    def forget(self, now: float) -> None:
+        """Let go of answers that are too old to be given."""
+        self._known = {name: known for name, known in self._known.items() if known[0] > now}
+
     def _look_up(self, host: str, port: int) -> asyncio.Task[list[Any]]:
         """One at a time for each name, whoever asks: a dead one has one thread, and not all."""
         asked = self._asked.get((host, port))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -24,6 +24,8 @@ from engadi_gateway.model import BreakerState
 from engadi_gateway.pipeline.exchange import Exchange, Target
 
 _HISTORY = 20
+#: How long a service that is gone may come back to a circuit that was open.
+_REMEMBERED_S = 3600.0
 _CLOSED, _OPEN, _HALF_OPEN = BreakerState  # looking them up in their class costs 45 ns each time
 
 
@@ -213,8 +215,23 @@ class BreakerRegistry:
         return self._breakers.get(service) or Breaker()
 
     def names(self) -> list[str]:
-        """The services that a request was meant for since the start."""
+        """The services that a request was meant for, but for those that are gone."""
         return sorted(self._breakers)
+
+    def moves(self) -> dict[str, tuple[BreakerState, dict[BreakerState, int]]]:
+        """Of each service that a request was meant for: the state, and how often it came into each."""
+        return {name: (breaker.state, dict(breaker.moves)) for name, breaker in sorted(self._breakers.items())}
+
+    def keep(self, services: Collection[str], now: float) -> None:
+        """Forget the services that are none of these: those with a closed circuit, and in time all others.
+
+        A permit that is out keeps its breaker; nobody is asked by that any more.
+        """
+        oldest = now - _REMEMBERED_S
+        for name in self._breakers.keys() - services:
+            breaker = self._breakers[name]
+            if breaker.state is _CLOSED or breaker.opened_at < oldest:
+                del self._breakers[name]
 
     def note_healthy(self, service: str, now: float) -> None:
         """A health check of the service was good at monotonic second `now`."""

@@ -23,6 +23,8 @@ REALM = 'Bearer realm="engadi"'
 #: Words for tokens that our keys cannot judge, so that somebody else may.
 NOT_OURS = frozenset(("wrong_alg", "unknown_key"))
 _SYMMETRIC = "HS"
+#: Of a JWKS document: each takes up to a tenth of a millisecond to read, and nobody publishes as many.
+_MAX_KEYS = 100
 
 #: What PyJWT raises, and the word for it; the first row that fits.
 _WORDS: tuple[tuple[type[Exception], str], ...] = (
@@ -98,12 +100,14 @@ def parse_jwks(document: bytes, algorithms: tuple[str, ...]) -> dict[str, jwt.Py
     A key that does not name its algorithm gets the first allowed one that fits it. One without kid has the name "".
 
     Raises:
-        ValueError: it is no JWKS document, or holds no usable key.
+        ValueError: it is no JWKS document, holds no usable key, or more keys than anybody means.
     """
     try:
         rows = json.loads(document)["keys"]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError("not a JWKS document") from None
+    if isinstance(rows, list) and len(rows) > _MAX_KEYS:
+        raise ValueError(f"{len(rows)} keys, {_MAX_KEYS} at most")
     keys: dict[str, jwt.PyJWK] = {}
     for row in rows if isinstance(rows, list) else []:
         key = _usable(row, algorithms) if isinstance(row, dict) else None

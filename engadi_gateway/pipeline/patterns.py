@@ -64,21 +64,19 @@ def parameter_names(pattern: str) -> tuple[str, ...]:
     return tuple(part[1:-1] for part in pattern.split("/") if _PARAMETER.fullmatch(part))
 
 
-def pattern_matches(segments: tuple[str, ...], path: str) -> bool:
-    """Whether a parsed pattern matches a normalised path: the slow way, for traces and for rules of one pattern."""
-    return path.startswith("/") and segments_match(segments, path[1:].split("/"))
-
-
 def segments_match(segments: tuple[str, ...], given: list[str]) -> bool:
-    """The same for a path's segments, or for one of its readings; a long path costs no more than the pattern."""
+    """Whether a parsed pattern matches a normalised path's segments, or one of its readings: the slow way, for traces
+    and for rules of one pattern. A long path costs no more than the pattern."""
     if segments[-1] == "*":
         segments = segments[:-1]
         if len(given) < len(segments):
             return False
-        given = given[: len(segments)]
-    return len(segments) == len(given) and all(
-        want == have or (want == "{}" and bool(have)) for want, have in zip(segments, given, strict=True)
-    )
+    elif len(given) != len(segments):
+        return False
+    for want, have in zip(segments, given, strict=False):  # noqa: SIM110 - of ten thousand most end at the first
+        if want != have and not (want == "{}" and have):
+            return False
+    return True
 
 
 def is_plain(path: str) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal, RefusedError
 from engadi_gateway.model import Route, Service
 from engadi_gateway.pipeline.exchange import Exchange
-from engadi_gateway.pipeline.patterns import is_plain, parse_pattern, pattern_matches, pattern_readings, readings
+from engadi_gateway.pipeline.patterns import is_plain, parse_pattern, pattern_readings, readings, segments_match
 
 LOCAL_SERVICE = "gateway"
 _HOST = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]{2,45}\]")
@@ -58,13 +59,16 @@ class Verdict(NamedTuple):
 class _Compiled(NamedTuple):
     """A route with what matching needs of it. `methods` is empty for all, and has HEAD where GET is.
 
-    `match` is what every path of a pattern without parameters gives.
+    `match` is what every path of a pattern without parameters gives; `readings` those of the pattern; `rank` the sort
+    key, whose last part is the id: routes with the same match conditions have all others in common.
     """
 
     route: Route
     segments: tuple[str, ...]
     methods: frozenset[str]
     match: Match | None
+    readings: list[tuple[str, ...]]
+    rank: tuple[object, ...]
 
 
 @dataclass(slots=True)
@@ -83,7 +87,7 @@ def _compile(route: Route) -> _Compiled:
         methods |= {"HEAD"}  # RFC 9110 section 9.3.2
     segments = parse_pattern(route.path_pattern)
     match = None if "{}" in segments else _match(route, segments, list(segments))
-    return _Compiled(route, segments, methods, match)
+    return _Compiled(route, segments, methods, match, pattern_readings(segments), _rank(route, segments))
 
 
 def _places(segments: tuple[str, ...]) -> tuple[int, ...]:
@@ -92,22 +96,26 @@ def _places(segments: tuple[str, ...]) -> tuple[int, ...]:
     return places if places[-1] == _REST else (*places, _END)
 
 
-def _rank(compiled: _Compiled) -> tuple[object, ...]:
+def _rank(route: Route, segments: tuple[str, ...]) -> tuple[object, ...]:
     """The sort key. Host and segments before the id only keep the listing readable: where they differ, no request fits
     both routes."""
-    route = compiled.route
     is_wildcard = route.host.startswith("*.")
     host = (not route.host, is_wildcard, -len(route.host) if is_wildcard else 0, route.host)
-    return -route.priority, host, _places(compiled.segments), compiled.segments, route.id
+    return -route.priority, host, _places(segments), segments, route.id
 
 
 def route_faults(route: Route) -> list[Fault]:
     """What is wrong with a route's match conditions, with JSON pointers to its fields."""
-    faults = []
     try:
         parse_pattern(route.path_pattern)
     except ValueError as error:
-        faults.append(Fault("/path_pattern", str(error)))
+        return [Fault("/path_pattern", str(error)), *_other_faults(route)]
+    return _other_faults(route)
+
+
+def _other_faults(route: Route) -> list[Fault]:
+    """But for the pattern's."""
+    faults = []
     if route.host and (len(route.host) > 253 or not _HOST.fullmatch(route.host)):
         faults.append(Fault("/host", "a host name in lower case without port, or *.name for all below it"))
     faults.extend(
@@ -140,37 +148,66 @@ def _asks_more(route: Route, other: Route) -> bool:
     return bool(wanted) and not (enough and enough <= wanted)
 
 
-def _outdone(routes: list[Route]) -> frozenset[str]:
+def _outdone(routes: Iterable[Route]) -> frozenset[str]:
     """Ids of the routes that ask for less than some other one."""
-    kinds = {(route.is_public, frozenset(route.required_roles)): route for route in routes}.values()
-    return frozenset(route.id for route in routes if any(_asks_more(kind, route) for kind in kinds))
+    kinds: dict[tuple[object, ...], list[Route]] = {}
+    for route in routes:
+        kinds.setdefault((route.is_public, frozenset(route.required_roles)), []).append(route)
+    firsts = [alike[0] for alike in kinds.values()]
+    outdone = (alike for alike in kinds.values() if any(_asks_more(one, alike[0]) for one in firsts))
+    return frozenset(route.id for alike in outdone for route in alike)
+
+
+def _compiled(routes: Iterable[Route], known: Mapping[str, _Compiled]) -> list[_Compiled]:
+    """Of each route; what is known of one that has not changed is taken as it is.
+
+    Raises:
+        ConfigurationError: malformed routes.
+    """
+    found: list[_Compiled] = []
+    faults: list[Fault] = []
+    for route in routes:
+        one = known.get(route.id)
+        if one is not None and (one.route is route or one.route == route):
+            found.append(one)
+            continue
+        try:
+            found.append(_compile(route))
+            wrong = _other_faults(route)
+        except ValueError:
+            wrong = route_faults(route)
+        faults += [Fault(f"/routes/{route.id}{fault.pointer}", fault.detail) for fault in wrong]
+    if faults:
+        raise ConfigurationError(faults)
+    return found
 
 
 class RoutingTable:
     """Immutable.
+
+    Args:
+        before: of the configuration before this one: routes that are in both are not compiled anew.
 
     Raises:
         ConfigurationError: malformed routes (pointers `/routes/<id>/<field>`).
         RefusedError: CONFLICT, two active routes with the same match conditions.
     """
 
-    def __init__(self, routes: Iterable[Route], services: Mapping[str, Service]) -> None:
-        every = tuple(routes)
-        faults = [
-            Fault(f"/routes/{route.id}{fault.pointer}", fault.detail)
-            for route in every
-            for fault in route_faults(route)
-        ]
-        if faults:
-            raise ConfigurationError(faults)
-        self._services = services
-        self._compiled = tuple(sorted((_compile(route) for route in every), key=_rank))
+    def __init__(
+        self, routes: Iterable[Route], services: Mapping[str, Service], before: RoutingTable | None = None
+    ) -> None:
+        known = {} if before is None else {one.route.id: one for one in before._compiled}
+        wanted = {id(one): one for one in _compiled(routes, known)}
+        # in the order of before: what is nearly sorted is sorted soon
+        stay = [one for one in known.values() if wanted.pop(id(one), None) is not None]
+        self.services = services
+        self._compiled: tuple[_Compiled, ...] = tuple(sorted([*stay, *wanted.values()], key=attrgetter("rank")))
         self._refuse_twins()
         self._roots: dict[str, _Node] = {}
         self._readings: dict[str, _Node] = {}
         self._has_plain_patterns = True
         self._has_hosts = any(one.route.host for one in self._compiled)
-        self._outdone = _outdone([one.route for one in self._compiled if one.route.is_active])
+        self._outdone = _outdone(one.route for one in self._compiled if one.route.is_active)
         for rank, compiled in enumerate(self._compiled):
             if compiled.route.is_active:
                 self._insert(rank, compiled)
@@ -178,11 +215,12 @@ class RoutingTable:
 
     def _refuse_twins(self) -> None:
         """Nothing but the id would decide between them, and nobody means that."""
-        seen: dict[tuple[object, ...], list[_Compiled]] = {}
+        twins: list[_Compiled] = []
         for one in self._compiled:
             if not one.route.is_active:
                 continue
-            twins = seen.setdefault((one.route.priority, one.route.host, one.segments), [])
+            if twins and twins[0].rank[:-1] != one.rank[:-1]:
+                twins = []
             for other in twins:
                 if not (one.methods and other.methods) or one.methods & other.methods:
                     names = " and ".join(f"{route.id} ({route.path_pattern})" for route in (other.route, one.route))
@@ -194,9 +232,8 @@ class RoutingTable:
         segments, host = compiled.segments, compiled.route.host
         _insert(self._roots, rank, host, segments)
         if self._outdone:
-            read = pattern_readings(segments)
-            self._has_plain_patterns &= read == [segments]
-            for one in read:
+            self._has_plain_patterns &= compiled.readings == [segments]
+            for one in compiled.readings:
                 _insert(self._readings, rank, host, one)
 
     def ordered(self) -> tuple[Route, ...]:
@@ -212,7 +249,7 @@ class RoutingTable:
         """A target's URL, "" where neither the route nor the settings have one."""
         if url:
             return url
-        found = self._services.get(service)
+        found = self.services.get(service)
         return found.url if found is not None else ""
 
     def match(self, method: str, host: str, path: str) -> Match | Miss | Clash:
@@ -305,11 +342,13 @@ class RoutingTable:
 
     def trace(self, method: str, host: str, path: str) -> list[Verdict]:
         """Every route whose pattern fits the path, in order, and why it lost, or "won"."""
-        winner = self.match(method, host, path)
+        if path[:1] != "/":
+            return []
+        winner, segments = self.match(method, host, path), path[1:].split("/")  # once: a path may be long
         return [
             Verdict(compiled.route, _why(compiled, method, host, winner))
             for compiled in self._compiled
-            if pattern_matches(compiled.segments, path)
+            if segments_match(compiled.segments, segments)
         ]
 
 

@@ -19,28 +19,46 @@ class TargetPicker:
     which the shares lie side by side. Who is in a share stays there when another route changes. The next ones are for
     when its circuit is open, or an attempt there failed; they are drawn in the same way among those that are left, so
     that the load of a share goes to the others by their weights, and back when it is well.
+
+    Args:
+        before: of the configuration before this one: what is known of routes that are in both is taken as it is.
     """
 
-    def __init__(self, table: RoutingTable) -> None:
-        shares = {route.id: _shares(route, table) for route in table.ordered()}
-        self._only = {route: (one[0].target,) for route, one in shares.items() if len(one) == 1}
-        self._shares = {route: several for route, several in shares.items() if len(several) > 1}
+    def __init__(self, table: RoutingTable, before: TargetPicker | None = None) -> None:
+        self._services: Mapping[str, Service] = table.services
+        known = before._ways if before is not None and before._services == table.services else {}
+        self._ways: dict[str, Way] = {}
+        for route in table.ordered():
+            way = known.get(route.id)
+            self._ways[route.id] = way if way is not None and way.route is route else _way(route, table)
 
     def __call__(self, exchange: Exchange) -> Iterable[Target]:
         """The targets; none where no share has a URL and a weight."""
         route = exchange.route
         if route is None:
             return ()
-        only = self._only.get(route.id)
-        if only is not None:
-            return only
+        way = self._ways.get(route.id)
+        if way is None or way.only:
+            return () if way is None else way.only
         who = f"u{exchange.identity.user_id}" if exchange.identity is not None else f"a{exchange.client_ip}"
-        return _drawn(f"{route.id}\0{who}", self._shares.get(route.id, ()))
+        return _drawn(f"{route.id}\0{who}", way.shares)
+
+    def active(self) -> list[Way]:
+        """Of the routes that are."""
+        return [way for way in self._ways.values() if way.route.is_active]
 
 
 class Share(NamedTuple):
     target: Target
     weight: int
+
+
+class Way(NamedTuple):
+    """Where a route's requests may go; `only` is that place where there is no other, else ()."""
+
+    route: Route
+    shares: tuple[Share, ...]
+    only: tuple[Target, ...]
 
 
 def services_of(snapshot: Snapshot, health_path: str) -> Mapping[str, Service]:
@@ -52,18 +70,18 @@ def services_of(snapshot: Snapshot, health_path: str) -> Mapping[str, Service]:
     return found
 
 
-def urls_of(table: RoutingTable) -> Mapping[str, frozenset[str]]:
+def urls_of(targets: TargetPicker) -> Mapping[str, frozenset[str]]:
     """The names of the services behind each URL that requests may be sent to."""
     found: dict[str, set[str]] = defaultdict(set)
-    for route in table.ordered():
-        for share in _shares(route, table) if route.is_active else ():
+    for way in targets.active():
+        for share in way.shares:
             found[share.target.url].add(share.target.service)
     return {url: frozenset(names) for url, names in found.items()}
 
 
-def without_target(table: RoutingTable) -> list[Route]:
+def without_target(targets: TargetPicker) -> list[Route]:
     """Active routes that have nowhere to go."""
-    return [route for route in table.ordered() if route.is_active and not _shares(route, table)]
+    return [way.route for way in targets.active() if not way.shares]
 
 
 def without_route(services: Iterable[str], table: RoutingTable) -> list[str]:
@@ -97,11 +115,12 @@ def _point(words: str, length: int) -> int:
     return int.from_bytes(digest, "big") % length
 
 
-def _shares(route: Route, table: RoutingTable) -> tuple[Share, ...]:
+def _way(route: Route, table: RoutingTable) -> Way:
     """A share without a URL has no place to go and is left out."""
     rows = [(share.target_service, share.target_url, share.weight) for share in route.split]
     found = [
         Share(Target(service, table.url_of(service, configured)), weight)
         for service, configured, weight in rows or [(route.target_service, route.target_url, 1)]
     ]
-    return tuple(share for share in found if share.target.url and share.weight > 0)
+    shares = tuple(share for share in found if share.target.url and share.weight > 0)
+    return Way(route, shares, (shares[0].target,) if len(shares) == 1 else ())

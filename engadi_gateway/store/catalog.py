@@ -172,13 +172,17 @@ class Catalog:
         """What `follow` will give; changes nothing."""
         return await self._database.read(lambda connection: _preview(connection, seed))
 
-    async def follow(self, seed: Seed) -> Snapshot:
-        """The same on a reload: rules that nobody changed over the API follow the settings.
+    async def follow(self, seed: Seed, expected: Snapshot | None = None) -> Snapshot:
+        """The same on a reload: rules that nobody changed over the API follow the settings. See `apply`.
 
         Raises:
             StoreError: nothing was changed.
         """
-        snapshot = await self._database.write(lambda connection: self._follow(connection, seed))
+
+        def work(connection: Connection) -> Snapshot:
+            return _known(self._follow(connection, seed), expected)
+
+        snapshot = await self._database.write(work)
         self._services, self._settings_cors = seed.services, seed.cors
         return snapshot
 
@@ -200,8 +204,8 @@ class Catalog:
     def _load(self, connection: Connection) -> Snapshot:
         return load_snapshot(connection, self._services, self._settings_cors)
 
-    async def apply(self, change: Change) -> Snapshot:
-        """One change, one transaction, one revision; the snapshot that now holds.
+    async def apply(self, change: Change, expected: Snapshot | None = None) -> Snapshot:
+        """One change, one transaction, one revision; the snapshot that now holds: `expected` itself, if it is that one.
 
         Raises:
             StoreError: nothing was changed.
@@ -209,7 +213,7 @@ class Catalog:
 
         def work(connection: Connection) -> Snapshot:
             _apply(connection, change, self._settings_cors)
-            return self._load(connection)
+            return _known(self._load(connection), expected)
 
         return await self._database.write(work)
 
@@ -245,6 +249,11 @@ class Catalog:
 
 def current_revision(connection: Connection) -> int:
     return int(first_row(connection, "SELECT coalesce(max(number), 0) FROM revision")[0])
+
+
+def _known(snapshot: Snapshot, expected: Snapshot | None) -> Snapshot:
+    """Here, in the database's thread, and not where everybody is served: of thousands of routes it takes a while."""
+    return snapshot if expected is None or snapshot != expected else expected
 
 
 def load_snapshot(connection: Connection, services: Mapping[str, Service], cors: CorsPolicy) -> Snapshot:

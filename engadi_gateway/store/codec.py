@@ -7,25 +7,30 @@ or KeyError here, and nothing odd in the decisions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
+from enum import StrEnum
 from typing import Any, TypeVar
 
 from engadi_gateway.model import CorsPolicy, LimitMode, LimitType, Origin, RateLimitRule, Route, SplitTarget
 
 V = TypeVar("V", CorsPolicy, SplitTarget)
 _POLICY, _SHARE = CorsPolicy(), SplitTarget("")
+_NAMES: Mapping[type, tuple[str, ...]] = {
+    kind: tuple(field.name for field in fields(kind)) for kind in (Route, RateLimitRule, CorsPolicy, SplitTarget)
+}
 
 
 def to_json(value: Route | RateLimitRule | CorsPolicy) -> dict[str, Any]:
     """A configuration value as a JSON object; every field is there."""
-    document = asdict(value)
-    return {name: _plain(part) for name, part in document.items()}
+    return {name: _plain(getattr(value, name)) for name in _NAMES[type(value)]}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(part) for part in value]
-    return str(value) if isinstance(value, LimitType | LimitMode | Origin) else value
+    if isinstance(value, SplitTarget):
+        return {name: getattr(value, name) for name in _NAMES[SplitTarget]}
+    return str(value) if isinstance(value, StrEnum) else value
 
 
 def route_from_json(document: Mapping[str, Any]) -> Route:
@@ -73,5 +78,4 @@ def _alike(value: V, model: V) -> V:
     return value
 
 
-ROUTE_FIELDS = tuple(field.name for field in fields(Route))
-RULE_FIELDS = tuple(field.name for field in fields(RateLimitRule))
+ROUTE_FIELDS, RULE_FIELDS = _NAMES[Route], _NAMES[RateLimitRule]
