@@ -18,7 +18,8 @@ from engadi_gateway.errors import ConfigurationError, Fault
 from engadi_gateway.model import BreakerState, Route, Service, Snapshot
 from engadi_gateway.net.context import Context, RequestIds, RetryBudget, RetryPolicy, Timeouts, Upcalls
 from engadi_gateway.net.deadlines import FixedWait
-from engadi_gateway.net.pool import PoolLimits, Pools
+from engadi_gateway.net.pool import PoolLimits
+from engadi_gateway.net.pools import Pools
 from engadi_gateway.net.seats import Seats
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.breaker import BreakerRegistry, BreakerStage, Thresholds, Transition

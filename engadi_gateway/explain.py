@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from engadi_gateway.errors import Reason, Refusal, RefusedError, rendered
 from engadi_gateway.model import Listener
 from engadi_gateway.net.local import too_long
+from engadi_gateway.net.origin import origin_of
 from engadi_gateway.net.outgoing import upstream_request
-from engadi_gateway.net.pool import origin_of
 from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Wait

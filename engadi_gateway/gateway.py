@@ -40,7 +40,7 @@ from engadi_gateway.net.batch import Batch
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.net.deadlines import Ticker
 from engadi_gateway.net.fetch import Fetcher
-from engadi_gateway.net.pool import Pools
+from engadi_gateway.net.pools import Pools
 from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from typing import Any
 from unittest import mock
@@ -115,3 +116,15 @@ asyncio.run(run())
 def test_a_look_up_that_hangs_does_not_hold_up_the_end_of_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", _HANGS], capture_output=True, timeout=30, check=True)
     assert (done.stdout, done.stderr) == (b"asked\n", b"")
+
+
+def test_the_resolver_forgets_what_is_too_old_to_be_told() -> None:
+    async def run() -> None:
+        resolver = Resolver(30.0)
+        await resolver.resolve("localhost", 80)
+        now = time.monotonic()
+        for later, count in ((0.0, 1), (31.0, 0)):
+            resolver.forget(now + later)
+            assert len(resolver._known) == count
+
+    asyncio.run(run())

@@ -21,8 +21,10 @@ import pytest
 from engadi_gateway import Gateway
 from engadi_gateway.errors import Reason
 from engadi_gateway.model import BreakerState
+from engadi_gateway.net.dial import Dial
 from engadi_gateway.net.forward import Forward
-from engadi_gateway.net.pool import Pool, PoolLimits, origin_of
+from engadi_gateway.net.origin import origin_of
+from engadi_gateway.net.pool import Pool, PoolLimits
 from engadi_gateway.net.resolver import Resolver
 from engadi_gateway.net.sockets import READ_BYTES
 from engadi_gateway.net.upstream import UpstreamConnection
@@ -395,15 +397,6 @@ def test_a_request_that_kills_its_upstream_does_not_kill_all_that_is_pooled(
     asyncio.run(run())
 
 
-class _Late(Pool):
-    """Sees a new connection only after the other side had its say."""
-
-    async def _open(self) -> UpstreamConnection:
-        connection = await super()._open()
-        await asyncio.sleep(0.05)
-        return connection
-
-
 class _Waits:
     def __init__(self) -> None:
         self.told: asyncio.Future[Reason] = asyncio.get_running_loop().create_future()
@@ -419,7 +412,15 @@ class _Waits:
 
 
 @pytest.mark.parametrize("banner", [OK, b""], ids=["speaks unasked", "closes unasked"])
-def test_a_new_connection_that_has_spoken_or_ended_is_none(banner: bytes) -> None:
+def test_a_new_connection_that_has_spoken_or_ended_is_none(banner: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = Dial.connect
+
+    async def late(dial: Dial, resolver: Resolver, timeout_s: float) -> UpstreamConnection:
+        """The other side has had its say before the pool sees the connection."""
+        connection = await connect(dial, resolver, timeout_s)
+        await asyncio.sleep(0.05)
+        return connection
+
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(banner)
         writer.close()
@@ -427,7 +428,8 @@ def test_a_new_connection_that_has_spoken_or_ended_is_none(banner: bytes) -> Non
     async def run() -> None:
         async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
             origin = origin_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-            pool, waiter = _Late(origin, PoolLimits(), Resolver(30), None), _Waits()
+            monkeypatch.setattr(Dial, "connect", late)
+            pool, waiter = Pool(origin, PoolLimits(), Resolver(30), None), _Waits()
             assert pool.take(waiter) is None
             assert await asyncio.wait_for(waiter.told, 5) is Reason.UPSTREAM_CLOSED
             assert set(pool.counts().values()) == {0}

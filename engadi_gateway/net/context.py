@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from engadi_gateway.errors import HeaderLine, Reason, Refusal
 from engadi_gateway.net.deadlines import FixedWait, Sweep
-from engadi_gateway.net.pool import Pools
+from engadi_gateway.net.pools import Pools
 from engadi_gateway.net.seats import Lingering, Seats
 from engadi_gateway.net.sockets import Unread
 from engadi_gateway.parsing import IpNetwork

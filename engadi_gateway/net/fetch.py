@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from engadi_gateway.errors import HeaderLine
 from engadi_gateway.model import Framing
-from engadi_gateway.net.pool import Origin, dial_failure, origin_of
+from engadi_gateway.net.dial import dial_failure
+from engadi_gateway.net.origin import Origin, origin_of
 from engadi_gateway.net.resolver import Resolver
 from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
 from engadi_gateway.wire.response import MalformedReplyError, ReplyHead, ReplyParser

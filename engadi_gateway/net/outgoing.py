@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engadi_gateway.model import Framing
-from engadi_gateway.net.pool import Origin
+from engadi_gateway.net.origin import Origin
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.wire.forwarded import Client, upstream_head
 

@@ -1,4 +1,4 @@
-"""Who gets which connection, what to open, what to close: one pool per target, decided without waiting.
+"""Who gets which connection to a target, what to open, what to close, decided without waiting.
 
 LIFO reuse, a bound on connections, a bound on those who wait and on how long. Dialling is the only task there is; a
 request that finds an idle connection costs none.
@@ -7,63 +7,25 @@ request that finds an idle connection costs none.
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import socket
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
-from urllib.parse import urlsplit
-from weakref import WeakValueDictionary
 
 from engadi_gateway.errors import Reason
+from engadi_gateway.net.dial import Dial, dial_failure
+from engadi_gateway.net.origin import Origin
 from engadi_gateway.net.resolver import Resolver
-from engadi_gateway.net.sockets import bound_tls
 from engadi_gateway.net.upstream import UpstreamConnection
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Everything that makes two connections the same, and what a request to it needs."""
-
-    scheme: str
-    host: str
-    port: int
-    authority: bytes
-    base_path: bytes
-    key: tuple[str, str, int]
-
-
-def target_name(key: tuple[str, str, int]) -> str:
-    """How a target is written, of its scheme, host and port."""
-    return "{}://{}:{}".format(*key)
-
 
 #: A connection that was idle for less is as good as one in use.
 _LONG_IDLE_S = 5.0
 #: The part of the connections for requests whose bodies are not complete, and may never be.
 _UPLOADS = 0.8
 #: Who has waited too long is told in 50 us; a thousand would hold up everybody: the others are told at the next tick.
-_TOLD_AT_ONCE = 200
-#: URLs that were configured at one time or another.
-_MEMO_SIZE = 4096
-
-
-def origin_of(url: str) -> Origin:
-    """A configured base URL, validated when it was configured."""
-    parts = urlsplit(url)
-    scheme = parts.scheme.lower()
-    host = parts.hostname or ""
-    default = 443 if scheme == "https" else 80
-    port = parts.port or default
-    name = f"[{host}]" if ":" in host else host
-    authority = name if port == default else f"{name}:{port}"
-    path = parts.path.rstrip("/").encode("ascii")
-    return Origin(scheme, host, port, authority.encode("ascii"), path, (scheme, host, port))
+TOLD_AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +202,7 @@ class Pool:
             self._idle.remove(connection)
         self._dial_for_waiters()
 
-    def sweep(self, now: float, most: int = _TOLD_AT_ONCE) -> int:
+    def sweep(self, now: float, most: int = TOLD_AT_ONCE) -> int:
         """Close what was idle too long; turn away who waited too long, so many at once. Returns how many these were."""
         limit = now - self._limits.idle_timeout_s
         while self._idle and self._idle[0].idle_since < limit:
@@ -287,12 +249,17 @@ class Pool:
         task = asyncio.get_running_loop().create_task(self._connect())
         self._dials.add(task)
 
+    def _make(self) -> UpstreamConnection:
+        return UpstreamConnection(self, self._limits.max_head_bytes)
+
     async def _connect(self) -> None:
         task = asyncio.current_task()
         failure: tuple[Reason, str] | None = None
         connection: UpstreamConnection | None = None
         try:
-            connection = await self._open()
+            connection = await Dial(self._origin, self._tls, self._make).connect(
+                self._resolver, self._limits.connect_timeout_s
+            )
         except Exception as error:  # whatever a dial can raise has a row of the table
             reason, detail = dial_failure(error)
             failure = reason, f"{self._origin.authority.decode('ascii')}: {detail}"
@@ -308,155 +275,3 @@ class Pool:
         elif failure is not None and self._waiters:
             self._waiters.popitem(last=False)[0].connect_failed(*failure)
             self._dial_for_waiters()
-
-    async def _open(self) -> UpstreamConnection:
-        stage = Reason.DNS_TIMEOUT
-        try:
-            ends_at = asyncio.get_running_loop().time() + self._limits.connect_timeout_s
-            async with asyncio.timeout_at(ends_at):
-                addresses = await self._resolver.resolve(self._origin.host, self._origin.port)
-                stage = Reason.CONNECT_TIMEOUT
-                return await self._try_all(addresses, ends_at)
-        except TimeoutError:
-            raise DialTimeoutError(stage) from None
-
-    async def _try_all(self, addresses: list[str], ends_at: float) -> UpstreamConnection:
-        """Each address has its share of the time that is left: one that is silent must not use up all."""
-        clock = asyncio.get_running_loop().time
-        error: Exception = OSError("no address")
-        for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
-            try:
-                async with asyncio.timeout((ends_at - clock()) / left):
-                    return await self._try_one(address)
-            except OSError as failure:  # a TimeoutError is one
-                error = failure
-        raise error
-
-    async def _try_one(self, address: str) -> UpstreamConnection:
-        loop, tls = asyncio.get_running_loop(), self._tls
-        _, connection = await loop.create_connection(
-            lambda: UpstreamConnection(self, self._limits.max_head_bytes),
-            address,
-            self._origin.port,
-            ssl=tls,
-            server_hostname=self._origin.host if tls else None,
-        )
-        connection.tls = tls
-        if tls is not None:
-            await self._past_the_handshake(connection)
-        return connection
-
-    async def _past_the_handshake(self, connection: UpstreamConnection) -> None:
-        """Read what came right behind it: tickets (RFC 8446 section 4.6.1) are fine, and whatever else closes it.
-
-        A poll could not tell them apart. Two turns: what the first one finds readable is read in the second.
-        """
-        try:
-            for _ in range(2):
-                await asyncio.sleep(0)
-        except BaseException:
-            connection.drop()
-            raise
-
-
-class DialTimeoutError(Exception):
-    """Raised when a connection was not there in time; says which part took too long."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.title)
-        self.reason = reason
-
-
-def dial_failure(error: Exception) -> tuple[Reason, str]:
-    """The row of the table for what a dial raised."""
-    if isinstance(error, DialTimeoutError):
-        return error.reason, error.reason.title
-    if isinstance(error, ssl.SSLError):
-        is_certificate = isinstance(error, ssl.SSLCertVerificationError)
-        reason = Reason.TLS_CERTIFICATE if is_certificate else Reason.TLS_ERROR
-        said = getattr(error, "verify_message", "") or getattr(error, "reason", "") or "TLS failed"
-        return reason, "it does not speak TLS" if said == "WRONG_VERSION_NUMBER" else said
-    if isinstance(error, socket.gaierror | UnicodeError):  # the latter for a name that could never be one
-        return Reason.DNS_ERROR, "name not found"
-    if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}:
-        return Reason.OVERLOADED, "no file descriptor left"
-    if isinstance(error, OSError):
-        return Reason.CONNECT_REFUSED, os.strerror(error.errno) if error.errno else "not reachable"
-    return Reason.INTERNAL, type(error).__name__
-
-
-class Pools:
-    """All pools, made as targets come up. One that leads nowhere any more lasts as long as somebody uses it."""
-
-    def __init__(self, limits: PoolLimits, make_tls: Callable[[], ssl.SSLContext]) -> None:
-        self._limits = limits
-        self._make_tls = make_tls  # made when the first https target comes up: it costs 20 ms
-        self._tls: ssl.SSLContext | None = None
-        self._resolver = Resolver(limits.dns_cache_s)
-        self._pools: dict[tuple[str, str, int], Pool] = {}
-        #: Their connections, dials and requests keep them: so long they are swept, and taken back if their target is.
-        self._retired: WeakValueDictionary[tuple[str, str, int], Pool] = WeakValueDictionary()
-        self._known: dict[str, tuple[Origin, Pool]] = {}
-
-    def at(self, url: str) -> tuple[Origin, Pool]:
-        """What a configured URL says, and the pool of its target: one look-up a request."""
-        known = self._known.get(url)
-        if known is None:
-            if len(self._known) >= _MEMO_SIZE:
-                self._known.clear()
-            origin = origin_of(url)
-            known = self._known[url] = origin, self.of(origin)
-        return known
-
-    def of(self, origin: Origin) -> Pool:
-        pool = self._pools.get(origin.key)
-        if pool is None:
-            made = self._retired.pop(origin.key, None)
-            pool = made or Pool(origin, self._limits, self._resolver, self._context(origin.scheme))
-            self._pools[origin.key] = pool
-        return pool
-
-    def keep(self, urls: Collection[str]) -> None:
-        """Those of these URLs; the others go with their last connection or request."""
-        self._known = {url: known for url, known in self._known.items() if url in urls}
-        wanted = {origin.key for origin, _ in self._known.values()}
-        for key in self._pools.keys() - wanted:
-            self._retired[key] = self._pools.pop(key)
-        self._resolver.forget(time.monotonic())
-
-    def _all(self) -> list[tuple[tuple[str, str, int], Pool]]:
-        return [*self._pools.items(), *self._retired.items()]
-
-    def take(self, limits: PoolLimits) -> None:
-        """Other limits, for the pools that are there too; authorities are read again."""
-        self._limits = limits
-        self._resolver.cache_s = limits.dns_cache_s
-        self._tls = None
-        for (scheme, _, _), pool in self._all():
-            pool.take_limits(limits, self._context(scheme))
-
-    def _context(self, scheme: str) -> ssl.SSLContext | None:
-        if scheme != "https":
-            return None
-        if self._tls is None:
-            bound_tls()
-            self._tls = self._make_tls()
-        return self._tls
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Per `scheme://host:port`."""
-        return {target_name(key): pool.counts() for key, pool in self._all()}
-
-    def urls(self) -> Mapping[str, str]:
-        """The URLs that were asked for, with their targets' names."""
-        return {url: target_name(origin.key) for url, (origin, _) in self._known.items()}
-
-    def sweep(self, now: float) -> None:
-        left = _TOLD_AT_ONCE
-        for _, pool in self._all():
-            left -= pool.sweep(now, left)
-
-    async def close(self) -> None:
-        for _, pool in self._all():
-            await pool.close()
-        self._resolver.close()
