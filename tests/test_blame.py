@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from engadi_gateway.errors import Reason
 from engadi_gateway.gateway import Gateway
+from engadi_gateway.net.blame import Failure, of_a_lost_connection, of_no_reply
 from engadi_gateway.net.forward import Forward
 from engadi_gateway.pipeline.identity import make_token
 from tests.fakes import OK, Seen, Wire, raw_client, upstream
@@ -74,6 +76,43 @@ def test_what_the_auth_service_takes_is_no_other_services_time(tmp_path: Path) -
             assert datetime.fromisoformat(row["created_at"]).timestamp() < began
 
     asyncio.run(run())
+
+
+# values
+
+CLOSED = (Reason.UPSTREAM_CLOSED, "closed before the reply's head")
+
+
+@pytest.mark.parametrize(
+    ("not_sent_s", "not_read_s", "reason", "detail"),
+    [
+        (0.0, 0.0, *CLOSED),
+        (1.0, 1.0, *CLOSED),
+        (1.5, 0.0, Reason.CLIENT_TIMEOUT, CLOSED[1] + ", after 1.5 s of silence within the request's body"),
+        (1.5, 2.0, Reason.CLIENT_TIMEOUT, CLOSED[1] + ", after 1.5 s of silence within the request's body"),
+        (0.0, 2.0, Reason.CLIENT_STALLED, CLOSED[1] + ", after the client had not read for 2.0 s"),
+    ],
+)
+def test_who_was_kept_waiting_may_close(not_sent_s: float, not_read_s: float, reason: Reason, detail: str) -> None:
+    assert of_a_lost_connection(CLOSED, not_sent_s, not_read_s) == (reason, detail)
+
+
+@pytest.mark.parametrize(
+    ("is_asked", "is_sent", "before", "is_queued", "reason", "detail"),
+    [
+        (True, True, CLOSED, False, Reason.UPSTREAM_TIMEOUT, "no reply within 30 s"),
+        (True, False, None, False, Reason.UPSTREAM_TIMEOUT, "it does not read"),
+        (False, True, CLOSED, True, Reason.UPSTREAM_TIMEOUT, f"{CLOSED[1]}; no other attempt within 30 s"),
+        (False, True, None, True, Reason.OVERLOADED, "no free connection within 30 s"),
+        (False, False, None, True, Reason.OVERLOADED, "no free connection in time"),
+        (False, True, None, False, Reason.CONNECT_TIMEOUT, "no connection within 30 s"),
+    ],
+)
+def test_what_took_long(
+    is_asked: bool, is_sent: bool, before: Failure | None, is_queued: bool, reason: Reason, detail: str
+) -> None:
+    told = of_no_reply(30.0, before, is_asked=is_asked, is_sent=is_sent, is_queued=is_queued)
+    assert told == (reason, detail)
 
 
 # uploads

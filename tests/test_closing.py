@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
 import socket
 import ssl
 import struct
@@ -407,143 +406,6 @@ def test_nobody_is_asked_for_a_body_that_the_admin_api_would_not_take(
 
 # upgrades
 
-WEBSOCKET = GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-SWITCHED = b"HTTP/1.1 101 x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-
-
-def test_no_more_are_upgraded_than_may_be_however_many_ask_at_once(tmp_path: Path) -> None:
-    async def script(seen: Seen, wire: Wire) -> None:
-        await wire.send(SWITCHED)
-        await wire.reader.read()
-
-    async def run() -> None:
-        values = {"upstream_max_upgraded": 2, "upstream_max_connections": 3}
-        async with contextlib.AsyncExitStack() as stack:
-            auth = await stack.enter_async_context(upstream(on_head=script))
-            gateway = await stack.enter_async_context(running(tmp_path, auth, **values))
-            clients = [await stack.enter_async_context(raw_client(gateway.port)) for _ in range(9)]
-            for client in clients:
-                await client.send(WEBSOCKET)
-            heads = [await client.reader.readuntil(b"\r\n\r\n") for client in clients]
-            assert sorted(head[9:12] for head in heads) == [b"101"] * 2 + [b"503"] * 7
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize(
-    "end", ["closed by the upstream", "reset by the upstream", "closed by the client", "nothing for 0.2 s"]
-)
-def test_how_a_splice_ended_is_in_its_row(tmp_path: Path, end: str) -> None:
-    async def script(seen: Seen, wire: Wire) -> None:
-        await wire.send(SWITCHED)
-        await wire.reader.read(1)
-        if end == "closed by the upstream":
-            wire.close()
-        elif end == "reset by the upstream":
-            wire.writer.transport.abort()
-        await wire.reader.read()
-
-    async def run() -> None:
-        values = {"upstream_upgrade_idle_timeout": 0.2 if end.startswith("nothing") else 3600.0}
-        async with upstream(on_head=script) as auth, running(tmp_path, auth, **values) as gateway:
-            async with raw_client(gateway.port) as client:
-                await client.send(WEBSOCKET)
-                await client.reader.readuntil(b"\r\n\r\n")
-                if end.endswith("upstream"):
-                    if end.startswith("reset"):  # what is not read makes it one
-                        await client.send(b"x" * 100_000)
-                    else:
-                        await client.send(b"x")
-                if end != "closed by the client":
-                    await client.rest()
-            (row,) = await rows(gateway, 1)
-            assert (row["status_code"], row["reason"], row["error_message"]) == (101, "ok", end)
-
-    asyncio.run(run())
-
-
-def tcp_socket(gateway: Gateway) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", gateway.port))
-
-
-def say_the_last_word(sock: socket.socket) -> None:
-    sock.shutdown(socket.SHUT_WR)
-
-
-@pytest.mark.skipif(not hasattr(select, "POLLRDHUP"), reason="nothing tells that somebody left who is not read")
-@pytest.mark.parametrize(
-    ("connect", "leave"),
-    [
-        (tcp_socket, say_the_last_word),
-        (tcp_socket, socket.socket.close),
-        (tcp_socket, reset_by),
-        (unix_socket, say_the_last_word),
-        (unix_socket, socket.socket.close),
-    ],
-)
-def test_a_splice_ends_with_all_that_the_client_sent_unless_it_was_reset(
-    tmp_path: Path, connect: Callable[[Gateway], socket.socket], leave: Callable[[socket.socket], None]
-) -> None:
-    """The upstream reads late, so that much of it, and the end, is not read when they come."""
-    is_read, received = asyncio.Event(), bytearray()
-    block = bytes(65536)
-
-    async def script(seen: Seen, wire: Wire) -> None:
-        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]  # typed as a mere WriteTransport
-        await wire.send(SWITCHED)
-        await is_read.wait()
-        wire.writer.transport.resume_reading()  # type: ignore[attr-defined]
-        while data := await wire.reader.read(65536):
-            received.extend(data)
-
-    async def run() -> None:
-        values = {"server_unix_socket": str(tmp_path / "socket")}
-        async with upstream(on_head=script) as auth, running(tmp_path, auth, **values) as gateway:
-            loop, unread = asyncio.get_running_loop(), gateway._context.unread
-            with connect(gateway) as client:
-                client.setblocking(False)
-                await loop.sock_sendall(client, WEBSOCKET)
-                assert (await loop.sock_recv(client, 65536)).endswith(b"\r\n\r\n")
-                sent = 0
-                while not unread:
-                    await loop.sock_sendall(client, block)
-                    sent += len(block)
-                    await asyncio.sleep(0.002)
-                await loop.sock_sendall(client, b"the end")
-                leave(client)
-                await until(lambda: not unread)
-                if leave is reset_by:
-                    await until(lambda: not gateway._front.connections)
-                is_read.set()
-                (row,) = await rows(gateway, 1)
-            assert (row["status_code"], row["reason"], row["error_message"]) == (101, "ok", "closed by the client")
-            if leave is not reset_by:
-                await until(lambda: not auth.open_connections)
-                assert (len(received), bytes(received[-7:])) == (sent + 7, b"the end")
-
-    asyncio.run(run())
-
-
-def test_an_upgraded_connection_that_the_drain_cuts_is_said_to_be(tmp_path: Path) -> None:
-    async def script(seen: Seen, wire: Wire) -> None:
-        await wire.send(SWITCHED)
-        await wire.reader.read()
-
-    async def run() -> None:
-        async with upstream(on_head=script) as auth:
-            async with running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
-                await client.send(WEBSOCKET)
-                await client.reader.readuntil(b"\r\n\r\n")
-                await gateway.stop(grace_s=0.1)
-                assert await client.rest() == b""
-            async with running(tmp_path, auth) as gateway:
-                (row,) = await rows(gateway, 1)
-                said = (row["status_code"], row["reason"], row["error_message"])
-                assert said == (101, "draining", "the gateway had to stop")
-                assert gateway.breakers.status("auth", 0.0)["failure_count"] == 0
-
-    asyncio.run(run())
-
 
 @pytest.mark.parametrize("size_bytes", [2, 100_000])
 def test_an_upload_that_is_refused_early_is_nobodys_failure(tmp_path: Path, size_bytes: int) -> None:
@@ -579,28 +441,6 @@ def test_an_upload_that_is_refused_early_is_nobodys_failure(tmp_path: Path, size
 
 
 # connections that died while idle
-
-
-def test_a_get_never_suffers_from_connections_that_died_idle(tmp_path: Path) -> None:
-    count = 8
-    all_there = asyncio.Barrier(count)
-
-    async def script(seen: Seen, wire: Wire) -> None:
-        if seen.connection >= count:
-            await wire.send(OK)
-        elif seen.target.endswith("warm"):
-            await all_there.wait()
-            await wire.send(OK)
-        else:
-            wire.writer.transport.abort()
-
-    async def run() -> None:
-        async with upstream(script) as auth, running(tmp_path, auth, upstream_retry_count=0) as gateway:
-            await asyncio.gather(*(ask(gateway.port, "GET", "/api/v1/auth/warm") for _ in range(count)))
-            replies = [await ask(gateway.port, "GET", "/api/v1/auth/x") for _ in range(count + 1)]
-            assert [reply.status for reply in replies] == [200] * (count + 1)
-
-    asyncio.run(run())
 
 
 @pytest.mark.parametrize(("idle_s", "statuses"), [(60.0, [502, 200, 200]), (1.0, [502, 502, 502])])
@@ -664,35 +504,5 @@ def test_an_upload_that_a_dead_upstream_held_up_goes_on_to_the_next(tmp_path: Pa
                 client.writer.write(bytes(size))
                 assert (await client.reply("PUT")).status == 200
                 await serving
-
-    asyncio.run(run())
-
-
-def test_an_attempt_that_failed_is_told_though_no_other_could_be_made(tmp_path: Path) -> None:
-    released = asyncio.Event()
-
-    async def script(seen: Seen, wire: Wire) -> None:
-        if seen.target.endswith("die"):
-            await until(lambda: len(pools[0]._waiters) == 1)
-            wire.close()
-        else:
-            await released.wait()
-            await wire.send(OK)
-
-    pools: list[Any] = []
-
-    async def run() -> None:
-        values = {"upstream_max_connections": 1, "upstream_queue_timeout": 0.1}
-        async with upstream(script) as auth, running(tmp_path, auth, **values) as gateway:
-            pools.append(gateway._pools.at(auth.url)[1])
-            dying = asyncio.create_task(ask(gateway.port, "GET", "/api/v1/auth/die"))
-            await until(lambda: len(pools[0]._all) == 1)
-            holding = asyncio.create_task(ask(gateway.port, "GET", "/api/v1/auth/hold"))
-            assert (await dying).status == 502
-            released.set()
-            assert (await holding).status == 200
-            row = (await rows(gateway, 2))[1]
-            said = "closed before the reply's head; no other attempt: no free connection in time"
-            assert (row["reason"], row["attempts"], row["error_message"]) == ("upstream_closed", 1, said)
 
     asyncio.run(run())

@@ -341,52 +341,6 @@ def test_bytes_on_an_idle_connection_reach_nobody(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(("status", "times"), [(100, 2), (103, 1)])
-def test_nothing_is_sent_again_once_a_byte_of_the_answer_went_out(tmp_path: Path, status: int, times: int) -> None:
-    async def script(seen: Seen, wire: Wire) -> None:
-        await wire.send(b"HTTP/1.1 %d X\r\n\r\n" % status)
-        wire.close()
-
-    async def run() -> None:
-        async with upstream(script) as auth, running(tmp_path, auth, upstream_retry_count=1) as gateway:
-            assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 502
-            assert len(auth.seen) == times
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize(("method", "is_retried"), [("GET", True), ("PUT", True), ("POST", False), ("PATCH", False)])
-def test_only_idempotent_methods_are_sent_again(tmp_path: Path, method: str, is_retried: bool) -> None:
-    async def script(seen: Seen, wire: Wire) -> None:
-        if seen.connection == 0:
-            wire.close()
-        else:
-            await wire.send(OK)
-
-    async def run() -> None:
-        async with upstream(script) as auth, running(tmp_path, auth) as gateway:
-            reply = await ask(gateway.port, method, "/api/v1/auth/x", body=b"abc")
-            assert reply.status == (200 if is_retried else 502)
-            assert [seen.body for seen in auth.seen] == [b"abc"] * (2 if is_retried else 1)
-
-    asyncio.run(run())
-
-
-def test_a_post_that_was_never_sent_is_tried_again(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with upstream() as auth, running(tmp_path, auth, upstream_retry_backoff=0.2) as gateway:
-            port = auth.port
-            await auth.stop()
-            asking = asyncio.create_task(ask(gateway.port, "POST", "/api/v1/auth/x", body=b"abc"))
-            await asyncio.sleep(0.001)
-            await auth.start(port)
-            reply = await asking
-            assert reply.status == 200
-            assert [seen.body for seen in auth.seen] == [b"abc"]
-
-    asyncio.run(run())
-
-
 def test_refused_and_silent_upstreams_are_told_apart(tmp_path: Path) -> None:
     async def silent(seen: Seen, wire: Wire) -> None:
         await asyncio.sleep(30)
@@ -507,50 +461,6 @@ def test_sse_flows_event_by_event(tmp_path: Path) -> None:
             await client.reader.readuntil(b"data: 1\n\n")
             go_on.set()
             await client.reader.readuntil(b"data: 2\n\n")
-
-    asyncio.run(run())
-
-
-WEBSOCKET = (
-    b"GET /api/v1/auth/ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
-
-
-def test_an_upgrade_is_spliced_both_ways(tmp_path: Path) -> None:
-    async def script(seen: Seen, wire: Wire) -> None:
-        assert seen.one("upgrade") == "websocket"
-        assert seen.one("sec-websocket-key") == "dGhlIHNhbXBsZSBub25jZQ=="
-        await wire.send(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n\x81\x02hi"
-        )
-        while data := await wire.reader.read(1024):
-            await wire.send(data.upper())
-        wire.close()
-
-    async def run() -> None:
-        async with upstream(on_head=script) as auth, running(tmp_path, auth) as gateway:
-            async with raw_client(gateway.port) as client:
-                await client.send(WEBSOCKET)
-                head = await client.reader.readuntil(b"\r\n\r\n")
-                assert head.startswith(b"HTTP/1.1 101 ")
-                assert b"\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" in head
-                assert await client.reader.readexactly(4) == b"\x81\x02hi"
-                await client.send(b"frame")
-                assert await client.reader.readexactly(5) == b"FRAME"
-            await asyncio.sleep(0.05)
-            (row,) = await _rows(gateway.port)
-            assert (row["status_code"], row["reason"], row["bytes_in"], row["bytes_out"]) == (101, "ok", 5, 9)
-
-    asyncio.run(run())
-
-
-def test_a_refused_upgrade_is_an_ordinary_reply(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with upstream() as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
-            await client.send(WEBSOCKET)
-            assert (await client.reply()).body == b"ok"
 
     asyncio.run(run())
 

@@ -30,7 +30,7 @@ from engadi_gateway.net.sockets import READ_BYTES
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.wire.response import ReplyHead, ReplyParser
 from tests.certificates import certify
-from tests.fakes import OK, RawClient, Seen, Wire, answer_ok, raw_client, underneath, upstream
+from tests.fakes import OK, Seen, Wire, answer_ok, raw_client, underneath, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, running, settings_for, token
 from tests.world import until
 
@@ -69,46 +69,6 @@ def test_https_upstreams_are_verified(tmp_path: Path, host: str, is_known: bool,
             if status != 200:
                 assert json_of(reply)["code"] == "tls_certificate"
                 assert reply.one("proxy-status") == "engadi; error=tls_certificate_error"
-
-    asyncio.run(run())
-
-
-def test_retries_are_budgeted(tmp_path: Path) -> None:
-    async def script(seen: Seen, wire: Wire) -> None:
-        wire.close()
-
-    async def run() -> None:
-        values: dict[str, Any] = {
-            "upstream_retry_count": 10,
-            "upstream_retry_budget_min": 1,
-            "upstream_retry_budget_percent": 0,
-            "upstream_retry_backoff": 0.05,
-            "breaker_enabled": False,
-        }
-        async with upstream(script) as auth, running(tmp_path, auth, **values) as gateway:
-            asking = [ask(gateway.port, "GET", "/api/v1/auth/x") for _ in range(20)]
-            assert {reply.status for reply in await asyncio.gather(*asking)} == {502}
-            assert len(auth.seen) < 20 + 20, "twenty requests with ten retries each would be 220"
-
-    asyncio.run(run())
-
-
-def test_a_circuit_that_opens_ends_the_attempts(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with upstream() as auth, running(tmp_path, auth, breaker_failure_threshold=1) as gateway:
-
-            async def trip_and_leave(seen: Seen, wire: Wire) -> None:
-                breaker, now = gateway.breakers.of("auth"), time.monotonic()
-                breaker.failed(breaker.take_permit(now), now, gateway.breakers.limits, "the test's")
-                wire.close()
-
-            auth.script = trip_and_leave
-            reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
-            assert (reply.status, json_of(reply)["code"], len(auth.seen)) == (502, "upstream_closed", 1)
-            (row,) = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs", bearer=ADMIN))["items"]
-            said = "closed before the reply's head; no other attempt: the circuit has opened"
-            assert (row["attempts"], row["error_message"]) == (1, said)
-            assert gateway._context.budget.retrying == 0
 
     asyncio.run(run())
 
@@ -438,21 +398,6 @@ def test_a_new_connection_that_has_spoken_or_ended_is_none(banner: bytes, monkey
     asyncio.run(run())
 
 
-def test_retries_under_way_stay_counted_over_a_reload(tmp_path: Path) -> None:
-    async def run() -> None:
-        settings = settings_for(tmp_path, {"auth": "http://127.0.0.1:1"}, upstream_retry_backoff=0.2)
-        async with Gateway(settings) as gateway:
-            asking = asyncio.create_task(ask(gateway.port, "GET", "/api/v1/auth/x"))
-            while not gateway._context.budget.retrying:
-                await asyncio.sleep(0.001)
-            await gateway.reload(settings)
-            assert gateway._context.budget.retrying == 1
-            assert (await asking).status == 502
-            assert gateway._context.budget.retrying == 0
-
-    asyncio.run(run())
-
-
 class _Taker:
     """Owner and user in one, who notes what it is told; it reads slowly from the first interim reply on."""
 
@@ -481,7 +426,6 @@ class _Taker:
 
     def reply_body(self, body: bytes, is_end: bool) -> None: ...
     def reply_failed(self, reason: Reason, detail: str) -> None: ...
-    def spliced(self, data: bytes) -> None: ...
     def upstream_paused(self) -> None: ...
     def upstream_resumed(self) -> None: ...
     def later(self, work: Callable[[], None]) -> None: ...
@@ -546,74 +490,12 @@ def test_of_what_had_come_when_a_connection_broke_a_part_is_heard(
             _, connection = await loop.create_connection(lambda: UpstreamConnection(hearer, 1 << 16), sock=ours)
             hearer.connection = connection
             connection.begin(hearer, ReplyParser(), "POST", b"x", is_complete=False)
-            monkeypatch.setattr("engadi_gateway.net.upstream.os.read", lambda _, size: bytes(size))
+            monkeypatch.setattr("engadi_gateway.net.last_words.os.read", lambda _, size: bytes(size))
             connection.data_received(b"HTTP/1.1 413 x\r\nContent-Length: 9000000\r\n\r\n")
             connection.connection_lost(ConnectionResetError())
             assert (hearer.heard, hearer.failed) == (heard, [Reason.UPSTREAM_TRUNCATED])
             connection.transport.abort()
             await asyncio.sleep(0)
-
-    asyncio.run(run())
-
-
-async def _fill(client: RawClient, *, is_reading: bool) -> None:
-    """Send until it is cut off, or else read nothing."""
-    if not is_reading:
-        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # typed as a mere WriteTransport
-    with contextlib.suppress(ConnectionError):
-        while is_reading:
-            await asyncio.wait_for(client.send(bytes(1 << 20)), 10)
-
-
-@pytest.mark.parametrize("side", ["client", "upstream"])
-def test_a_side_of_a_splice_that_never_reads_does_not_keep_it(tmp_path: Path, side: str) -> None:
-    """What is on its way stays where it is, and whoever has left is not heard of while his side is paused."""
-    block = bytes(1 << 20)
-
-    async def script(seen: Seen, wire: Wire) -> None:
-        await wire.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
-        if side == "upstream":
-            wire.writer.transport.pause_reading()  # type: ignore[attr-defined]  # typed as a mere WriteTransport
-            await asyncio.Event().wait()
-        while side == "client":
-            await wire.send(block)
-
-    async def run() -> None:
-        async with upstream(script) as auth, running(tmp_path, auth, server_write_timeout=0.3) as gateway:
-            async with raw_client(gateway.port) as client:
-                await client.send(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: x\r\n\r\n")
-                await client.reader.readuntil(b"\r\n\r\n")
-                try:
-                    await _fill(client, is_reading=side == "upstream")
-                    for _ in range(500):
-                        if gateway.state()["connections"] == 0:
-                            break
-                        await asyncio.sleep(0.01)
-                    (pool,) = gateway.state()["pools"].values()
-                    assert (gateway.state()["connections"], pool["active"]) == (0, 0)
-                finally:
-                    client.writer.transport.abort()
-            (row,) = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs", bearer=ADMIN))["items"]
-            told = {
-                "client": ("client_stalled", "the client does not read"),
-                "upstream": ("ok", "the upstream does not read"),
-            }
-            assert (row["reason"], row["error_message"]) == told[side]
-
-    asyncio.run(run())
-
-
-def test_the_end_of_a_splice_is_not_waited_for_without_end() -> None:
-    async def run() -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            taker = _Taker()
-            loop = asyncio.get_running_loop()
-            _, connection = await loop.create_connection(lambda: UpstreamConnection(taker, 1 << 16), sock=ours)
-            connection.begin(taker, ReplyParser(), "GET", b"x" * (1 << 20), is_complete=True)
-            connection.splice()
-            connection.close_gracefully(0.05)
-            await asyncio.wait_for(taker.forgotten.wait(), 5)
 
     asyncio.run(run())
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import cast
 
-from engadi_gateway.errors import Reason, Refusal, RefusedError, rendered
-from engadi_gateway.model import Framing, Listener, RequestHead
+from engadi_gateway.errors import Reason, Refusal, RefusedError
+from engadi_gateway.model import Listener, RequestHead
+from engadi_gateway.net.answering import MAX_PIPELINED_BYTES, Answering
 from engadi_gateway.net.batch import Batch
-from engadi_gateway.net.context import Context, LocalReply
-from engadi_gateway.net.endable import Endable, State
+from engadi_gateway.net.context import Context, Switched
+from engadi_gateway.net.endable import State
 from engadi_gateway.net.forward import Forward
 from engadi_gateway.net.local import LocalCall
 from engadi_gateway.net.sockets import bound
@@ -29,11 +29,8 @@ from engadi_gateway.wire.forwarded import (
     is_loop,
     resolve_client,
 )
-from engadi_gateway.wire.problem import own_reply, refusal_reply
 from engadi_gateway.wire.request import (
     SHORT_BYTES,
-    ChunkedBody,
-    CountedBody,
     RefusedHeadError,
     first_head,
     parse_head,
@@ -41,8 +38,6 @@ from engadi_gateway.wire.request import (
     without_blank_lines,
 )
 
-#: Pipelined requests beyond this stay in the socket until those before them are answered.
-_MAX_PIPELINED_BYTES = 65536
 _LINGER_BYTES = 65536
 _MAX_WAITS = 3
 
@@ -51,30 +46,23 @@ _MAX_WAITS = 3
 _HEAD, _DECIDING, _BODY, _REPLY, _SPLICED, _LINGER, _CLOSED = State
 
 
-class ClientConnection(Endable):
+class ClientConnection(Answering):
     """See the module. `connections` is the set of all, for the drain."""
 
     is_made = False
+    _lingered = 0  # bytes
 
     def __init__(
         self, context: Context, batch: Batch, listener: Listener, connections: set[ClientConnection], peer: str
     ) -> None:
-        super().__init__(context)
-        self._batch = batch
+        super().__init__(context, batch)
         self._listener = listener
         self._connections = connections
         self._peer = peer
-        self._handler: Forward | LocalCall | None = None
         self._who: Client | None = None
         self._told: bytes | None = None  # the authority that `_who` is of, where that is all it depends on
         self._head: RequestHead | None = None  # that was read last; None: it could not be
         self._refused_head: Refusal | None = None
-        self._is_head_asked = False  # of a request that could not be read
-        self._body: ChunkedBody | CountedBody | None = None
-        self._is_closing = False
-        self._is_write_paused = False
-        self._deciding: asyncio.Task[None] | None = None
-        self._lingered = 0
 
     # what the transport says
 
@@ -94,9 +82,9 @@ class ClientConnection(Endable):
         if self.state is _HEAD:
             buffer = self._buffer = self._buffer + data if self._buffer else data
             if self._is_write_paused:  # no further request until the replies before it were read
-                self._set_reading(len(buffer) <= _MAX_PIPELINED_BYTES)
+                self._set_reading(len(buffer) <= MAX_PIPELINED_BYTES)
             elif len(buffer) > SHORT_BYTES:
-                if len(buffer) > _MAX_PIPELINED_BYTES:
+                if len(buffer) > MAX_PIPELINED_BYTES:
                     self._set_reading(False)
                 self._queue(is_long=takes_long(buffer))
             elif not self._is_queued:
@@ -114,15 +102,15 @@ class ClientConnection(Endable):
         if state is _BODY:
             self._body_bytes(data)
         elif state is _SPLICED:
-            assert self._handler is not None
-            self._handler.body(data)
+            assert self._splice is not None
+            self._splice.up(data)
         elif state is _LINGER:
             self._lingered += len(data)
             if self._lingered > _LINGER_BYTES:  # enough; to close on it would take the answer back
                 self._set_reading(False)
         else:
             self._buffer += data
-            if len(self._buffer) > _MAX_PIPELINED_BYTES:
+            if len(self._buffer) > MAX_PIPELINED_BYTES:
                 self._set_reading(False)
 
     def eof_received(self) -> bool:
@@ -143,11 +131,12 @@ class ClientConnection(Endable):
         context.unread.discard(self)
         self.leave_seat()
         handler, self._handler = self._handler, None
+        splice, self._splice = self._splice, None
         if self._deciding is not None:
             self._deciding.cancel()
-        if handler is not None and state is _SPLICED:
-            handler.splice_ended_here("reset by the client" if exc is not None else "closed by the client")
-        elif handler is not None:
+        if splice is not None:
+            splice.ended_here("reset by the client" if exc is not None else "closed by the client")
+        if handler is not None:
             handler.client_gone()
         if self._exchange is not None:
             if state is not _SPLICED:
@@ -157,13 +146,15 @@ class ClientConnection(Endable):
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
-        if self._handler is not None:
-            self._handler.client_paused()
+        told = self._handler or self._splice
+        if told is not None:
+            told.client_paused()
 
     def resume_writing(self) -> None:
         self._is_write_paused = False
-        if self._handler is not None:
-            self._handler.client_resumed()
+        told = self._handler or self._splice
+        if told is not None:
+            told.client_resumed()
         elif self.state is _HEAD:
             self._context.closing.discard(self)
             self._next()
@@ -174,6 +165,12 @@ class ClientConnection(Endable):
         if not self._is_queued:
             self._is_queued = True
             (self._batch.add_long if is_long else self._batch.add)(self)
+
+    def _next(self) -> None:
+        if self._buffer:
+            self._queue(is_long=True)  # pipelined: it has had its share
+        else:
+            self._context.idle.add(self, time.monotonic())
 
     def read_head(self, now: float) -> bool:
         """Parse one head; whether there is something to decide on."""
@@ -297,251 +294,13 @@ class ClientConnection(Endable):
         if is_awaited and b"expect" in head.notes and not head.is_http10:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    # the body
-
-    def _await_body(self) -> None:
-        if self._later:
-            self._feed_later_on()
-        else:
-            self._set_reading(True)  # what came before the decision may have filled the buffer
-
-    def _first_body(self, reader: ChunkedBody | CountedBody) -> tuple[bytes, bool]:
-        """What of the body is there already, and whether that is all."""
-        data, later = reader.share(self._buffer)
-        body, rest = reader.feed(data)
-        if reader.is_complete:
-            self._buffer = rest + later
-        else:
-            self._buffer, self._later = b"", later
-        return body, reader.is_complete
-
-    def _body_bytes(self, data: bytes) -> None:
-        if self._later:
-            self._later += data
-            return
-        handler, reader = self._handler, self._body
-        assert handler is not None and reader is not None
-        data, later = reader.share(data)
-        try:
-            body, rest = reader.feed(data)
-        except RefusedError as error:
-            handler.abandon(error.refusal)
-            return
-        if later and not reader.is_complete:
-            self._later = later
-            self._feed_later_on()
-        if body:
-            handler.body(body)
-        if reader.is_complete and self._handler is handler:
-            self._buffer += rest + later
-            self.state = _REPLY
-            handler.body_end()
-
-    def _feed_later_on(self) -> None:
-        """What would hold everybody up waits for its turn, and the socket with it."""
-        self._set_reading(False)
-        self._batch.later(self._feed_later)
-
-    def _feed_later(self) -> None:
-        if self.state is not _BODY or self.is_upload_paused or not self._later:
-            return
-        later, self._later = self._later, b""
-        self.data_received(later)
-        if not self._later and not self.is_upload_paused:
-            self._set_reading(True)
-
-    def pause_upload(self) -> None:
-        self.is_upload_paused = True
-        self._set_reading(False)
-
-    def resume_upload(self) -> None:
-        self.is_upload_paused = False
-        if self._later:
-            self._feed_later_on()
-        else:
-            self._set_reading(True)
-
-    def later(self, work: Callable[[], None]) -> None:
-        self._batch.later(work)
-
-    # the answer
-
-    def write(self, data: bytes) -> None:
-        self._transport.write(data)
-
-    def closes_after(self, exchange: Exchange, *, is_last: bool) -> bool:
-        """Whether the connection ends with this reply; said in its head."""
-        context = self._context
-        self._is_closing = (
-            is_last
-            or not exchange.head.keep_alive
-            or (context.is_draining and not self._buffer)  # what is here was accepted: it is answered first
-            or 0 < context.keep_alive_requests <= self._requests
-        )
-        if exchange.head.is_http10 and not self._is_closing:
-            exchange.reply_lines.append(b"Connection: keep-alive")  # what HTTP/1.0 takes it for is the contrary
-        return self._is_closing
-
-    def refuse(self, exchange: Exchange, refusal: Refusal) -> None:
-        """Answer with a problem; whatever of the body was not read goes with the connection."""
-        if self._exchange is not exchange:
-            return
-        is_clean = self._swallow_body(exchange)
-        reason = exchange.reason = refusal.reason
-        exchange.status = reason.status
-        exchange.error_message = refusal.message or exchange.error_message
-        is_closing = self.closes_after(exchange, is_last=reason.closes or not is_clean)
-        date = self._context.date_now()
-        is_head = exchange.head.method == "HEAD"
-        reply_head, body = refusal_reply(
-            refusal, exchange.request_id, exchange.reply_lines, date, is_head=is_head, is_closing=is_closing
-        )
-        exchange.bytes_out = len(body)
-        self._transport.write(reply_head + body)
-        self.exchange_done(exchange, is_clean=is_clean)
-
-    def answer(self, exchange: Exchange, reply: LocalReply) -> None:
-        """Answer with what a local target said."""
-        if self._exchange is not exchange or self._transport.is_closing():
-            return  # the client has left, of which we are told next
-        exchange.status = reply.status
-        is_closing = self.closes_after(exchange, is_last=False)
-        is_head = exchange.head.method == "HEAD"
-        lines = exchange.reply_lines + rendered(reply.lines)
-        date = self._context.date_now()
-        head, body = own_reply(reply.status, lines, reply.body, date, is_head=is_head, is_closing=is_closing)
-        exchange.bytes_out = len(body)
-        self._transport.write(head + body)
-        self.exchange_done(exchange, is_clean=True)
-
-    def _swallow_body(self, exchange: Exchange) -> bool:
-        """Whether the request is behind us: a body that came whole with its head is thrown away."""
-        if self.state is _REPLY:
-            return True
-        if self.state is _DECIDING:
-            if self._body is None:  # there is none, or nobody knows how it ends
-                return exchange.head.framing is Framing.NONE
-            try:
-                return self._first_body(self._body)[1]
-            except RefusedError:
-                return False
-        return False
-
-    def exchange_done(self, exchange: Exchange, *, is_clean: bool) -> None:
-        """The reply is written: settle, then the next request, or the end."""
-        if self._exchange is not exchange:
-            return
-        self._handler = None
-        self._settle()
-        if self._is_closing or not is_clean:
-            self._finish(is_clean=is_clean)
-            return
-        self.state = _HEAD
-        self._body = None
-        self.is_upload_paused = False
-        if not self._is_reading:
-            self._set_reading(len(self._buffer) <= _MAX_PIPELINED_BYTES)
-        if self._is_write_paused:
-            self._expire_in(self._context.timeouts.write_s)
-        elif self._buffer:
-            self._queue(is_long=True)  # pipelined: it has had its share
-        else:
-            self._context.idle.add(self, exchange.ended)
-
-    def _next(self) -> None:
-        if self._buffer:
-            self._queue(is_long=True)
-        else:
-            self._context.idle.add(self, time.monotonic())
-
-    def _settle(self) -> None:
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.ended = time.monotonic()
-            self._context.upcalls.settled(exchange)
-
-    def _answer_unread(self, refusal: Refusal) -> None:
-        """Answer what never became an exchange."""
-        date, request_id = self._context.date_now(), self._context.ids.next()
-        lines = [b"X-Request-ID: " + request_id.encode("ascii")]
-        is_head = self._is_head_asked
-        reply = refusal_reply(refusal, request_id, lines, date, is_head=is_head, is_closing=True)
-        self._transport.write(b"".join(reply))
-        self._finish(is_clean=False)
-
-    def abort(self) -> None:
-        """Cut: the client must see that it is not whole."""
-        self._handler = None
-        self._settle()
-        if self.state is not _CLOSED:
-            self.state = _LINGER
-            self._break_off(is_partial=True)
-
-    def crash(self) -> None:
-        """An exception of ours: one 500 for this request, and nobody else notices."""
-        try:
-            self._answer_crash()
-        except Exception:
-            self._context.upcalls.fault("the answer to a fault")
-            self.abort()
-
-    def _answer_crash(self) -> None:
-        exchange, handler = self._exchange, self._handler
-        if exchange is None:
-            self._answer_unread(Refusal(Reason.INTERNAL))
-            return
-        if handler is not None:
-            handler.client_gone()
-        if exchange.upstream_status or exchange.status not in {0, Reason.INTERNAL.status}:
-            self.abort()
-            return
-        self._handler = None
-        self.refuse(exchange, Refusal(Reason.INTERNAL))
-
     # upgrades
 
-    def switched(self) -> None:
+    def switched(self, splice: Switched) -> None:
+        """Bytes up are for that one, instead of the handler."""
         self.state = _SPLICED
+        self._handler, self._splice = None, splice
         self._set_reading(True)  # what came before the 101 may have filled the buffer
-        if self._buffer and self._handler is not None:
+        if self._buffer:
             data, self._buffer = self._buffer, b""
-            self._handler.body(data)
-
-    def finish_splice(self) -> None:
-        """The upstream closed: flush to the client, then close."""
-        self._handler = None
-        self._settle()
-        self._finish(is_clean=True)
-
-    # waits and the drain
-
-    def cut(self) -> bool:
-        """The end of the drain's patience; whether a request was under way. Where nothing was answered, 503 is."""
-        exchange, handler = self._exchange, self._handler
-        if self.state is _SPLICED and handler is not None:
-            self._handler = None
-            handler.splice_ended_here("the gateway had to stop", Reason.DRAINING)
-            self._settle()
-            self._break_off(is_partial=True)
-            return False
-        refusal = Refusal(Reason.DRAINING, "not answered before the gateway had to stop")
-        if exchange is None and self._is_whole_head_queued():  # it waits for the log, say
-            self._context.upcalls.unreadable(refusal.reason)
-            self._answer_unread(refusal)
-            self._transport.close()
-            return True
-        if exchange is None:
-            self._break_off(is_partial=self._transport.get_write_buffer_size() > 0)
-            return False
-        if self._deciding is not None:
-            self._deciding.cancel()
-        if handler is not None:
-            handler.client_gone()
-        self._handler = None
-        if exchange.status:
-            exchange.reason, exchange.error_message = refusal.reason, refusal.detail
-            self.abort()
-        else:
-            self.refuse(exchange, refusal)
-            self._transport.close()
-        return True
+            splice.up(data)

@@ -22,6 +22,7 @@ from engadi_gateway.net.sockets import Unread
 from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
+from engadi_gateway.wire.forwarded import Client
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
 from engadi_gateway.wire.response import ReplyParser
@@ -61,6 +62,42 @@ class LocalReply:
     body: bytes
 
 
+class Handler(Protocol):
+    """Who serves an exchange, as the client's connection sees it: `Forward`, or `LocalCall`."""
+
+    def start(self, who: Client, body: bytes, *, is_complete: bool) -> None:
+        """Begin, with what there is of the request's body."""
+        ...
+
+    def body(self, data: bytes) -> None: ...
+    def body_end(self) -> None: ...
+    def abandon(self, refusal: Refusal) -> None:
+        """The body was bad."""
+        ...
+
+    def client_gone(self) -> None: ...
+    def client_paused(self) -> None:
+        """It does not read, or slowly."""
+        ...
+
+    def client_resumed(self) -> None: ...
+
+
+class Switched(Protocol):
+    """What takes and sends bytes in an exchange's place after a 101, as the client's connection sees it."""
+
+    def up(self, data: bytes) -> None: ...
+    def client_paused(self) -> None: ...
+    def client_resumed(self) -> None: ...
+    def ended_here(self, detail: str, reason: Reason = Reason.OK) -> None:
+        """The client has closed, or the gateway stops."""
+        ...
+
+    def crashed(self) -> None:
+        """A fault of ours."""
+        ...
+
+
 class Downstream(Protocol):
     """The client's connection as those see it who answer an exchange on it."""
 
@@ -82,7 +119,7 @@ class Downstream(Protocol):
     def exchange_done(self, exchange: Exchange, *, is_clean: bool) -> None: ...
     def pause_upload(self) -> None: ...
     def resume_upload(self) -> None: ...
-    def switched(self) -> None: ...
+    def switched(self, splice: Switched) -> None: ...
     def finish_splice(self) -> None: ...
     def later(self, work: Callable[[], None]) -> None:
         """Do when its turn comes what takes long."""

@@ -43,6 +43,8 @@ class Endable(asyncio.Protocol):
 
     seat: str | None = None
     refused = ""
+    _taken_mark = 0
+    _requests_then = 0
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -57,8 +59,6 @@ class Endable(asyncio.Protocol):
         self._is_reading = True
         self.is_upload_paused = False
         self.ends_by_closing = False
-        self._taken_mark = 0
-        self._requests_then = 0
         self.deadline = math.inf
 
     @abstractmethod

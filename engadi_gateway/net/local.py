@@ -94,9 +94,6 @@ class LocalCall:
     def client_resumed(self) -> None:
         """See `client_paused`."""
 
-    def splice_ended_here(self, detail: str, reason: Reason = Reason.OK) -> None:
-        """A local target never switches protocols."""
-
     def expired(self, now: float) -> None:
         self._leave()
         self._client.refuse(self.exchange, Refusal(Reason.CLIENT_TIMEOUT))

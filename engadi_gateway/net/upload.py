@@ -5,33 +5,27 @@ The silence in it is the client's, unless somebody here holds it up; so it is kn
 
 from __future__ import annotations
 
+import time
+
 from engadi_gateway.model import Framing
-from engadi_gateway.net.context import Context, Downstream
-from engadi_gateway.net.upstream import UpstreamConnection
-from engadi_gateway.pipeline.exchange import Exchange
+from engadi_gateway.net.relay import Relay
 from engadi_gateway.wire.chunked import LAST_CHUNK, chunk
 
 
-class Upload:
+class Upload(Relay):
     """What an exchange's forwarding knows of the request's body; see the module."""
 
     # how each begins; on the class, because most end without having changed
-    _connection: UpstreamConnection | None = None
     _body_bytes = 0
     _heard_at = 0.0  # when the last of an unfinished body came
     _is_upload_paused = False
     _is_held = False  # a slow one takes none of the last connections before it is complete, or too long to keep
 
+    _framing: Framing
     _is_body_complete: bool
+    _body: list[bytes] | None  # what was received so far, while it may have to be sent again
     _head_bytes: bytes
-    deadline: float
-
-    def __init__(self, context: Context, client: Downstream, exchange: Exchange) -> None:
-        self._context = context
-        self._client = client
-        self.exchange = exchange
-        self._framing = exchange.head.framing
-        self._body: list[bytes] | None = []  # what was received so far, while it may have to be sent again
+    _started: float  # when the attempt of now was sent
 
     def _heard(self, now: float) -> None:
         self._heard_at = now
@@ -40,6 +34,15 @@ class Upload:
     def _is_body_awaited(self) -> bool:
         """There is more of it to come, and nobody holds it up."""
         return not self._is_body_complete and not self._client.is_upload_paused
+
+    def _not_sent_s(self) -> float:
+        """For so long the client has sent nothing, since the upstream was asked."""
+        return time.monotonic() - max(self._heard_at, self._started) if self._is_body_awaited() else 0.0
+
+    def upstream_resumed(self) -> None:
+        super().upstream_resumed()
+        if not self._is_body_complete:
+            self._heard(time.monotonic())  # the client's time was not running
 
     def _is_too_long_to_hold(self) -> bool:
         return self._body_bytes > self._context.retry.buffer_bytes

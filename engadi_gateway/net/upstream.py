@@ -7,23 +7,20 @@ upstream sends while IDLE is a fault of its own: the connection is closed and ne
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import select
 import ssl
-from collections.abc import Callable
 from enum import Enum, auto
-from typing import Protocol, cast
+from typing import cast
 
 from engadi_gateway.errors import Reason
 from engadi_gateway.model import Framing
-from engadi_gateway.net.sockets import READ_BYTES, bound
+from engadi_gateway.net.holders import Owner, Taker, User
+from engadi_gateway.net.last_words import how_it_ended, is_end_said, last_words
+from engadi_gateway.net.sockets import bound
 from engadi_gateway.wire.chunked import ChunkedDecoder, MalformedBodyError
 from engadi_gateway.wire.response import MalformedReplyError, ReplyHead, ReplyParser
 
 _START = b"HTTP/1."
-#: Of what had come when a connection broke so much is read at once: the receive buffer holds many MiB.
-_LAST_WORDS_BYTES = 128 << 10
 #: Lines and data of so many chunks are read at once, which takes 0.2 ms; a read full of small ones takes 30.
 _STEPS_AT_ONCE = 2 * 64
 _LENGTH, _CHUNKED, _NO_BODY = Framing.LENGTH, Framing.CHUNKED, Framing.NONE
@@ -41,37 +38,13 @@ class State(Enum):
 _IDLE, _HEAD, _BODY, _SPLICED, _CLOSED = State
 
 
-class User(Protocol):
-    """Who holds the connection: told what the reply is, as it comes."""
-
-    def reply_interim(self, head: ReplyHead) -> None: ...
-    def reply_head(self, head: ReplyHead, body: bytes, is_end: bool) -> None: ...
-    def reply_body(self, body: bytes, is_end: bool) -> None: ...
-    def reply_failed(self, reason: Reason, detail: str) -> None: ...
-    def spliced(self, data: bytes) -> None: ...
-    def upstream_paused(self) -> None: ...
-    def upstream_resumed(self) -> None: ...
-    def later(self, work: Callable[[], None]) -> None:
-        """Do when its turn comes what takes long."""
-        ...
-
-
-class Owner(Protocol):
-    """The pool: told when the connection may serve again, and when it is gone."""
-
-    def give_back(self, connection: UpstreamConnection) -> None: ...
-    def forget(self, connection: UpstreamConnection) -> None: ...
-    def let_go(self, connection: UpstreamConnection) -> None:
-        """It was upgraded: it lasts as long as it likes, and serves nobody else."""
-        ...
-
-
 class UpstreamConnection(asyncio.Protocol):
     """One connection. `served` counts the requests it carried before the present one; `tls` is what it trusts."""
 
     tls: ssl.SSLContext | None = None
     is_lost = False  # it ended from outside, and not because of what it said
     _lost_by: Exception | None = None  # of which its user is told when all that came before was read
+    _taker: Taker | None = None  # in its user's place after a 101
 
     def __init__(self, owner: Owner, max_head_bytes: int) -> None:
         self.owner = owner
@@ -160,18 +133,21 @@ class UpstreamConnection(asyncio.Protocol):
             else:
                 self.transport.pause_reading()
 
-    def splice(self) -> None:
+    def splice(self, taker: Taker) -> None:
+        """Whatever comes is for that one from now on."""
+        self.user = None
+        self._taker = taker
         self.state = _SPLICED
         self.owner.let_go(self)
 
     def drop(self) -> None:
         """Give up on this connection; its user hears nothing more."""
-        self.user = None
+        self.user = self._taker = None
         self._close()
 
     def close_gracefully(self, within_s: float) -> None:
         """Flush, then close; for the end of a splice. An upstream that does not read is waited for so long."""
-        self.user = None
+        self._taker = None
         self.state = _CLOSED
         self.transport.close()
         asyncio.get_running_loop().call_later(within_s, self.transport.abort)
@@ -193,8 +169,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._head_bytes(data)
         elif self.state is _BODY:
             self._body_bytes(data)
-        elif self.state is _SPLICED and self.user is not None:
-            self.user.spliced(data)
+        elif self._taker is not None:
+            self._taker.spliced(data)
         else:
             self._close()
 
@@ -203,12 +179,12 @@ class UpstreamConnection(asyncio.Protocol):
 
         A spliced one may have said its last word, and still listen.
         """
-        if self.user is not None and self.state is not _SPLICED:
+        if self.user is not None:
             self.transport.abort()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if exc is not None and self.user is not None and self.state is not _SPLICED:
+        if exc is not None and self.user is not None and not self._is_paused:
             self._hear_last_words()
         self.is_lost = True
         self.owner.forget(self)
@@ -221,53 +197,39 @@ class UpstreamConnection(asyncio.Protocol):
     def _tell_lost(self, exc: Exception | None) -> None:
         state, self.state = self.state, _CLOSED
         user, self.user = self.user, None
+        taker, self._taker = self._taker, None
+        if taker is not None:
+            taker.upstream_gone(how_it_ended(exc))
         if user is None:
             return
         if state is _HEAD:
-            user.reply_failed(Reason.UPSTREAM_CLOSED, f"{_how(exc)} before the reply's head")
+            user.reply_failed(Reason.UPSTREAM_CLOSED, f"{how_it_ended(exc)} before the reply's head")
         elif state is _BODY and self._is_end_of_body(exc):
             user.reply_body(b"", True)
         elif state is _BODY:
-            user.reply_failed(Reason.UPSTREAM_TRUNCATED, f"{_how(exc)} within the reply's body")
-        elif state is _SPLICED:
-            user.reply_failed(Reason.UPSTREAM_CLOSED, _how(exc))
+            user.reply_failed(Reason.UPSTREAM_TRUNCATED, f"{how_it_ended(exc)} within the reply's body")
 
     def _hear_last_words(self) -> None:
-        """Who refuses an upload answers and closes, and our next write fails before all of that answer was read.
-
-        A long answer is cut: it would come all at once, past whoever does not read.
-        """
-        if self.transport.get_extra_info("ssl_object") is not None:
-            return  # a record may be cut in two
         self._is_request_complete = False  # whatever else it was, this one is not used again
-        socket = self.transport.get_extra_info("socket").fileno()
-        left = _LAST_WORDS_BYTES
-        with contextlib.suppress(OSError):
-            while self.user is not None and not self._is_paused and left > 0 and (data := os.read(socket, READ_BYTES)):
-                left -= len(data)
-                self.data_received(data)
+        for data in last_words(self.transport):
+            self.data_received(data)
+            if self.user is None or self._is_paused:
+                return
 
     def _is_end_of_body(self, exc: Exception | None) -> bool:
-        """Whether the connection's end is the body's; over TLS only where it was said (RFC 9112 section 9.8)."""
-        if exc is not None or self._reply is None or self._reply.framing is not Framing.CLOSE:
-            return False
-        tls = self.transport.get_extra_info("ssl_object")
-        if tls is None:
-            return True
-        try:
-            return not tls.read(1)
-        except ssl.SSLZeroReturnError:
-            return True
-        except ssl.SSLError:
-            return False
+        """Whether the connection's end is the body's."""
+        is_to_close = self._reply is not None and self._reply.framing is Framing.CLOSE
+        return exc is None and is_to_close and is_end_said(self.transport)
 
     def pause_writing(self) -> None:
-        if self.user is not None:
-            self.user.upstream_paused()
+        told = self.user or self._taker
+        if told is not None:
+            told.upstream_paused()
 
     def resume_writing(self) -> None:
-        if self.user is not None:
-            self.user.upstream_resumed()
+        told = self.user or self._taker
+        if told is not None:
+            told.upstream_resumed()
 
     # the reply
 
@@ -422,7 +384,3 @@ class UpstreamConnection(asyncio.Protocol):
         self._close()
         if user is not None:
             user.reply_failed(reason, detail)
-
-
-def _how(exc: Exception | None) -> str:
-    return "reset" if isinstance(exc, ConnectionResetError) else "closed"
