@@ -264,28 +264,83 @@ def test_a_probe_whose_reply_goes_on_lets_others_probe_and_counts_when_it_ends()
 def test_an_upload_has_the_place_once_its_body_has_come() -> None:
     service = probing()
     upload = service.begin()
-    service.stage.awaits_body(upload)
+    assert service.stage.awaits_body(upload, service.now)
     probe = service.begin()
     assert probe.refusal is None, "it may take minutes, and the service is well"
     assert not service.passes()
     service.stage.has_body(upload, service.now)
     service.end(probe)
     assert service.passes(), "it was not waited for"
+    service.end(upload, Reason.CLIENT_CLOSED, 0)
     late = service.begin()
-    service.stage.awaits_body(late)
+    assert service.stage.awaits_body(late, service.now)
     service.now = 100.0
     service.stage.has_body(late, service.now)
     assert not service.passes()
     assert service.registry.of("content").probe_since == 100.0
     service.end(late)
     assert service.state is CLOSED
+
+
+def _another_uploads(service: Service) -> bool:
+    """Whether one more upload may be a probe; it is gone again."""
+    upload = service.begin()
+    assert upload.refusal is None
+    may_upload = service.stage.awaits_body(upload, service.now)
+    service.end(upload, Reason.CLIENT_CLOSED if may_upload else Reason.BREAKER_OPEN, 0)
+    return may_upload
+
+
+def test_one_upload_at_a_time_is_a_probe() -> None:
+    """It keeps no other request from being one, and other uploads for a minute at most."""
+    service = probing()
+    upload = service.begin()
+    assert service.stage.awaits_body(upload, service.now)
+    assert service.stage.awaits_body(upload, service.now), "it is tried again"
+    assert not _another_uploads(service)
+    service.now += 61.0
+    assert _another_uploads(service)
+    service.end(upload, Reason.CLIENT_CLOSED, 0)
+    assert _another_uploads(service)
+
+
+@pytest.mark.parametrize("how", ["it ends", "its body has come", "its reply has begun"])
+def test_the_next_upload_may_probe_when_the_one_before_it_is_none_any_more(how: str) -> None:
+    service = probing()
+    upload = service.begin()
+    assert service.stage.awaits_body(upload, service.now)
+    if how == "it ends":
+        service.end(upload, Reason.CLIENT_CLOSED, 0)
+    elif how == "its reply has begun":
+        service.stage.goes_on(upload)
+    else:
+        service.stage.has_body(upload, service.now)
+        assert not service.passes(), "it is the probe now"
+        service.end(upload)
+    assert _another_uploads(service)
+
+
+def test_an_upload_that_has_come_while_another_probe_is_waited_for_is_still_one_of_two() -> None:
+    service = probing()
+    upload = service.begin()
+    assert service.stage.awaits_body(upload, service.now)
+    probe = service.begin()
+    service.stage.has_body(upload, service.now)
+    service.end(probe, Reason.CLIENT_CLOSED, 0)
+    assert not _another_uploads(service)
     service.end(upload)
+    assert _another_uploads(service)
+
+
+def test_an_upload_through_a_closed_circuit_is_one_of_many() -> None:
+    service = Service()
+    assert all(service.stage.awaits_body(service.begin(), service.now) for _ in range(3))
 
 
 def test_an_upload_of_an_earlier_era_takes_no_place() -> None:
     service = probing()
     upload = service.begin()
-    service.stage.awaits_body(upload)
+    assert service.stage.awaits_body(upload, service.now)
     service.ask(Reason.UPSTREAM_5XX, 503)
     assert service.state is OPEN
     service.now = 120.0
@@ -849,6 +904,12 @@ class BreakerMachine(RuleBasedStateMachine):
         self.bad = self.cut = self.good = 0
         self.probe: Permit | None = None  # who holds the place
         self.probe_since = 0.0
+        self.uploading: Permit | None = None  # who has the place of an upload
+        self.uploading_since = 0.0
+
+    def makes_way(self, permit: Permit) -> None:
+        self.probe = None if permit is self.probe else self.probe
+        self.uploading = None if permit is self.uploading else self.uploading
 
     def may_pass(self) -> bool:
         if self.state is OPEN:
@@ -882,7 +943,7 @@ class BreakerMachine(RuleBasedStateMachine):
         permit, era = self.under_way[which % len(self.under_way)]
         if permit.probe:
             self.breaker.gave_up(permit)
-            self.probe = None if permit is self.probe else self.probe
+            self.makes_way(permit)
         else:
             self.breaker.began_well(permit)
             self.bad = self.cut if era == self.era else self.bad
@@ -891,9 +952,14 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 100))
     def upload(self, which: int) -> None:
         """Its body is not complete."""
-        permit, _ = self.under_way[which % len(self.under_way)]
-        self.breaker.makes_way(permit)
-        self.probe = None if permit is self.probe else self.probe
+        permit, era = self.under_way[which % len(self.under_way)]
+        is_probe = bool(permit.probe) and era == self.era
+        is_taken = self.uploading is not None and self.now - self.uploading_since < 60.0
+        may_upload = not (is_probe and is_taken) or permit is self.uploading
+        assert self.breaker.may_upload(permit, self.now) is may_upload
+        if is_probe and may_upload:
+            self.makes_way(permit)
+            self.uploading, self.uploading_since = permit, self.now
 
     @precondition(lambda self: self.under_way)
     @rule(which=st.integers(0, 100))
@@ -904,6 +970,7 @@ class BreakerMachine(RuleBasedStateMachine):
         again = self.breaker.probe_again(permit, self.now)
         self.under_way[index] = again, era
         if permit.probe and era == self.era and self.probe is None:
+            self.makes_way(permit)
             self.probe, self.probe_since = again, self.now
         else:
             assert again is permit
@@ -920,8 +987,7 @@ class BreakerMachine(RuleBasedStateMachine):
             self.breaker.gave_up(permit)
         if era != self.era:
             return
-        if permit is self.probe:
-            self.probe = None
+        self.makes_way(permit)
         if how in {"bad", "cut"}:
             self.bad, self.cut = self.bad + 1, self.cut + (how == "cut")
             if self.state is HALF_OPEN or self.bad == self.limits.failure_threshold:

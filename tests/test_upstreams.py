@@ -218,6 +218,31 @@ def test_a_slow_upload_as_half_open_probe_holds_nobody_up(tmp_path: Path) -> Non
     asyncio.run(run())
 
 
+def test_of_several_uploads_one_at_a_time_is_a_half_open_probe(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with (
+            upstream() as auth,
+            running(tmp_path, auth, breaker_failure_threshold=1, breaker_success_threshold=1) as gateway,
+            raw_client(gateway.port) as one,
+            raw_client(gateway.port) as other,
+        ):
+            breaker, now = gateway.breakers.of("auth"), time.monotonic()
+            breaker.failed(breaker.take_permit(now), now, gateway.breakers.limits, "the test's")
+            breaker.healthy(now)
+            begun = b"POST /api/v1/auth/x HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\na"
+            await one.send(begun)
+            await until(lambda: auth.raw and b"\r\n\r\na" in auth.raw[0])
+            await other.send(begun)
+            refused = await other.reply()
+            assert (refused.status, json_of(refused)["code"]) == (503, "breaker_open")
+            await one.send(b"b")
+            assert (await one.reply()).status == 200
+            assert breaker.state is BreakerState.CLOSED
+            assert [seen.body for seen in auth.seen] == [b"ab"]
+
+    asyncio.run(run())
+
+
 def test_failures_among_event_streams_are_not_in_a_row(tmp_path: Path) -> None:
     async def script(seen: Seen, wire: Wire) -> None:
         if seen.target.endswith("fail"):

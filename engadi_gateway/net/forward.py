@@ -73,7 +73,8 @@ class Forward(GivingUp):
             self._keep(body)
         if not is_complete:
             self._heard(exchange.now)
-            BreakerStage.awaits_body(exchange)
+            if not self._may_upload(exchange.now):
+                return
             self._is_held = pool.is_half_taken and not self._is_too_long_to_hold()
         if not self._is_held:
             self._attempt()
@@ -94,6 +95,13 @@ class Forward(GivingUp):
             self.connected(taken)
         elif type(taken) is Reason:
             self._not_tried(taken, "too many wait for a connection")
+
+    def _may_upload(self, now: float) -> bool:
+        """Whether the target may be sent a request of whose body more is to come; else that is the end of it."""
+        may_upload = BreakerStage.awaits_body(self.exchange, now)
+        if not may_upload:
+            self._not_tried(Reason.BREAKER_OPEN, "another upload is the circuit's probe")
+        return may_upload
 
     def connected(self, connection: UpstreamConnection) -> None:
         """Head and body so far in one write: two writes cost 8 %."""
@@ -282,21 +290,23 @@ class Forward(GivingUp):
     def _attempt_again(self) -> None:
         if self._phase is not _WAITING:
             return
-        if self._goes_elsewhere() or BreakerStage.may_ask_again(self.exchange):
+        now = time.monotonic()
+        if self._goes_elsewhere(now):
+            if self._is_body_complete or self._may_upload(now):
+                self._attempt()
+        elif BreakerStage.may_ask_again(self.exchange):
             self._attempt()
         else:
             self._not_tried(Reason.BREAKER_OPEN, "the circuit has opened")
 
-    def _goes_elsewhere(self) -> bool:
+    def _goes_elsewhere(self, now: float) -> bool:
         """Where another target may be asked, it is; how the one before it failed says nothing about it."""
         assert self._retries is not None and self._retries.failure is not None
         reason, _ = self._retries.failure
-        if not self.exchange.pipeline.another_target(self.exchange, reason, time.monotonic()):
+        if not self.exchange.pipeline.another_target(self.exchange, reason, now):
             return False
         self._retries.failure = None
         if self._pool is not None and not self._is_body_complete:
             self._pool.upload_ends(self)
         self._pool = self._aim()
-        if not self._is_body_complete:
-            BreakerStage.awaits_body(self.exchange)
         return True

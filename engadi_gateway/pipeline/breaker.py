@@ -2,7 +2,8 @@
 
 CLOSED passes. OPEN refuses, after `failure_threshold` failures in a row. HALF_OPEN, `timeout` later, lets one probe at
 a time through: `success_threshold` good ones close it, one bad one opens it again. The place of the probe is of who
-waits for the upstream: it is free while the request's body comes, and once the reply has begun.
+waits for the upstream: it is free while the request's body comes, and once the reply has begun. Beside it one such
+upload at a time may be on its way.
 
 A failure is a transport error, a time-out, or a 502 503 504 of the upstream; never a 4xx, never a client that left. Any
 other reply's head ends the row, for its body may take hours; one that is then cut short is a failure. Of attempts at
@@ -26,6 +27,8 @@ from engadi_gateway.pipeline.exchange import Exchange, Target
 _HISTORY = 20
 #: How long a service that is gone may come back to a circuit that was open.
 _REMEMBERED_S = 3600.0
+#: So long an upload on its way, as slow as it likes, keeps others from being a probe.
+_UPLOAD_S = 60.0
 _CLOSED, _OPEN, _HALF_OPEN = BreakerState  # looking them up in their class costs 45 ns each time
 
 
@@ -68,6 +71,7 @@ class Breaker:
         "_pass",
         "_probe",
         "_tell",
+        "_upload",
         "cuts",
         "failures",
         "history",
@@ -76,6 +80,7 @@ class Breaker:
         "probe_since",
         "state",
         "successes",
+        "upload_since",
     )
 
     def __init__(self, tell: Callable[[Transition], None] = lambda move: None) -> None:
@@ -87,9 +92,11 @@ class Breaker:
         self.moves = dict.fromkeys(BreakerState, 0)  # into each state
         self.opened_at = 0.0
         self.probe_since: float | None = None
+        self.upload_since: float | None = None
         self.history: deque[Transition] = deque(maxlen=_HISTORY)
         self._era = 0
         self._probe = 0
+        self._upload = 0  # the probe that is one whose body is on its way
         self._pass = Permit(self, 0, 0)  # the same for all requests of one closed era
 
     @property
@@ -147,8 +154,23 @@ class Breaker:
 
     def makes_way(self, permit: Permit) -> None:
         """It goes on, and others may probe meanwhile; only the newest probe frees the probe's place."""
-        if permit.probe and permit.probe == self._probe:
+        if not permit.probe:
+            return
+        if permit.probe == self._probe:
             self.probe_since = None
+        if permit.probe == self._upload:
+            self.upload_since = None
+
+    def may_upload(self, permit: Permit, now: float) -> bool:
+        """Whether a request may be sent of whose body more is to come; others may then probe meanwhile, but not so."""
+        if not permit.probe or permit.era != self._era:
+            return True
+        is_taken = self.upload_since is not None and now - self.upload_since < _UPLOAD_S
+        if is_taken and permit.probe != self._upload:
+            return False
+        self.makes_way(permit)
+        self._upload, self.upload_since = permit.probe, now
+        return True
 
     def still_passes(self, permit: Permit) -> bool:
         """Whether its request may be sent once more: not where the circuit has opened since, and is not closed yet."""
@@ -158,6 +180,7 @@ class Breaker:
         """One that made way asks now, and has the place if it is free; the permit to give back from now on."""
         if not permit.probe or permit.era != self._era or self.probe_since is not None:
             return permit
+        self.makes_way(permit)
         return self.take_permit(now)
 
     def healthy(self, now: float) -> None:
@@ -180,7 +203,7 @@ class Breaker:
         self.moves[state] += 1
         self.state = state
         self.successes = 0
-        self.probe_since = None
+        self.probe_since = self.upload_since = None
         self._era += 1
         if state is _CLOSED:
             self.failures = self.cuts = 0
@@ -403,11 +426,13 @@ class BreakerStage:
             permit.breaker.gave_up(permit)
 
     @staticmethod
-    def awaits_body(exchange: Exchange) -> None:
-        """The rest of its body is still to come, which is the client's time: no probe waits for a slow upload."""
+    def awaits_body(exchange: Exchange, now: float) -> bool:
+        """The rest of its body is still to come, which is the client's time: no probe waits for a slow upload.
+
+        Whether it may be sent, for of the probes one at a time may be like that.
+        """
         permit = exchange.permit
-        if isinstance(permit, Permit):
-            permit.breaker.makes_way(permit)
+        return not isinstance(permit, Permit) or permit.breaker.may_upload(permit, now)
 
     @staticmethod
     def has_body(exchange: Exchange, now: float) -> None:
