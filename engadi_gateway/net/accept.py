@@ -189,8 +189,9 @@ class Acceptor:
         connection.seat = seat
         connection.refused = refused
         self._arriving += 1
-        handshake = Handshake(self._context, sock, connection)
+        handshake = None
         if self._tls is not None:
+            handshake = Handshake(self._context, sock, connection)
             self._context.heads.add(handshake, time.monotonic())
         self._context.spawn(self._connect(sock, connection, handshake), "arrival")
 
@@ -207,7 +208,7 @@ class Acceptor:
                     return True
         return False
 
-    async def _connect(self, sock: socket.socket, connection: ClientConnection, handshake: Handshake) -> None:
+    async def _connect(self, sock: socket.socket, connection: ClientConnection, handshake: Handshake | None) -> None:
         waits = {} if self._tls is None else {"ssl_handshake_timeout": _TLS_S, "ssl_shutdown_timeout": _TLS_S}
         try:
             await self._context.loop.connect_accepted_socket(lambda: connection, sock, ssl=self._tls, **waits)
@@ -215,6 +216,7 @@ class Acceptor:
             pass
         finally:
             self._arriving -= 1
-            self._context.heads.discard(handshake)
+            if handshake is not None:
+                self._context.heads.discard(handshake)
             if not connection.is_made:
                 connection.leave_seat()
