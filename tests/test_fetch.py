@@ -7,6 +7,7 @@ import datetime
 import ipaddress
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from engadi_gateway.net.fetch import Fetcher, FetchError, FetchReply
+from engadi_gateway.wire.chunked import ChunkedDecoder
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -156,6 +158,23 @@ def test_the_body_is_bounded(raw: bytes, max_bytes: int, want: FetchReply) -> No
 )
 def test_an_endless_body_is_not_read_to_its_end(start: bytes) -> None:
     assert fetched(then_hangs(start + b"x" * 2000)) == FetchReply(200, b"x" * 1000, False)
+
+
+def test_a_body_of_small_chunks_is_read_in_turns_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks: list[int] = []
+
+    class Counting(ChunkedDecoder):
+        def feed(self, data: bytes, most_steps: int = sys.maxsize) -> tuple[bytes, bytes]:
+            before = self.chunks
+            fed = super().feed(data, most_steps)
+            chunks.append(self.chunks - before)
+            return fed
+
+    monkeypatch.setattr("engadi_gateway.net.fetch.ChunkedDecoder", Counting)
+    raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 5000 + b"0\r\n\r\n"
+    assert fetched(sends(raw), max_bytes=5000) == FetchReply(200, b"x" * 5000)
+    assert sum(chunks) == 5001
+    assert max(chunks) <= 65
 
 
 FAILURES: dict[str, tuple[Handler, str]] = {
