@@ -19,7 +19,8 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         (
             "health", "authority", "metrics", "lines", "accesslog", "explain", "admin", "listeners", "secret", "seed", "rows",
-            "demo", "recorder", "assembly", "front", "offline", "sharing", "tls", "pauses", "gateway", "serve", "readiness", "cli", "__main__",
+            "demo", "recorder", "assembly", "trial", "compiler", "amiss", "configuration", "console", "upcalls", "upkeep",
+            "front", "offline", "sharing", "tls", "pauses", "gateway", "serve", "readiness", "cli", "__main__",
         )
     ),
 )  # fmt: skip

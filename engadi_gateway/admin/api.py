@@ -39,13 +39,15 @@ _LONG_BYTES = 64 << 10
 class Console(Explained, Protocol):
     """The gateway as its admin API sees it."""
 
-    settings: Settings
-    catalog: Catalog
     journal: Journal
     metrics: Metrics
     checker: HealthChecker
     breakers: BreakerRegistry
 
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def catalog(self) -> Catalog: ...
     @property
     def snapshot(self) -> Snapshot: ...
     def routing_table(self) -> RoutingTable: ...
