@@ -34,7 +34,7 @@ from engadi_gateway.readiness import why_not_ready
 from engadi_gateway.secret import with_secret
 from engadi_gateway.serve import Process
 from engadi_gateway.settings import Settings
-from engadi_gateway.store.database import HeldError, StoreError, UnavailableError
+from engadi_gateway.store.errors import HeldError, StoreError, UnavailableError
 from engadi_gateway.tls import server_tls, validity_of, warning_of
 from engadi_gateway.trial import trial_faults
 

@@ -18,7 +18,7 @@ from engadi_gateway.errors import ConfigurationError, Reason, Refusal, RefusedEr
 from engadi_gateway.model import Snapshot
 from engadi_gateway.sharing import Sharing
 from engadi_gateway.store.catalog import Catalog, Change, Seed, with_change
-from engadi_gateway.store.database import StoreError
+from engadi_gateway.store.errors import StoreError
 
 
 class Configuration:

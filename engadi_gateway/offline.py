@@ -20,7 +20,7 @@ from engadi_gateway.secret import secret_faults
 from engadi_gateway.seed import overruled, seed_of, timestamp
 from engadi_gateway.settings import Settings
 from engadi_gateway.store.catalog import snapshot_at_rest
-from engadi_gateway.store.database import StoreError
+from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.journal import refuse_unusable
 from engadi_gateway.trial import trial_faults
 from engadi_gateway.wire.headers import HeaderPolicy

@@ -7,7 +7,7 @@ import logging
 import time
 
 from engadi_gateway.health import HealthChecker
-from engadi_gateway.store.database import StoreError
+from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.journal import Journal
 
 _PRUNE_EVERY_S = 60.0

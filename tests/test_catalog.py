@@ -38,7 +38,7 @@ from engadi_gateway.store.catalog import (
     with_change,
 )
 from engadi_gateway.store.codec import ROUTE_FIELDS, RULE_FIELDS, to_json
-from engadi_gateway.store.database import CorruptError, StoreError
+from engadi_gateway.store.errors import CorruptError, StoreError
 
 NOW = "2026-01-02T03:04:05.678Z"
 LATER = "2026-02-03T04:05:06.789Z"

@@ -15,7 +15,7 @@ from engadi_gateway.errors import Reason, RefusedError
 from engadi_gateway.model import Route
 from engadi_gateway.seed import seed_of
 from engadi_gateway.store.catalog import Catalog, Change
-from engadi_gateway.store.database import StoreError
+from engadi_gateway.store.errors import StoreError
 from tests.harness import settings_for
 
 NOW = "2026-01-01T00:00:00Z"

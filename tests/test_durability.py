@@ -19,7 +19,7 @@ import pytest
 
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.model import BreakerState
-from engadi_gateway.store.database import UnavailableError
+from engadi_gateway.store.errors import UnavailableError
 from engadi_gateway.store.journal import MIGRATIONS
 from tests.fakes import Reply, upstream
 from tests.harness import ADMIN, ask, json_of, running, settings_for, token

@@ -30,7 +30,7 @@ TYPES_ONLY = {("pipeline/exchange.py", "pipeline"), ("__init__.py", "gateway"), 
 DOORS = {
     "h11": {"wire/request.py"},
     "jwt": {"pipeline/identity.py"},
-    "sqlite3": {"store/database.py"},
+    "sqlite3": {"store/sqlite.py"},
 }
 NEVER_IN_DECISIONS = frozenset(
     ("asyncio", "socket", "ssl", "time", "threading", "concurrent", "select", "logging", "os", "pathlib", "random",

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from engadi_gateway.model import LogRow
 from engadi_gateway.store import segments
-from engadi_gateway.store.database import Connection
 from engadi_gateway.store.history import FIRST_SCHEMA, set_kinds_apart
 from engadi_gateway.store.segments import COLUMNS, INDEXES, VIEW, Query, Segment
+from engadi_gateway.store.sqlite import Connection
 from tests.logrows import a_row, random_rows
 
 NOW = 1_790_000_000_000

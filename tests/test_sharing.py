@@ -26,7 +26,7 @@ from engadi_gateway.model import CorsPolicy, Route, Service, Snapshot
 from engadi_gateway.sharing import LOOK_S, Sharing, when_free
 from engadi_gateway.store.catalog import Catalog, Change, Seed
 from engadi_gateway.store.codec import to_json
-from engadi_gateway.store.database import HeldError, StoreError
+from engadi_gateway.store.errors import HeldError, StoreError
 from engadi_gateway.store.locks import FileLock
 from tests.fakes import OK, Reply, Seen, Upstream, Wire, upstream
 from tests.harness import ADMIN, ask, json_of, settings_for

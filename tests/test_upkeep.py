@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from engadi_gateway import upkeep
-from engadi_gateway.store.database import StoreError
+from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.questions import LogFilter
 from tests.fakes import upstream
 from tests.harness import ADMIN, ask, json_of, running

@@ -26,7 +26,7 @@ from engadi_gateway.pipeline.patterns import parameter_names
 from engadi_gateway.pipeline.routing import LOCAL_SERVICE, RoutingTable
 from engadi_gateway.settings import Settings
 from engadi_gateway.store.catalog import Catalog, Change
-from engadi_gateway.store.database import StoreError
+from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.journal import Journal
 
 BASE = "/api/v1/gateway"

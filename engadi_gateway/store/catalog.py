@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from engadi_gateway.model import CorsPolicy, Origin, RateLimitRule, Revision, Route, Service, Snapshot
+from engadi_gateway.store import at_rest
 from engadi_gateway.store.codec import (
     ROUTE_FIELDS,
     RULE_FIELDS,
@@ -22,7 +23,10 @@ from engadi_gateway.store.codec import (
     rule_from_json,
     to_json,
 )
-from engadi_gateway.store.database import Connection, Database, Migration, StoreError, first_row
+from engadi_gateway.store.database import Database
+from engadi_gateway.store.errors import StoreError
+from engadi_gateway.store.schema import Migration, Schema
+from engadi_gateway.store.sqlite import Connection, first_row
 
 _APPLICATION_ID = 0x456E4743  # "EnGC"
 _NAMESPACE = uuid.UUID("0d9f1b52-3f0e-5b1e-8f6d-7c2a9e4d1c3b")
@@ -66,6 +70,8 @@ MIGRATIONS: tuple[Migration, ...] = (
         "CREATE INDEX revision_subject ON revision (subject)",
     ),
 )
+
+SCHEMA = Schema(_APPLICATION_ID, MIGRATIONS)
 
 #: The columns, in the order in which rows are taken apart.
 _ROUTE = ", ".join(ROUTE_FIELDS)
@@ -137,15 +143,11 @@ def seed_routes(services: Mapping[str, Service], now: str) -> tuple[Route, ...]:
     )
 
 
-def _database(path: str, *, is_shared: bool = False) -> Database:
-    return Database(path, MIGRATIONS, synchronous="FULL", application_id=_APPLICATION_ID, is_shared=is_shared)
-
-
 class Catalog:
     """The configuration's database; `is_shared`: other processes write to it too."""
 
     def __init__(self, path: str, *, is_shared: bool = False) -> None:
-        self._database = _database(path, is_shared=is_shared)
+        self._database = Database(path, SCHEMA, synchronous="FULL", is_shared=is_shared)
         self._services: Mapping[str, Service] = {}
         self._settings_cors = CorsPolicy()
 
@@ -314,10 +316,9 @@ def snapshot_at_rest(path: str, seed: Seed) -> Snapshot:
     Raises:
         StoreError: the file is there but cannot be used.
     """
-    database = _database(path)
-    if not database.is_there():
+    if not at_rest.is_there(path):
         return _seeded(seed)
-    return database.peek(lambda connection: _preview(connection, seed))
+    return at_rest.peek(path, SCHEMA, lambda connection: _preview(connection, seed))
 
 
 def _apply(connection: Connection, change: Change, settings_cors: CorsPolicy | None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from engadi_gateway.errors import IS_ERROR_SQL
 from engadi_gateway.store import segments
-from engadi_gateway.store.database import Connection
+from engadi_gateway.store.sqlite import Connection
 
 ERRORS = segments.Query(of_kind=(IS_ERROR_SQL,))
 
