@@ -17,7 +17,8 @@ from engadi_gateway.compiler import Compiled, Compiler, Ways
 from engadi_gateway.errors import ConfigurationError, Reason, Refusal, RefusedError
 from engadi_gateway.model import Snapshot
 from engadi_gateway.sharing import Sharing
-from engadi_gateway.store.catalog import Catalog, Change, Seed, with_change
+from engadi_gateway.store.catalog import Catalog
+from engadi_gateway.store.changes import Change, Seed, with_change
 from engadi_gateway.store.errors import StoreError
 
 

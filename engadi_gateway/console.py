@@ -23,7 +23,8 @@ from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.routing import RoutingTable
 from engadi_gateway.recorder import Recorder
 from engadi_gateway.settings import Settings
-from engadi_gateway.store.catalog import Catalog, Change
+from engadi_gateway.store.catalog import Catalog
+from engadi_gateway.store.changes import Change
 from engadi_gateway.store.journal import Journal
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits

@@ -14,7 +14,8 @@ from engadi_gateway.configuration import Configuration
 from engadi_gateway.errors import Reason, RefusedError
 from engadi_gateway.model import Route
 from engadi_gateway.seed import seed_of
-from engadi_gateway.store.catalog import Catalog, Change
+from engadi_gateway.store.catalog import Catalog
+from engadi_gateway.store.changes import Change
 from engadi_gateway.store.errors import StoreError
 from tests.harness import settings_for
 

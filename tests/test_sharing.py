@@ -24,7 +24,8 @@ from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal, Re
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.model import CorsPolicy, Route, Service, Snapshot
 from engadi_gateway.sharing import LOOK_S, Sharing, when_free
-from engadi_gateway.store.catalog import Catalog, Change, Seed
+from engadi_gateway.store.catalog import Catalog
+from engadi_gateway.store.changes import Change, Seed
 from engadi_gateway.store.codec import to_json
 from engadi_gateway.store.errors import HeldError, StoreError
 from engadi_gateway.store.locks import FileLock

@@ -25,7 +25,8 @@ from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.patterns import parameter_names
 from engadi_gateway.pipeline.routing import LOCAL_SERVICE, RoutingTable
 from engadi_gateway.settings import Settings
-from engadi_gateway.store.catalog import Catalog, Change
+from engadi_gateway.store.catalog import Catalog
+from engadi_gateway.store.changes import Change
 from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.journal import Journal
 
