@@ -20,10 +20,11 @@ from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
 from engadi_gateway.store import journal as journal_module
 from engadi_gateway.store import segments, tally
 from engadi_gateway.store.errors import StoreError
+from engadi_gateway.store.find import Query
 from engadi_gateway.store.journal import Journal, JournalStats
+from engadi_gateway.store.kinds import KnownKinds
 from engadi_gateway.store.pages import file_bytes
 from engadi_gateway.store.questions import LogFilter, query_of
-from engadi_gateway.store.segments import Query
 from engadi_gateway.store.sqlite import Connection
 from tests.logrows import a_row, random_rows
 
@@ -131,7 +132,7 @@ def test_what_a_failed_transaction_added_is_not_remembered(tmp_path: Path, monke
     """Its kinds are gone with it: rows of the second attempt must not refer to them."""
     add_rows, failures = segments.add_rows, [StoreError("once")]
 
-    def failing(connection: Connection, rows: list[LogRow], known: segments.KnownKinds | None) -> int:
+    def failing(connection: Connection, rows: list[LogRow], known: KnownKinds | None) -> int:
         first_id = add_rows(connection, rows, known)
         if failures:
             raise failures.pop()

@@ -20,6 +20,7 @@ from engadi_gateway.store import at_rest, history, questions, rollup, segments
 from engadi_gateway.store.database import Database
 from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.intake import Intake, Written
+from engadi_gateway.store.kinds import KnownKinds
 from engadi_gateway.store.pages import file_bytes, free_share, shrink, used_bytes
 from engadi_gateway.store.questions import LogFilter, LogPage
 from engadi_gateway.store.schema import Migration, Schema
@@ -108,7 +109,7 @@ class Journal:
         self._intake = Intake(self._database, queue_rows, self._insert, self._note_written, self._forget_failed)
         self._segment_rows = segment_rows
         self._tally = Tally(is_shared=is_shared)  # the writer thread's
-        self._kinds = None if is_shared else segments.KnownKinds()  # the writer thread's
+        self._kinds = None if is_shared else KnownKinds()  # the writer thread's
         self._is_summing = False
         self._last_write_ms = 0.0
         self._moved_aside = ""
