@@ -93,6 +93,17 @@ def test_a_file_is_copied_before_it_is_migrated(tmp_path: Path) -> None:
     assert ask(path, "SELECT text FROM item") == "new"
 
 
+def test_without_a_copy_it_is_not_migrated(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with opened(path):
+        pass
+    (tmp_path / "a.db.schema-1").mkdir()
+    with pytest.raises(StoreError, match=r"a\.db\.schema-1: "):
+        database(path, (TABLE, ("CREATE TABLE more (n INTEGER) STRICT",))).open()
+    assert ask(path, "PRAGMA user_version") == 1
+    assert descriptors_of(path) == []
+
+
 def test_what_others_have_open_is_not_migrated(tmp_path: Path) -> None:
     path, newer = tmp_path / "a.db", (TABLE, ("CREATE TABLE more (n INTEGER) STRICT",))
     with opened(path, is_shared=True) as old:

@@ -119,21 +119,17 @@ class Database:
         return self._opened()
 
     def _opened(self) -> Connection:
-        with errors_of(self.path):
-            connection = self._connect()
+        with file_errors_of(self.path), errors_of(self.path):
+            files.create(self.path)
+            if not self._locks.enter():
+                raise HeldError(f"{self.path}: another process has it open ([server] reuse_port = yes shares it)")
+            connection = sqlite.connect(self.path)
             try:
                 self._prepare(connection)
             except BaseException:
                 connection.close()
                 raise
             return connection
-
-    def _connect(self) -> Connection:
-        with file_errors_of(self.path):
-            files.create(self.path)
-            if not self._locks.enter():
-                raise HeldError(f"{self.path}: another process has it open ([server] reuse_port = yes shares it)")
-            return sqlite.connect(self.path)
 
     def _prepare(self, connection: Connection) -> None:
         if pragma(connection, "page_count") == 0:  # these only work before the first table
