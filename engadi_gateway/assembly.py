@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import logging
-import os
 import resource
-import stat
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from engadi_gateway.admin.api import local_routes
-from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.errors import ConfigurationError, Fault
-from engadi_gateway.model import BreakerState, Route, Service, Snapshot
 from engadi_gateway.net.context import Context, RequestIds, RetryBudget, RetryPolicy, Timeouts, Upcalls
 from engadi_gateway.net.deadlines import FixedWait
 from engadi_gateway.net.pool import PoolLimits
 from engadi_gateway.net.pools import Pools
 from engadi_gateway.net.seats import Seats
 from engadi_gateway.pipeline import Pipeline
-from engadi_gateway.pipeline.breaker import BreakerRegistry, BreakerStage, Thresholds, Transition
-from engadi_gateway.pipeline.buckets import BucketStore
+from engadi_gateway.pipeline.breaker import Thresholds
 from engadi_gateway.pipeline.claims import IdentityPolicy
-from engadi_gateway.pipeline.cors import Cors, cors_faults
-from engadi_gateway.pipeline.identity import IdentityStage, Keyring, TokenCache, TokenJudge, keyring_of
-from engadi_gateway.pipeline.limits import Limits
-from engadi_gateway.pipeline.routing import Routing, RoutingTable
-from engadi_gateway.pipeline.targets import TargetPicker, services_of, urls_of
+from engadi_gateway.pipeline.identity import Keyring, TokenJudge, keyring_of
 from engadi_gateway.settings import Settings
-from engadi_gateway.store.files import at_home
-from engadi_gateway.tls import client_tls, server_tls
-from engadi_gateway.wire.headers import RESERVED, HeaderPolicy
+from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
 
 #: Databases, listeners, the log: what is open beside clients and upstreams.
@@ -108,10 +93,7 @@ def files_wanted(settings: Settings) -> int:
 
 
 def context_of(
-    settings: Settings,
-    upcalls: Upcalls,
-    pools: Pools,
-    compiled: Compiled,
+    settings: Settings, upcalls: Upcalls, pools: Pools, pipeline: Pipeline, admin_pipeline: Pipeline
 ) -> Context:
     """What the connections share."""
     retry = retry_policy(settings)
@@ -120,8 +102,8 @@ def context_of(
     return Context(
         loop=asyncio.get_running_loop(),
         upcalls=upcalls,
-        pipeline=compiled.pipeline,
-        admin_pipeline=compiled.admin_pipeline,
+        pipeline=pipeline,
+        admin_pipeline=admin_pipeline,
         header_policy=header_policy(settings, ids),
         head_limits=head_limits(settings),
         timeouts=waits,
@@ -186,68 +168,6 @@ def switches_tls(before: Settings, after: Settings) -> bool:
     return bool(before.server_tls_certificate) != bool(after.server_tls_certificate)
 
 
-def trial_faults(settings: Settings) -> list[Fault]:
-    """What only trying shows: folders, keys, the CORS policy, the certificate, authorities. Leaves nothing behind."""
-    faults = _folder_faults(settings)
-    faults += [
-        Fault("jwt.claim_headers", f"{header} is no field for a claim: the gateway writes it, or goes by it")
-        for _, header in settings.jwt_claim_headers
-        if header.lower().encode("ascii") in RESERVED
-    ]
-    for fault in cors_faults(settings.cors_policy):
-        name, _, index = fault.pointer[1:].partition("/")
-        faults.append(Fault(f"cors.{name}", f"entry {int(index) + 1}: {fault.detail}" if index else fault.detail))
-    attempts: list[Callable[[Settings], object]] = [token_judge, server_tls]
-    attempts += [client_tls] if settings.upstream_tls_ca_file else []
-    for attempt in attempts:
-        try:
-            attempt(settings)
-        except ConfigurationError as error:
-            faults += error.faults
-    return faults
-
-
-def _folder_faults(settings: Settings) -> list[Fault]:
-    """Where databases and sockets are to be: sqlite makes files beside its own, however writable these are."""
-    options: dict[Path, str] = {}
-    faults = []
-    for option, path in (
-        ("database.url", settings.database_url),
-        ("database.log_url", settings.log_path),
-        ("server.unix_socket", settings.server_unix_socket),
-    ):
-        said = _name_fault(path) if path else ""
-        if said:
-            faults.append(Fault(option, said))
-        elif path:
-            options.setdefault(Path(at_home(path)).absolute().parent, option)
-    for folder, option in options.items():
-        if not folder.is_dir():
-            faults.append(Fault(option, f"no such folder: {folder}"))
-        elif not os.access(folder, os.W_OK | os.X_OK):
-            is_read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
-            said = os.strerror(errno.EROFS if is_read_only else errno.EACCES)
-            faults.append(Fault(option, f"cannot write in {folder}: {said}"))
-    return faults
-
-
-def _name_fault(path: str) -> str:
-    """Why there can be no file of that name, or "": a folder, too long, in a folder that is closed to us."""
-    try:
-        return f"{path} is a folder" if stat.S_ISDIR(Path(path).stat().st_mode) else ""
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    except OSError as error:  # which is_dir() takes for a no, since Python 3.13
-        return f"{path}: {error.strerror}"
-
-
-def refuse_faults(settings: Settings) -> None:
-    """Raises ConfigurationError with all that `trial_faults` finds."""
-    faults = trial_faults(settings)
-    if faults:
-        raise ConfigurationError(faults)
-
-
 def identity_policy(settings: Settings) -> IdentityPolicy:
     return IdentityPolicy(
         algorithms=settings.jwt_algorithms,
@@ -279,129 +199,10 @@ def keyring(settings: Settings) -> Keyring:
     return keyring_of(settings.jwt_algorithms, settings.jwt_secret_key, pem, has_url=has_url)
 
 
-def token_judge(settings: Settings) -> TokenJudge:
-    """Raises ConfigurationError: the keys cannot be used."""
-    return TokenJudge(identity_policy(settings), keyring(settings))
-
-
-@dataclass(frozen=True, slots=True)
-class Ways:
-    """What the routes and services of a snapshot become: nearly all the work, and nothing that anybody changes."""
-
-    routes: tuple[Route, ...]
-    configured: Mapping[str, Service]
-    health_path: str
-    table: RoutingTable
-    targets: TargetPicker
-    services: Mapping[str, Service]
-    urls: Mapping[str, frozenset[str]]  # with the services behind them
-
-    @classmethod
-    def of(cls, snapshot: Snapshot, health_path: str, before: Ways | None = None) -> Ways:
-        """Takes from those of before what has not changed, all of them if they fit. May be called in any thread.
-
-        Raises:
-            ConfigurationError, RefusedError: see `RoutingTable`.
-        """
-        if before is not None and before._fit(snapshot, health_path):
-            return before
-        table = RoutingTable(snapshot.routes, snapshot.services, None if before is None else before.table)
-        targets = TargetPicker(table, None if before is None else before.targets)
-        services = services_of(snapshot, health_path)
-        return cls(snapshot.routes, snapshot.services, health_path, table, targets, services, urls_of(targets))
-
-    def _fit(self, snapshot: Snapshot, health_path: str) -> bool:
-        have, want = (self.configured, self.health_path), (snapshot.services, health_path)
-        return have == want and (self.routes is snapshot.routes or self.routes == snapshot.routes)
-
-
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """Everything that one snapshot becomes; swapped as a whole."""
-
-    pipeline: Pipeline
-    admin_pipeline: Pipeline
-    limits: Limits
-    ways: Ways
-
-
-def say_circuit(service: str, move: Transition) -> None:
-    """Whoever is called at night finds in the log what happened, and when."""
-    level = logging.WARNING if move.after is BreakerState.OPEN else logging.INFO
-    logging.getLogger("engadi").log(
-        level, "circuit of %s: %s, was %s: %s", service, move.after, move.before, move.cause
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What outlives every configuration: buckets, breakers, remembered tokens."""
-
-    buckets: BucketStore
-    breakers: BreakerRegistry
-    tokens: TokenCache
-
-    @classmethod
-    def of(cls, settings: Settings) -> State:
-        return cls(
-            BucketStore(settings.limits_max_buckets),
-            BreakerRegistry(thresholds(settings), say_circuit),
-            TokenCache(settings.jwt_cache_size),
-        )
-
-    def take(self, settings: Settings) -> None:
-        """Other bounds for what is there."""
-        self.buckets.max_buckets = settings.limits_max_buckets
-        self.breakers.limits = thresholds(settings)
-        self.tokens.resize(settings.jwt_cache_size)
-
-
 def thresholds(settings: Settings) -> Thresholds:
     return Thresholds(settings.breaker_failure_threshold, settings.breaker_success_threshold, settings.breaker_timeout)
 
 
-class Compiler:
-    """Makes pipelines of snapshots, with one set of settings.
-
-    Raises:
-        ConfigurationError: the keys cannot be used.
-    """
-
-    def __init__(self, settings: Settings, state: State) -> None:
-        self._settings = settings
-        self._state = state
-        self.judge = token_judge(settings)
-        own = tuple(endpoint for endpoint in ENDPOINTS if not settings.admin_listen or endpoint.is_public)
-        self._public_local = RoutingTable(local_routes(own, settings.admin_role), {})
-        self._admin_local = RoutingTable(local_routes(ENDPOINTS, settings.admin_role), {})
-
-    def ways(self, snapshot: Snapshot, before: Ways | None = None) -> Ways:
-        """See `Ways.of`."""
-        return Ways.of(snapshot, self._settings.health_path, before)
-
-    def compile(self, snapshot: Snapshot, now: float, ways: Ways | None = None) -> Compiled:
-        """Build everything a snapshot needs, but for its ways where these are there; changes no state.
-
-        Raises:
-            ConfigurationError: the snapshot cannot be served; pointers name the routes.
-        """
-        settings, state = self._settings, self._state
-        faults = cors_faults(snapshot.cors)
-        if faults:
-            raise ConfigurationError(faults)
-        ways = ways or self.ways(snapshot)
-        cors = Cors(snapshot.cors)
-        identity = IdentityStage(self.judge, state.tokens)
-        rules = snapshot.rules if settings.limits_enabled else ()
-        limits = Limits(rules, state.buckets, settings.limits_ipv6_prefix, now)
-        breaker = BreakerStage(state.breakers, ways.targets, settings.breaker_enabled)
-        public, admin = (
-            (Routing(routes, local, answers_preflight=cors.is_enabled), cors, identity, limits, breaker)
-            for routes, local in ((ways.table, self._public_local), (RoutingTable((), {}), self._admin_local))
-        )
-        return Compiled(
-            Pipeline(public, snapshot.revision, limits.charge, breaker.another_target, answers_cors=cors.is_enabled),
-            Pipeline(admin, snapshot.revision, limits.charge, answers_cors=cors.is_enabled),
-            limits,
-            ways,
-        )
+def token_judge(settings: Settings) -> TokenJudge:
+    """Raises ConfigurationError: the keys cannot be used."""
+    return TokenJudge(identity_policy(settings), keyring(settings))

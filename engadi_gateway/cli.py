@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engadi_gateway import __version__
-from engadi_gateway.assembly import files_wanted, trial_faults
+from engadi_gateway.assembly import files_wanted
 from engadi_gateway.demo import demo_upstreams
 from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.explain import MistakenError
@@ -34,8 +34,9 @@ from engadi_gateway.readiness import why_not_ready
 from engadi_gateway.secret import with_secret
 from engadi_gateway.serve import Process
 from engadi_gateway.settings import Settings
-from engadi_gateway.store.database import HeldError, StoreError, UnavailableError
+from engadi_gateway.store.errors import HeldError, StoreError, UnavailableError
 from engadi_gateway.tls import server_tls, validity_of, warning_of
+from engadi_gateway.trial import trial_faults
 
 EX_FAILED = 1
 EX_UNAVAILABLE = 69

@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from engadi_gateway.admin.endpoints import GATE
-from engadi_gateway.assembly import Compiler, State, head_limits, header_policy, trial_faults
+from engadi_gateway.assembly import head_limits, header_policy
+from engadi_gateway.compiler import Compiler, State
 from engadi_gateway.errors import ConfigurationError, Fault, Refusal, RefusedError
 from engadi_gateway.explain import MistakenError, explain
 from engadi_gateway.model import Listener
@@ -19,8 +20,9 @@ from engadi_gateway.secret import secret_faults
 from engadi_gateway.seed import overruled, seed_of, timestamp
 from engadi_gateway.settings import Settings
 from engadi_gateway.store.catalog import snapshot_at_rest
-from engadi_gateway.store.database import StoreError
+from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.journal import refuse_unusable
+from engadi_gateway.trial import trial_faults
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
 

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from engadi_gateway.model import LimitType, Origin, RateLimitRule, Snapshot
 from engadi_gateway.settings import Settings
-from engadi_gateway.store.catalog import Seed
+from engadi_gateway.store.changes import Seed
 
 #: Default rules keep their ids over restarts and machines, so that they can be told from those of the API.
 _NAMESPACE = uuid.UUID("5a2f3c8e-6f0b-5d7a-9c41-2d8e6b1f4a90")

@@ -16,8 +16,9 @@ from typing import TypeVar
 
 from engadi_gateway.errors import ConfigurationError, RefusedError
 from engadi_gateway.model import Snapshot
-from engadi_gateway.store.catalog import Catalog, UnreadableError
-from engadi_gateway.store.database import HeldError, StoreError
+from engadi_gateway.store.catalog import Catalog
+from engadi_gateway.store.catalog_tables import UnreadableError
+from engadi_gateway.store.errors import HeldError, StoreError
 
 T = TypeVar("T")
 LOOK_S = 0.25

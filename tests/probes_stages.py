@@ -186,7 +186,7 @@ async def rows_written(world: World) -> int:
 
 async def logged_address(world: World) -> str:
     await get(world, AUTH + "/x")
-    await world.gateway.flushed()
+    await world.gateway._console.flushed()
     page = await world.gateway.journal.logs(LogFilter(path=AUTH + "/x", limit=1))
     return str(page.items[0]["client_ip"])
 
@@ -234,6 +234,6 @@ async def rows_shed(world: World) -> int:
 async def is_stalled_when_full(world: World) -> bool:
     with _busy_writer(world):
         world.gateway.journal.put([a_row()])
-        is_stalled = world.gateway.is_stalled()
+        is_stalled = world.gateway._recorder.is_stalled
     await world.gateway.journal.written(20)
     return is_stalled

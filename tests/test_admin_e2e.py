@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from engadi_gateway import __version__, assembly
+from engadi_gateway import __version__, compiler
 from engadi_gateway.admin import jsonio
 from engadi_gateway.admin.api import Call, local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
@@ -98,7 +98,7 @@ def test_every_endpoint_that_is_not_public_asks_for_the_role(tmp_path: Path) -> 
             assert nobody.one("www-authenticate").startswith("Bearer")
             user = await ask(gateway.port, endpoint.method, path, body=body, bearer=USER)
             assert_problem(user, 403, "scope_missing")
-        assert gateway.snapshot.revision == 1
+        assert gateway.configuration.snapshot.revision == 1
 
     with_gateway(tmp_path, session)
 
@@ -147,7 +147,7 @@ def test_no_preflight_runs_another_method(tmp_path: Path, values: dict[str, Any]
             headers = {"Origin": "http://gateway.test", "Access-Control-Request-Method": method}
             reply = await admin(gateway, "OPTIONS", path, headers=headers)
             assert (reply.status, bool(reply.all("allow"))) == (204, not values)
-        assert route["id"] in {kept.id for kept in gateway.snapshot.routes}
+        assert route["id"] in {kept.id for kept in gateway.configuration.snapshot.routes}
 
     with_gateway(tmp_path, session, **values)
 
@@ -162,7 +162,7 @@ def test_the_api_itself_refuses_a_method_that_is_not_the_endpoints(tmp_path: Pat
         with pytest.raises(RefusedError) as refused:
             await gateway.api.serve(exchange, b"")
         assert refused.value.refusal.reason is Reason.METHOD_NOT_ALLOWED
-        assert route["id"] in {kept.id for kept in gateway.snapshot.routes}
+        assert route["id"] in {kept.id for kept in gateway.configuration.snapshot.routes}
 
     with_gateway(tmp_path, session)
 
@@ -193,7 +193,7 @@ def test_a_page_of_another_site_cannot_drive_it(
         assert (read.status, write.status) == (status, status)
         if status == 403:
             assert_problem(write, 403, "preflight_denied")
-            assert gateway.snapshot.revision == 1
+            assert gateway.configuration.snapshot.revision == 1
 
     with_gateway(tmp_path, session, **values)
 
@@ -236,7 +236,7 @@ def test_routes_are_listed_in_matching_order(tmp_path: Path) -> None:
         await create_route(gateway, "/a/{x}", is_active=False)
         listed = json_of(await admin(gateway, "GET", "/routes"))
         patterns = [route["path_pattern"] for route in listed["items"]]
-        assert patterns == [route.path_pattern for route in gateway.routing_table().ordered()]
+        assert patterns == [route.path_pattern for route in gateway._console.routing_table().ordered()]
         assert patterns[0] == "/z/*"
         assert "/a/{x}" in patterns
 
@@ -324,13 +324,13 @@ def test_an_id_may_be_written_in_capitals(tmp_path: Path) -> None:
 def test_the_same_match_conditions_twice_are_a_conflict(tmp_path: Path) -> None:
     async def session(gateway: Gateway) -> None:
         route = await create_route(gateway, "/twin/{a}", methods=["GET"])
-        revision = gateway.snapshot.revision
+        revision = gateway.configuration.snapshot.revision
         body = {"path_pattern": "/twin/{b}", "target_service": "content", "methods": ["GET", "PUT"]}
         assert_problem(await admin(gateway, "POST", "/routes", body=body), 409, "conflict")
         assert (await admin(gateway, "POST", "/routes", body={**body, "methods": ["PUT"]})).status == 201
         put = await admin(gateway, "PUT", f"/routes/{route['id']}", body={"methods": ["PUT"]})
         assert_problem(put, 409, "conflict")
-        assert gateway.snapshot.revision == revision + 1
+        assert gateway.configuration.snapshot.revision == revision + 1
 
     with_gateway(tmp_path, session)
 
@@ -414,13 +414,13 @@ def test_of_many_writers_with_one_etag_one_wins(tmp_path: Path) -> None:
         route = await create_route(gateway)
         path = f"/routes/{route['id']}"
         tag = (await admin(gateway, "GET", path)).one("etag")
-        revision = gateway.snapshot.revision
+        revision = gateway.configuration.snapshot.revision
         asked = [
             admin(gateway, "PUT", path, body={"priority": number}, headers={"If-Match": tag}) for number in range(1, 9)
         ]
         statuses = sorted(reply.status for reply in await asyncio.gather(*asked))
         assert statuses == [200] + [412] * 7
-        assert gateway.snapshot.revision == revision + 1
+        assert gateway.configuration.snapshot.revision == revision + 1
 
     with_gateway(tmp_path, session)
 
@@ -461,7 +461,7 @@ def test_a_rule_changed_here_no_longer_follows_the_settings(tmp_path: Path) -> N
         assert (put["origin"], put["max_requests"], put["window_seconds"]) == ("api", 123_456, rule["window_seconds"])
 
     async def again(gateway: Gateway) -> None:
-        amounts = {rule.name: rule.max_requests for rule in gateway.snapshot.rules}
+        amounts = {rule.name: rule.max_requests for rule in gateway.configuration.snapshot.rules}
         assert amounts == {"per_ip": 123_456, "per_user": 777_777}
 
     with_gateway(tmp_path, session)
@@ -594,7 +594,7 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(tmp_path: Path) ->
     async def session(gateway: Gateway) -> None:
         route, rule = await create_route(gateway), await create_rule(gateway)
         cors = json_of(await admin(gateway, "GET", "/config/cors"))
-        before, pipeline = gateway.snapshot, gateway._context.pipeline
+        before, pipeline = gateway.configuration.snapshot, gateway._context.pipeline
         writes: list[tuple[str, str, Any, Any]] = [
             ("POST", "/routes", {"path_pattern": "/dry", "target_service": "content"}, None),
             ("PUT", f"/routes/{route['id']}", {"priority": 9}, route),
@@ -612,11 +612,11 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(tmp_path: Path) ->
             assert body is None or body.items() <= answer["after"].items()
         twin = {"path_pattern": route["path_pattern"], "target_service": "content"}
         assert_problem(await admin(gateway, "POST", "/routes?dry_run=true", body=twin), 409, "conflict")
-        assert (gateway.snapshot, gateway._context.pipeline) == (before, pipeline)
+        assert (gateway.configuration.snapshot, gateway._context.pipeline) == (before, pipeline)
         wrong = await admin(gateway, "DELETE", f"/routes/{route['id']}?dry_run=1")
         assert_problem(wrong, 422, "invalid_fields", ["/query/dry_run"])
         kept = await admin(gateway, "DELETE", f"/routes/{route['id']}?dry_run=false")
-        assert (kept.status, gateway.snapshot.revision) == (204, before.revision + 1)
+        assert (kept.status, gateway.configuration.snapshot.revision) == (204, before.revision + 1)
 
     with_gateway(tmp_path, session)
 
@@ -722,10 +722,10 @@ def test_a_list_of_twice_the_services_takes_twice_the_steps(tmp_path: Path) -> N
         steps = []
         for count in (100, 200):
             own = [Route(f"r{n}", f"/own{n}/*", f"own-{n}", f"http://127.0.0.1:{n + 1}") for n in range(count)]
-            snapshot = replace(gateway.snapshot, routes=tuple(own))
-            gateway._swap(snapshot, gateway._compile(snapshot))
-            assert len(gateway.services()) == count + 2
-            steps.append(_steps(Call(gateway, exchange_of(), {}, {}, None)))
+            snapshot = replace(gateway.configuration.snapshot, routes=tuple(own))
+            await gateway.configuration._take_newer(snapshot)
+            assert len(gateway._console.services()) == count + 2
+            steps.append(_steps(Call(gateway._console, exchange_of(), {}, {}, None)))
         assert steps[1] < steps[0] * 2.2
 
     with_gateway(tmp_path, session)
@@ -742,23 +742,28 @@ def test_what_routes_become_is_made_beside_the_loop_and_kept_where_they_stay(
         return RoutingTable(routes, services, *args)
 
     async def session(gateway: Gateway) -> None:
-        ways = gateway._compiled.ways
-        monkeypatch.setattr(assembly, "RoutingTable", make)
+        ways = gateway.configuration.compiled.ways
+        monkeypatch.setattr(compiler, "RoutingTable", make)
         await create_rule(gateway)
         assert (await admin(gateway, "PUT", "/config/cors", body={"max_age": 7})).status == 200
         await gateway.reload(gateway.settings)
-        assert (gateway._compiled.ways is ways, made) == (True, [])
+        assert (gateway.configuration.compiled.ways is ways, made) == (True, [])
         route = await create_route(gateway)
-        kept = gateway._compiled
+        kept = gateway.configuration.compiled
         assert kept.ways is not ways
         assert (
             await admin(gateway, "POST", "/routes", body={"path_pattern": "/made/*", "target_service": "auth"})
         ).status == 409
         assert (await admin(gateway, "PUT", f"/routes/{route['id']}?dry_run=true", body={"priority": 3})).status == 200
-        assert gateway._compiled is kept
-        snapshot = replace(gateway.snapshot, revision=99, routes=gateway.snapshot.routes[1:])
-        await gateway._take_snapshot(snapshot)
-        assert (gateway.snapshot, len(gateway.routing_table().ordered())) == (snapshot, len(snapshot.routes))
+        assert gateway.configuration.compiled is kept
+        snapshot = replace(
+            gateway.configuration.snapshot, revision=99, routes=gateway.configuration.snapshot.routes[1:]
+        )
+        await gateway.configuration._take_newer(snapshot)
+        assert (gateway.configuration.snapshot, len(gateway._console.routing_table().ordered())) == (
+            snapshot,
+            len(snapshot.routes),
+        )
         assert len(made) == 4
         assert threading.get_ident() not in made
 
@@ -1047,12 +1052,12 @@ BAD: dict[str, tuple[tuple[str, str, Any, dict[str, str]], tuple[int, str, list[
 def test_every_bad_input_is_a_4xx_and_nothing_is_half_done(tmp_path: Path) -> None:
     async def session(gateway: Gateway) -> None:
         await create_route(gateway, "/bystander/*")
-        before = gateway.snapshot
+        before = gateway.configuration.snapshot
         for name, ((method, path, body, headers), (status, code, want)) in BAD.items():
             reply = await admin(gateway, method, path, body=body, headers=headers)
             print(name)  # shown with a failure
             assert_problem(reply, status, code, want)
-        assert gateway.snapshot == before
+        assert gateway.configuration.snapshot == before
         assert await gateway.catalog.load() == before
 
     with_gateway(tmp_path, session)
@@ -1089,7 +1094,7 @@ def test_a_locked_configuration_database_is_503_and_changes_nothing(tmp_path: Pa
     """Another process holds the write lock: the write fails after sqlite's patience, traffic goes on meanwhile."""
 
     async def session(gateway: Gateway) -> None:
-        before = gateway.snapshot
+        before = gateway.configuration.snapshot
         thief = sqlite3.connect(tmp_path / "config.db", isolation_level=None)
         thief.execute("BEGIN IMMEDIATE")
         try:
@@ -1098,7 +1103,7 @@ def test_a_locked_configuration_database_is_503_and_changes_nothing(tmp_path: Pa
             assert_problem(await write, 503, "store_unavailable")
         finally:
             thief.close()
-        assert gateway.snapshot == before
+        assert gateway.configuration.snapshot == before
         assert (await admin(gateway, "PUT", "/config/cors", body={"max_age": 5})).status == 200
 
     with_gateway(tmp_path, session)

@@ -144,13 +144,13 @@ def test_a_client_that_leaves_while_its_token_is_judged(tmp_path: Path) -> None:
             auth.on_head = on_head
             async with running(tmp_path, auth, content, jwt_mode="remote") as gateway:
                 ended: list[Exchange] = []
-                settled = gateway.settled
+                settled = gateway._upcalls.settled
 
                 def settle(exchange: Exchange) -> None:
                     ended.append(exchange)
                     settled(exchange)
 
-                gateway.settled = settle  # type: ignore[method-assign]  # listens, and passes on
+                gateway._upcalls.settled = settle  # type: ignore[method-assign]  # listens, and passes on
                 async with raw_client(gateway.port) as client:
                     await client.send(f"GET {ROUTE} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer t\r\n\r\n".encode())
                     await asked.wait()
@@ -201,7 +201,7 @@ def test_a_fault_after_the_wait_is_a_500_and_the_next_request_is_served(tmp_path
             async def broken(exchange: Exchange, wait: Wait) -> None:
                 raise ZeroDivisionError
 
-            gateway.judge = broken  # type: ignore[method-assign]  # a fault that nobody foresaw
+            gateway._upcalls.judge = broken  # a fault that nobody foresaw
             reply = await asyncio.wait_for(ask(gateway.port, "GET", ROUTE, bearer=FOREIGN), 5)
             assert (reply.status, json_of(reply)["code"]) == (500, "internal")
             assert (await ask(gateway.port, "GET", ROUTE, bearer=token())).status == 200

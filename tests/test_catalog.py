@@ -27,18 +27,11 @@ from engadi_gateway.model import (
     Snapshot,
     SplitTarget,
 )
-from engadi_gateway.store.catalog import (
-    Catalog,
-    Change,
-    Seed,
-    UnreadableError,
-    Value,
-    seed_routes,
-    snapshot_at_rest,
-    with_change,
-)
+from engadi_gateway.store.catalog import Catalog, snapshot_at_rest
+from engadi_gateway.store.catalog_tables import UnreadableError
+from engadi_gateway.store.changes import Change, Seed, Value, seed_routes, with_change
 from engadi_gateway.store.codec import ROUTE_FIELDS, RULE_FIELDS, to_json
-from engadi_gateway.store.database import CorruptError, StoreError
+from engadi_gateway.store.errors import CorruptError, StoreError
 
 NOW = "2026-01-02T03:04:05.678Z"
 LATER = "2026-02-03T04:05:06.789Z"

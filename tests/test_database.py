@@ -1,4 +1,4 @@
-"""The door to sqlite: what a file is like after good and bad days."""
+"""A sqlite file in use: what it is like after good and bad days."""
 
 from __future__ import annotations
 
@@ -8,91 +8,29 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from engadi_gateway.store import database as module
-from engadi_gateway.store.database import (
-    Connection,
-    CorruptError,
-    Database,
-    HeldError,
-    Migration,
-    StoreError,
-    file_bytes,
-    free_share,
-    shrink,
-    used_bytes,
-)
+from engadi_gateway.store import sqlite
+from engadi_gateway.store.at_rest import peek
+from engadi_gateway.store.errors import CorruptError, HeldError, StoreError
 from engadi_gateway.store.locks import FileLock
-
-APPLICATION = 77
-TABLE: Migration = ("CREATE TABLE item (n INTEGER PRIMARY KEY, text TEXT) STRICT",)
-ENDLESS = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT count(*) FROM c"
-
-
-def database(
-    path: Path, migrations: Sequence[Migration] = (TABLE,), *, is_expendable: bool = False, is_shared: bool = False
-) -> Database:
-    return Database(
-        str(path),
-        migrations,
-        synchronous="FULL",
-        application_id=APPLICATION,
-        is_expendable=is_expendable,
-        is_shared=is_shared,
-    )
-
-
-@contextlib.contextmanager
-def opened(
-    path: Path, migrations: Sequence[Migration] = (TABLE,), *, is_expendable: bool = False, is_shared: bool = False
-) -> Iterator[Database]:
-    store = database(path, migrations, is_expendable=is_expendable, is_shared=is_shared)
-    store.open()
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def add(connection: Connection, text: str = "") -> None:
-    connection.execute("INSERT INTO item (text) VALUES (?)", (text,))
-
-
-def count(connection: Connection) -> int:
-    return int(connection.execute("SELECT count(*) FROM item").fetchone()[0])
-
-
-def ask(path: Path, query: str) -> Any:
-    """As the sqlite3 shell would see it."""
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        return connection.execute(query).fetchone()[0]
-
-
-def descriptors_of(path: Path) -> list[str]:
-    found = []
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            found.append(str(entry.readlink()))
-    return [name for name in found if name.startswith(str(path))]
-
-
-def names_in(folder: Path) -> list[str]:
-    """Without the lock, which stays."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.suffix != ".lock")
-
-
-def damage(path: Path, first_page: int, pages: int = 0) -> None:
-    """Scribble over so many pages (0: all) from that one (counted from 0) on."""
-    size = path.stat().st_size
-    with path.open("r+b") as file:
-        file.seek(first_page * 4096)
-        file.write(b"\xa5" * (pages * 4096 or size - first_page * 4096))
-
+from engadi_gateway.store.sqlite import Connection
+from tests.databases import (
+    APPLICATION,
+    SCHEMA,
+    add,
+    ask,
+    count,
+    damage,
+    database,
+    descriptors_of,
+    filled,
+    names_in,
+    opened,
+)
 
 # opening
 
@@ -140,41 +78,6 @@ def test_a_log_has_large_pages_and_is_checkpointed_as_often(tmp_path: Path, prag
         assert store.submit(lambda con: con.execute(f"PRAGMA {pragma}").fetchone()[0]).result() == value
 
 
-def test_rows_are_there_after_reopening_and_migrations_are_not_run_again(tmp_path: Path) -> None:
-    runs: list[int] = []
-
-    def note(connection: Connection) -> None:
-        runs.append(1)
-        connection.execute("CREATE TABLE noted (n INTEGER) STRICT")
-
-    for expected in (1, 2, 3):
-        with opened(tmp_path / "a.db", (TABLE, note)) as store:
-            store.submit(add).result()
-            assert store.submit(count).result() == expected
-    assert runs == [1]
-
-
-def test_a_file_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    with opened(path, (TABLE, ("CREATE TABLE later (n INTEGER) STRICT",))):
-        pass
-    before = path.read_bytes()
-    with pytest.raises(StoreError, match="newer version \\(schema 2, this one knows 1\\)"):
-        database(path).open()
-    assert path.read_bytes() == before
-    assert descriptors_of(path) == []
-
-
-def test_a_database_of_another_application_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE theirs (n)")
-        connection.execute("PRAGMA user_version=9")
-    with pytest.raises(StoreError, match="another application"):
-        database(path).open()
-    assert ask(path, "PRAGMA journal_mode") == "delete", "not even switched to WAL"
-
-
 @pytest.mark.parametrize("is_expendable", [False, True])
 def test_a_place_where_no_file_can_be_is_said(tmp_path: Path, is_expendable: bool) -> None:
     for path, why in ((tmp_path / "no" / "a.db", "No such file or directory"), (tmp_path, "Is a directory")):
@@ -183,7 +86,7 @@ def test_a_place_where_no_file_can_be_is_said(tmp_path: Path, is_expendable: boo
 
 
 def test_a_file_system_without_wal_is_refused() -> None:
-    store = Database(":memory:", (TABLE,), synchronous="FULL", application_id=APPLICATION)
+    store = database(Path(":memory:"))
     try:
         with pytest.raises(StoreError, match="no write-ahead log"):
             store.open()
@@ -207,7 +110,7 @@ def test_by_whatever_name_a_file_is_opened_it_is_one_with_one_set_of_companions(
         for name in (path, link):
             with pytest.raises(HeldError):
                 database(name).open()
-            assert database(name).peek(count) == 1, "what is in the WAL is seen"
+            assert peek(str(name), SCHEMA, count) == 1, "what is in the WAL is seen"
         assert store.size_bytes() > path.stat().st_size
 
 
@@ -232,53 +135,6 @@ def test_whose_lock_it_is_that_cannot_be_had_is_said_to_who_opens_and_who_only_l
         database(path).open()
 
 
-# migrations
-
-
-def breaking(connection: Connection) -> None:
-    connection.execute("CREATE TABLE half (n INTEGER) STRICT")
-    connection.execute("UPDATE item SET text = 'changed'")
-    raise RuntimeError("bug")
-
-
-@pytest.mark.parametrize(
-    ("failing", "error"),
-    [
-        (("CREATE TABLE half (n INTEGER) STRICT", "UPDATE item SET text = 'changed'", "no sql"), StoreError),
-        (breaking, RuntimeError),
-    ],
-    ids=["statements", "function"],
-)
-def test_a_failed_migration_leaves_nothing_and_runs_again(
-    tmp_path: Path, failing: Migration, error: type[Exception]
-) -> None:
-    path = tmp_path / "a.db"
-    with opened(path) as store:
-        store.submit(lambda con: add(con, "kept")).result()
-    second: Migration = ("CREATE TABLE second (n INTEGER) STRICT",)
-    with pytest.raises(error):
-        database(path, (TABLE, second, failing)).open()
-    assert descriptors_of(path) == []
-    assert ask(path, "PRAGMA user_version") == 2, "those before it stay applied"
-    assert ask(path, "SELECT count(*) FROM sqlite_schema WHERE name = 'half'") == 0
-    with opened(path, (TABLE, second, ("CREATE TABLE half (n INTEGER) STRICT",))) as store:
-        assert store.submit(lambda con: con.execute("SELECT text FROM item").fetchall()).result() == [("kept",)]
-    assert ask(path, "PRAGMA user_version") == 3
-
-
-def test_a_file_is_copied_before_it_is_migrated(tmp_path: Path) -> None:
-    path, copy = tmp_path / "a.db", tmp_path / "a.db.schema-1"
-    with opened(path) as store:
-        store.submit(lambda con: add(con, "old")).result()
-    assert not copy.exists(), "a new file needs none"
-    copy.write_text("of an earlier attempt")
-    with opened(path, (TABLE, ("UPDATE item SET text = 'new'",))):
-        pass
-    assert copy.stat().st_mode & 0o777 == 0o600
-    assert (ask(copy, "SELECT text FROM item"), ask(copy, "PRAGMA user_version")) == ("old", 1)
-    assert ask(path, "SELECT text FROM item") == "new"
-
-
 # broken files
 
 
@@ -289,11 +145,6 @@ def test_a_broken_file_that_matters_is_refused_and_stays_where_it_is(tmp_path: P
     with pytest.raises(CorruptError):
         database(path).open()
     assert (path.read_bytes(), names_in(tmp_path)) == (before, ["a.db"])
-
-
-def filled(path: Path, *, is_expendable: bool = False) -> None:
-    with opened(path, is_expendable=is_expendable) as store:
-        store.submit(lambda con: con.executemany("INSERT INTO item (text) VALUES (?)", [("x" * 1000,)] * 200)).result()
 
 
 def test_damage_deep_in_a_file_that_matters_is_found_at_opening(tmp_path: Path) -> None:
@@ -401,53 +252,6 @@ def test_a_full_disk_is_a_store_error_and_reading_goes_on(tmp_path: Path) -> Non
     asyncio.run(run())
 
 
-# reading
-
-
-def test_readers_cannot_write(tmp_path: Path) -> None:
-    async def run() -> None:
-        with opened(tmp_path / "a.db") as store, pytest.raises(StoreError, match="readonly"):
-            await store.read(add)
-
-    asyncio.run(run())
-
-
-def test_a_reader_sees_one_state_however_often_it_asks(tmp_path: Path) -> None:
-    async def run() -> None:
-        with opened(tmp_path / "a.db") as store:
-
-            def twice(connection: Connection) -> tuple[int, int]:
-                first = count(connection)
-                store.submit(add).result()
-                return first, count(connection)
-
-            assert await store.read(twice) == (0, 0)
-            assert await store.read(count) == 1
-
-    asyncio.run(run())
-
-
-def test_a_question_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_READ_LIMIT_S", 0.02)
-
-    async def run() -> None:
-        with opened(tmp_path / "a.db") as store:
-            with pytest.raises(StoreError, match="took too long"):
-                await store.read(lambda con: con.execute(ENDLESS).fetchone())
-            assert await store.read(count) == 0
-
-    asyncio.run(run())
-
-
-def test_many_readers_share_two_connections(tmp_path: Path) -> None:
-    async def run() -> None:
-        with opened(tmp_path / "a.db") as store:
-            seen = await asyncio.gather(*(store.read(id) for _ in range(50)))
-            assert 1 <= len(set(seen)) <= 2
-
-    asyncio.run(run())
-
-
 # closing
 
 
@@ -498,27 +302,6 @@ def test_a_closed_database_refuses_at_once(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_closing_cuts_a_long_question_short(tmp_path: Path) -> None:
-    async def run() -> None:
-        store = database(tmp_path / "a.db")
-        store.open()
-        begun = threading.Event()
-
-        def endless(connection: Connection) -> object:
-            begun.set()
-            return connection.execute(ENDLESS).fetchone()
-
-        question = asyncio.ensure_future(store.read(endless))
-        await asyncio.to_thread(begun.wait, 5)
-        began = time.monotonic()
-        await asyncio.to_thread(store.close)
-        assert time.monotonic() - began < 2
-        with pytest.raises(StoreError):
-            await question
-
-    asyncio.run(run())
-
-
 def test_a_lock_of_others_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CLOSING_S", 0.1)
     path = tmp_path / "a.db"
@@ -539,71 +322,6 @@ def test_a_lock_of_others_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: 
     other.close()
     assert time.monotonic() - began < 2, "one busy time-out alone would be five seconds"
     assert [str(future.exception()) for future in lost] == [f"{path}: database is locked"] * 50
-
-
-# looking
-
-
-def test_peeking_reads_a_file_at_rest_and_leaves_no_trace(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    filled(path)
-    before = path.read_bytes()
-    assert database(path).peek(count) == 200
-    assert (path.read_bytes(), names_in(tmp_path)) == (before, ["a.db"])
-
-
-def test_peeking_beside_a_running_one_sees_what_it_wrote_last(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    with opened(path) as store:
-        store.submit(add).result()
-        assert database(path).peek(count) == 1
-        with pytest.raises(StoreError, match="readonly"):
-            database(path).peek(add)
-
-
-def test_peeking_refuses_what_opening_would_refuse_or_change(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    with pytest.raises(StoreError):
-        database(path).peek(count)
-    assert not path.exists()
-    filled(path)
-    with pytest.raises(StoreError, match="newer version"):
-        database(path, ()).peek(count)
-    with pytest.raises(StoreError, match="already exists"):
-        database(path, (TABLE, TABLE)).peek(count)
-    damage(path, 20)
-    with pytest.raises(CorruptError, match="damaged"):
-        database(path).peek(count)
-
-
-def test_peeking_at_an_older_file_shows_what_opening_would_make_of_it_and_leaves_it(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    filled(path)
-    before = path.read_bytes()
-    newer = (TABLE, ("DELETE FROM item WHERE n > 7",))
-    assert database(path, newer).peek(count) == 7
-    assert (path.read_bytes(), names_in(tmp_path)) == (before, ["a.db"])
-
-
-# sizes
-
-
-def test_free_pages_are_counted_and_given_back(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    filled(path)
-    with opened(path) as store:
-        full = store.submit(used_bytes).result()
-        assert (store.submit(free_share).result(), full) == (0.0, path.stat().st_size)
-        store.submit(lambda con: con.execute("DELETE FROM item WHERE n > 20")).result()
-        assert store.submit(file_bytes).result() == full
-        assert store.submit(free_share).result() > 0.8
-        assert store.submit(used_bytes).result() < full / 5
-        assert store.submit(lambda con: shrink(con, 10)).result() == 10
-        assert store.submit(file_bytes).result() == full - 10 * 4096
-        assert store.submit(lambda con: shrink(con, 1000)).result() > 10
-        assert store.submit(lambda con: (free_share(con), shrink(con, 10))).result() == (0.0, 0)
-        assert store.size_bytes() >= store.submit(file_bytes).result()
-    assert path.stat().st_size < full / 5
 
 
 # several processes; two Databases are to each other what two processes are, for the locks are of the opened file
@@ -661,7 +379,7 @@ def test_the_turn_is_had_while_opening_writing_and_closing(tmp_path: Path) -> No
 def test_a_turn_that_another_keeps_is_a_store_error_and_the_end_comes_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BUSY_MS", 20)
+    monkeypatch.setattr(sqlite, "BUSY_MS", 20)
     path = tmp_path / "a.db"
     lock = FileLock(f"{path}.turn")
     with opened(path, is_shared=True) as store:
@@ -677,7 +395,7 @@ def test_a_turn_that_another_keeps_is_a_store_error_and_the_end_comes_all_the_sa
 
 
 def test_a_turn_of_several_writes_lets_nobody_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BUSY_MS", 20)
+    monkeypatch.setattr(sqlite, "BUSY_MS", 20)
     path = tmp_path / "a.db"
 
     async def run() -> None:
@@ -724,18 +442,6 @@ def test_who_no_longer_waits_for_its_turn_does_not_keep_it(tmp_path: Path) -> No
             await two.write(add)
 
     asyncio.run(run())
-
-
-def test_what_others_have_open_is_not_migrated(tmp_path: Path) -> None:
-    path, newer = tmp_path / "a.db", (TABLE, ("CREATE TABLE more (n INTEGER) STRICT",))
-    with opened(path, is_shared=True) as old:
-        with pytest.raises(HeldError, match="end all its processes first"):
-            database(path, newer, is_shared=True).open()
-        old.submit(add).result()
-    with opened(path, newer, is_shared=True) as new, opened(path, newer, is_shared=True) as other:
-        for store in (new, other):
-            store.submit(add).result()
-    assert (ask(path, "PRAGMA user_version"), ask(path, "SELECT count(*) FROM item")) == (2, 3)
 
 
 def test_a_broken_file_is_moved_aside_when_the_last_of_those_that_share_lets_go(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.model import BreakerState
-from engadi_gateway.store.database import UnavailableError
+from engadi_gateway.store.errors import UnavailableError
 from engadi_gateway.store.journal import MIGRATIONS
 from tests.fakes import Reply, upstream
 from tests.harness import ADMIN, ask, json_of, running, settings_for, token
@@ -180,11 +180,11 @@ def test_where_rows_must_not_be_lost_requests_wait_for_a_full_disk(small_disk: P
         async with upstream() as auth, running(small_disk, auth, **values) as gateway:
             asked = [asyncio.create_task(ask(gateway.port, "GET", "/api/v1/auth/0"))]
             await asked[0]
-            await gateway.flushed()
+            await gateway._console.flushed()
             filler = fill(small_disk)
-            while not gateway.is_stalled():
+            while not gateway._recorder.is_stalled:
                 asked.append(asyncio.create_task(ask(gateway.port, "GET", f"/api/v1/auth/{len(asked)}")))
-                await _until(lambda: asked[-1].done() or gateway.is_stalled())
+                await _until(lambda: asked[-1].done() or gateway._recorder.is_stalled)
             late = [asyncio.create_task(ask(gateway.port, "GET", "/health")) for _ in range(3)]
             await asyncio.sleep(0.2)
             assert [task.done() for task in late] == [False] * 3

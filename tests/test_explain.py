@@ -153,7 +153,7 @@ def test_special_requests_are_explained_as_they_are_served(tmp_path: Path) -> No
             route = {"path_pattern": "/strip/*", "target_service": "auth", "is_public": True, "strip_prefix": True}
             assert (await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=route)).status == 201
             for name, (request, reason, status) in SPECIAL.items():
-                text = json.dumps(request).replace("{instance}", gateway.instance.decode())
+                text = json.dumps(request).replace("{instance}", gateway._context.instance.decode())
                 told = await _explain(gateway.port, **json.loads(text))
                 assert (name, told["reason"], told["status"]) == (name, reason, status)
                 before = len(auth.seen)
@@ -221,7 +221,7 @@ def test_a_head_that_is_refused_is_a_request_like_any(tmp_path: Path, name: str)
         async with upstream() as auth, running(tmp_path, auth, **values) as gateway:
             parts = {"host": request.get("host", "h"), "token": request.get("token"), "client_ip": "127.0.0.1"}
             headers = list(request["headers"].items())
-            told = explain(gateway, method=request["method"], path=request["path"], headers=headers, **parts)
+            told = explain(gateway._console, method=request["method"], path=request["path"], headers=headers, **parts)
             assert (told["verdict"], told["reason"], told["status"]) == ("refuse", reason, status)
             served = await _serve(gateway.port, request)
             assert served.status == status
@@ -260,7 +260,13 @@ def test_a_stage_that_would_have_to_ask_says_whom(tmp_path: Path) -> None:
     async def run() -> None:
         async with upstream() as auth, running(tmp_path, auth, auth, jwt_mode="remote") as gateway:
             told = explain(
-                gateway, method="GET", path="/api/v1/content/x", host="h", headers=[], token="t", client_ip="::1"
+                gateway._console,
+                method="GET",
+                path="/api/v1/content/x",
+                host="h",
+                headers=[],
+                token="t",
+                client_ip="::1",
             )
             assert (told["verdict"], told["would_ask"], told["status"]) == ("wait", "remote", None)
             assert told["jwt"] == {"verdict": "would wait", "asks": "the auth service"}
@@ -307,7 +313,7 @@ def test_offline_and_running_say_the_same(tmp_path: Path) -> None:
                 ("POST", f"{BASE}/routes", ADMIN),
             ):
                 parts: dict[str, Any] = {"host": "h", "headers": [], "token": bearer, "client_ip": "192.0.2.1"}
-                running_says = explain(gateway, method=method, path=path, **parts)
+                running_says = explain(gateway._console, method=method, path=path, **parts)
                 offline_says = offline.explain(method, path, **parts)
                 for answer in (running_says, offline_says):
                     if answer["upstream"]:

@@ -18,7 +18,6 @@ from unittest import mock
 import pytest
 
 from engadi_gateway import Gateway, Settings
-from engadi_gateway import gateway as gateway_module
 from engadi_gateway.metrics import open_fds, resident_bytes
 from engadi_gateway.net.client import ClientConnection
 from engadi_gateway.net.forward import Forward
@@ -811,42 +810,6 @@ def test_a_path_full_of_escapes_waits_for_its_turn(tmp_path: Path, path: str, is
     asyncio.run(run())
 
 
-def test_health_is_known_over_a_restart(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with upstream() as auth:
-            async with running(tmp_path, auth) as gateway:
-                reply = await ask(gateway.port, "GET", f"{BASE}/services/auth/health", bearer=ADMIN)
-                assert json_of(reply)["status"] == "healthy"
-                before = gateway.checker.status()
-            async with running(tmp_path, auth) as gateway:
-                assert gateway.checker.status() == before
-                page = json_of(await ask(gateway.port, "GET", "/health"))
-                assert page["services"] == {"auth": "healthy"}
-                assert auth.url not in str(page), "names and states only"
-
-    asyncio.run(run())
-
-
-def test_retention_goes_on_after_a_fault_of_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(gateway_module, "_PRUNE_EVERY_S", 0.0)
-    asked = 0
-
-    async def prune(now_ms: int) -> None:
-        nonlocal asked
-        asked += 1
-        raise OverflowError("too large")
-
-    async def run() -> None:
-        async with upstream() as auth, running(tmp_path, auth) as gateway:
-            with mock.patch.object(gateway.journal, "prune", prune):
-                await until(lambda: asked > 2)
-
-    asyncio.run(run())
-    assert any("retention" in message for message in caplog.messages)
-
-
 def test_a_full_log_stalls_requests_where_that_was_asked_for(tmp_path: Path) -> None:
     values = {"log_when_full": "stall", "log_queue_rows": 2, "log_flush_rows": 1}
 
@@ -969,72 +932,6 @@ def test_who_waits_behind_others_for_all_his_time_is_not_held_against_the_upstre
             (row,) = json_of(await ask(gateway.port, "GET", f"{BASE}/logs?path=/short", bearer=ADMIN))["items"]
             assert (row["attempts"], row["error_message"]) == (0, "no free connection within 0.2 s")
             assert gateway.breakers.status("auth", time.monotonic())["failure_count"] == 0
-
-    asyncio.run(run())
-
-
-def test_the_route_of_a_service_that_was_taken_away_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def run() -> None:
-        def said() -> int:
-            return caplog.text.count("/api/v1/content/*: no URL for content")
-
-        async with upstream() as auth, upstream() as content:
-            async with running(tmp_path, auth, content) as gateway:
-                assert (await ask(gateway.port, "GET", "/api/v1/content/x", bearer=token())).status == 200
-            async with running(tmp_path, auth) as gateway:
-                reply = await ask(gateway.port, "GET", "/api/v1/content/x", bearer=token())
-                assert (reply.status, json_of(reply)["code"], said()) == (503, "no_target", 1)
-                await gateway.reload(settings_for(tmp_path, {"auth": auth.url, "content": content.url}))
-                assert said() == 1, "all is well again"
-                await gateway.reload(settings_for(tmp_path, {"auth": auth.url}))
-                assert said() == 2
-
-    asyncio.run(run())
-
-
-def test_the_start_and_a_reload_name_the_settings_that_the_api_changed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "engadi")
-
-    def said() -> list[tuple[str, str]]:
-        found = [(one.levelname, one.getMessage()) for one in caplog.records if "the API changed" in one.getMessage()]
-        caplog.clear()
-        return found
-
-    async def run() -> None:
-        text = "the API changed these, their settings do not hold: cors.max_age"
-        async with upstream() as auth, running(tmp_path, auth) as gateway:
-            assert said() == []
-            put = await ask(gateway.port, "PUT", f"{BASE}/config/cors", bearer=ADMIN, body={"max_age": 5})
-            assert (put.status, said()) == (200, [])
-            await gateway.reload(settings_for(tmp_path, {"auth": auth.url}))
-            assert said() == [("INFO", text)]
-            await gateway.reload(settings_for(tmp_path, {"auth": auth.url}, cors_max_age=60))
-            assert said() == [("WARNING", text)], "somebody wanted it"
-            await gateway.reload(settings_for(tmp_path, {"auth": auth.url}, cors_max_age=5))
-            assert said() == [], "both say the same"
-        async with running(tmp_path):
-            assert said() == [("INFO", text)]
-
-    asyncio.run(run())
-
-
-def test_a_service_that_came_after_its_database_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "engadi")
-
-    async def run() -> None:
-        async with upstream() as auth, upstream() as events:
-            async with running(tmp_path, auth):
-                assert "no route leads there" not in caplog.text
-            later = settings_for(tmp_path, {"auth": auth.url, "events": events.url})
-            async with Gateway(later) as gateway:
-                assert caplog.text.count("service events: no route leads there") == 1
-                assert (await ask(gateway.port, "GET", "/api/v1/events/x", bearer=token())).status == 404
-                route = {"path_pattern": "/api/v1/events/*", "target_service": "events"}
-                assert (await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=route)).status == 201
-                await gateway.reload(later)
-                assert caplog.text.count("no route leads there") == 1
 
     asyncio.run(run())
 

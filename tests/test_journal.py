@@ -19,10 +19,13 @@ import pytest
 from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
 from engadi_gateway.store import journal as journal_module
 from engadi_gateway.store import segments, tally
-from engadi_gateway.store.database import Connection, StoreError, file_bytes
+from engadi_gateway.store.errors import StoreError
+from engadi_gateway.store.find import Query
 from engadi_gateway.store.journal import Journal, JournalStats
+from engadi_gateway.store.kinds import KnownKinds
+from engadi_gateway.store.pages import file_bytes
 from engadi_gateway.store.questions import LogFilter, query_of
-from engadi_gateway.store.segments import Query
+from engadi_gateway.store.sqlite import Connection
 from tests.logrows import a_row, random_rows
 
 NOW = 1_790_000_000_000
@@ -129,7 +132,7 @@ def test_what_a_failed_transaction_added_is_not_remembered(tmp_path: Path, monke
     """Its kinds are gone with it: rows of the second attempt must not refer to them."""
     add_rows, failures = segments.add_rows, [StoreError("once")]
 
-    def failing(connection: Connection, rows: list[LogRow], known: segments.KnownKinds | None) -> int:
+    def failing(connection: Connection, rows: list[LogRow], known: KnownKinds | None) -> int:
         first_id = add_rows(connection, rows, known)
         if failures:
             raise failures.pop()
@@ -700,7 +703,9 @@ def test_a_log_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 def test_a_log_that_was_begun_with_the_first_schema_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(journal_module, "MIGRATIONS", journal_module.MIGRATIONS[:1])
+        patch.setattr(
+            journal_module, "SCHEMA", replace(journal_module.SCHEMA, migrations=journal_module.MIGRATIONS[:1])
+        )
         with opened(tmp_path) as journal:
             insert = f"INSERT INTO gateway_log_1 VALUES ({', '.join('?' * len(segments.COLUMNS))})"
             rows = [(number, *row) for number, row in enumerate(random_rows(40, NOW, NOW + DAY_MS), 1)]

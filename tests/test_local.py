@@ -70,7 +70,7 @@ def test_a_body_in_pieces_is_gathered(tmp_path: Path, is_chunked: bool) -> None:
             await client.send(b"0\r\n\r\n")
         made = await client.reply("POST")
         assert (made.status, json_of(made)["path_pattern"]) == (201, "/x")
-        await world.gateway.flushed()
+        await world.gateway._console.flushed()
         (row,) = (await world.gateway.journal.logs(LogFilter(method="POST"))).items
         assert (row["bytes_in"], row["bytes_out"]) == (len(ROUTE), len(made.body))
         assert (await ask_on(client, "GET", "/x")).status == 200, "and the connection goes on"
@@ -109,7 +109,7 @@ def test_a_body_that_stops_coming_is_a_408_and_each_piece_buys_time(tmp_path: Pa
 
 def test_a_handler_is_not_hurried(tmp_path: Path) -> None:
     async def check(world: World, client: RawClient) -> None:
-        async with world.gateway.writing():
+        async with world.gateway.configuration.writing():
             await client.send(_head(f"Content-Length: {len(ROUTE)}") + ROUTE)
             await until(lambda: any(task.get_name() == "local" for task in world.gateway._context.tasks))
             world.gateway._context.flights.sweep(time.monotonic() + 1e6)

@@ -283,7 +283,7 @@ def test_the_page_of_a_running_gateway(tmp_path: Path) -> None:
             assert reply.one("content-type") == "text/plain; version=0.0.4; charset=utf-8"
             text = reply.body.decode()
             samples = parsed(text)
-            route = gateway.snapshot.routes[0].id
+            route = gateway.configuration.snapshot.routes[0].id
             assert samples[f'engadi_route_info{{route="{route}",path_pattern="/api/v1/auth/*",service="auth"}}'] == 1
             assert any('path_pattern="/health",service="gateway"' in name for name in samples)
             assert samples[f'engadi_http_requests_total{{route="{route}",method="GET",code="200",reason="ok"}}'] == 3
@@ -334,7 +334,7 @@ def test_connections_are_of_all_the_services_at_their_target(tmp_path: Path) -> 
             made = await ask(gateway.port, "POST", "/api/v1/gateway/routes", bearer=ADMIN, body=own)
             for path in ("/api/v1/auth/x", "/own/x"):
                 assert (await ask(gateway.port, "GET", path, bearer=ADMIN)).status == 200
-            assert gateway.targets() == {one.url: "auth,content", other.url: "own"}
+            assert gateway._console.targets() == {one.url: "auth,content", other.url: "own"}
             await ask(gateway.port, "DELETE", made.one("location"), bearer=ADMIN)
             reply = await ask(gateway.port, "GET", "/api/v1/gateway/metrics/prometheus", bearer=ADMIN)
             samples = parsed(reply.body.decode())

@@ -109,7 +109,7 @@ def test_the_health_page_is_well_again_and_keeps_the_count(tmp_path: Path) -> No
                 await ask(gateway.port, "GET", "/api/v1/auth/x")
             assert await page_of(gateway) == ("degraded", "shedding", 3)
             hold.set()
-            await gateway.flushed()
+            await gateway._console.flushed()
             gateway._recorder._calmed()
             status, log_status, shed = await page_of(gateway)
             assert (status, log_status) == ("healthy", "ok")

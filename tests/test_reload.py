@@ -25,9 +25,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from engadi_gateway import Gateway, Settings
 from engadi_gateway.errors import ConfigurationError
+from engadi_gateway.model import Snapshot
 from engadi_gateway.options import OPTIONS
-from engadi_gateway.store.database import StoreError
+from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.questions import LogFilter
+from engadi_gateway.upcalls import GatewayUpcalls
 from tests.fakes import Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, settings_for
 from tests.test_settings import other_text
@@ -56,6 +58,10 @@ OTHER: dict[str, dict[str, Any]] = {
 _PLAIN = (str, bytes, int, float, bool, type(None), enum.Enum, ipaddress.IPv4Network, ipaddress.IPv6Network)
 
 
+#: The way back to all rooms, and what was compiled: what became of that counts.
+_NO_ROOM = (GatewayUpcalls, Snapshot)
+
+
 def facts(value: Any, path: str, found: dict[str, str], seen: set[int]) -> dict[str, str]:
     """Every plain value that can be reached from a room's object, by its path; the settings themselves are none."""
     if isinstance(value, _PLAIN):
@@ -77,7 +83,7 @@ def _parts(value: Any, path: str) -> list[tuple[object, Any]]:
         return list(enumerate(value))
     if isinstance(value, (set, frozenset)):
         return list(enumerate(sorted(value, key=repr)))
-    if not type(value).__module__.startswith("engadi_gateway") or isinstance(value, Gateway):
+    if not type(value).__module__.startswith("engadi_gateway") or isinstance(value, _NO_ROOM):
         return []
     slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
     names = [*getattr(value, "__dict__", {}), *(name for name in slots if not name.startswith("__"))]
@@ -88,7 +94,7 @@ def facts_of(gateway: Gateway) -> dict[str, str]:
     rooms = {
         "context": gateway._context,
         "state": gateway._state,
-        "compiled": gateway._compiled,
+        "compiled": gateway.configuration.compiled,
         "authority": gateway.authority,
         "checker": gateway.checker,
         "journal": gateway.journal,
@@ -109,7 +115,7 @@ def test_every_option_is_applied_or_named_as_one_that_waits(tmp_path: Path, capl
             async with Gateway(base) as gateway:
                 assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
                 await gateway.reload(base)
-                await gateway.flushed()
+                await gateway._console.flushed()
                 first = facts_of(gateway)
                 await gateway.reload(base)
                 unsteady = {path for path, value in facts_of(gateway).items() if first.get(path) != value}
@@ -156,15 +162,15 @@ def test_a_refused_reload_changes_nothing(tmp_path: Path, bad: dict[str, Any], p
                 route = {"path_pattern": "/new", "target_service": "auth", "is_public": True}
                 assert (await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=route)).status == 201
                 assert (await ask(gateway.port, "GET", "/new")).status == 200
-                assert {rule.max_requests for rule in gateway.snapshot.rules} == {1000, 1_000_000}
-                assert not gateway.snapshot.cors.enabled
+                assert {rule.max_requests for rule in gateway.configuration.snapshot.rules} == {1000, 1_000_000}
+                assert not gateway.configuration.snapshot.cors.enabled
             assert (len(auth.seen), other.seen) == (1, [])
 
     asyncio.run(run())
 
 
 def test_a_reload_that_cannot_be_written_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engadi_gateway.store.database._BUSY_MS", 50)
+    monkeypatch.setattr("engadi_gateway.store.sqlite.BUSY_MS", 50)
 
     async def run() -> None:
         async with upstream() as auth, upstream() as other:
@@ -284,10 +290,10 @@ def test_a_stream_keeps_no_configuration_that_was_replaced(tmp_path: Path) -> No
                 await two.send(b"GET /api/v1/auth/stream HTTP/1.1\r\nHost: h\r\n\r\n")
                 for client in (one, two):
                     await client.reader.readuntil(b"\r\n\r\n")
-                table = weakref.ref(gateway._compiled.ways.table)
+                table = weakref.ref(gateway.configuration.compiled.ways.table)
                 route = {"path_pattern": "/new", "target_service": "auth"}
                 assert (await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=route)).status == 201
-                await gateway.flushed()
+                await gateway._console.flushed()
                 gc.collect()
                 assert table() is None
                 assert len(gateway._context.flights) == 2, "they go on"
@@ -316,7 +322,7 @@ def test_a_larger_queue_has_room_for_the_larger_batches_that_come_with_it(tmp_pa
                 await gateway.reload(large)
                 for _ in range(60):
                     assert (await ask_on(client, "GET", "/api/v1/auth/x")).status == 200
-                await gateway.flushed()
+                await gateway._console.flushed()
                 assert (gateway.journal.stats().rows_written, gateway.journal.stats().rows_shed) == (60, 0)
 
     asyncio.run(run())

@@ -1,39 +1,19 @@
-"""The log's tables: ids go on, questions reach all of them, and each named filter has its index."""
+"""The log's tables: ids go on from one to the next, the full and the old are closed and indexed, and what is old goes."""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from engadi_gateway.model import LogRow
 from engadi_gateway.store import segments
-from engadi_gateway.store.database import Connection
+from engadi_gateway.store.find import Query
 from engadi_gateway.store.history import FIRST_SCHEMA, set_kinds_apart
-from engadi_gateway.store.segments import COLUMNS, INDEXES, VIEW, Query, Segment
+from engadi_gateway.store.segments import COLUMNS, INDEXES, VIEW, Segment
+from engadi_gateway.store.sqlite import Connection
 from tests.logrows import a_row, random_rows
-
-NOW = 1_790_000_000_000
-DAY_MS = 86_400_000
-
-
-@contextlib.contextmanager
-def tables() -> Iterator[Connection]:
-    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        for statement in FIRST_SCHEMA:
-            connection.execute(statement)
-        set_kinds_apart(connection)
-        yield connection
-
-
-def found(connection: Connection, query: Query | None = None) -> list[tuple[Any, ...]]:
-    return list(segments.find(connection, query or Query()))
+from tests.logtables import COLUMN, DAY_MS, NOW, closed, found, indexed, tables
 
 
 def names(connection: Connection) -> set[int]:
@@ -45,11 +25,6 @@ def names(connection: Connection) -> set[int]:
     ]
     assert found[0] == found[1] == found[2], "two tables and a view of both"
     return found[0]
-
-
-def closed(connection: Connection, rows: list[LogRow]) -> None:
-    segments.add_rows(connection, rows)
-    segments.close_open(connection)
 
 
 @pytest.mark.parametrize("count", [1, 2, 49, 50, 51, 100, 137, 500])
@@ -185,12 +160,6 @@ def test_the_larger_the_log_the_larger_its_tables() -> None:
 # indexes
 
 
-def indexed(connection: Connection) -> Connection:
-    while segments.index_next(connection):
-        pass
-    return connection
-
-
 def test_indexes_are_made_one_at_a_time_for_closed_tables_only() -> None:
     with tables() as connection:
         for _ in range(2):
@@ -203,239 +172,6 @@ def test_indexes_are_made_one_at_a_time_for_closed_tables_only() -> None:
         assert not segments.index_next(connection)
         on = connection.execute("SELECT tbl_name, count(*) FROM sqlite_schema WHERE type = 'index' GROUP BY 1")
         assert dict(on.fetchall()) == {"log_row_1": len(INDEXES), "log_row_2": len(INDEXES)}
-
-
-def plan_of(connection: Connection, query: Query) -> list[str]:
-    """What sqlite does for the question in the oldest table, in the order in which it does it."""
-    asked: list[str] = []
-    connection.set_trace_callback(asked.append)
-    found(connection, query)
-    connection.set_trace_callback(None)
-    statement = next(text for text in asked if " FROM log_row_1 " in text and "ORDER BY" in text)
-    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
-
-
-KIND = "SEARCH log_kind_1 USING INTEGER PRIMARY KEY (rowid=?)"
-PLANS = {
-    "request_id": (Query(("request_id = ?",), ("x",)), "log_row_1_request_id (request_id=?)"),
-    "path": (Query(("path = ?",), ("/x",)), "log_row_1_path (path=?)"),
-    "user_id": (Query(("user_id = ?",), ("x",)), "log_row_1_user_id (user_id=?)"),
-    "client_ip": (Query(("client_ip = ?",), ("x",)), "log_row_1_client_ip (client_ip=?)"),
-    "path, deep": (Query(("path = ?",), ("/x",), below_id=50), "log_row_1_path (path=? AND rowid<?)"),
-    "path, of a time": (Query(("path = ?",), ("/x",), start_ms=NOW + 5), "log_row_1_path (path=?)"),
-}
-
-
-def a_hundred(**fields: Any) -> list[LogRow]:
-    return [a_row(created_at=NOW + number, **fields) for number in range(100)]
-
-
-@pytest.mark.parametrize(("query", "index"), PLANS.values(), ids=PLANS.keys())
-def test_what_is_a_rows_own_is_found_by_its_index_and_nothing_sorted(query: Query, index: str) -> None:
-    with tables() as connection:
-        closed(connection, a_hundred())
-        assert plan_of(indexed(connection), query) == [f"SEARCH log_row_1 USING INDEX {index}", KIND]
-
-
-OF_KIND = {
-    "method": ("method = ?", "PUT"),
-    "service": ("target_service = ?", "ai"),
-    "status": ("status_code = ?", 503),
-    "errors": ("status_code >= ?", 400),
-    "reason": ("reason = ?", "loop"),
-}
-RARE = {"method": "PUT", "target_service": "ai", "status_code": 503, "reason": "loop"}
-
-
-@pytest.mark.parametrize(("condition", "value"), OF_KIND.values(), ids=OF_KIND.keys())
-@pytest.mark.parametrize(
-    ("rare", "first"),
-    [
-        (1, "SEARCH log_row_1 USING INDEX log_row_1_kind (kind=?)"),
-        (2, "SEARCH log_row_1 USING INDEX log_row_1_kind (kind=?)"),
-        (3, "SCAN log_row_1"),
-    ],
-)
-def test_rows_of_a_kind_are_found_by_its_index_where_it_is_rare(
-    condition: str, value: Any, rare: int, first: str
-) -> None:
-    """A common one is met soon on the way back from the newest."""
-    with tables() as connection:
-        closed(connection, [*a_hundred()[rare:], *a_hundred(**RARE)[:rare]])
-        plan = plan_of(indexed(connection), Query(of_kind=(condition,), kind_values=(value,)))
-        assert plan[0] == first
-        assert ("USE TEMP B-TREE FOR ORDER BY" in plan) == (first != "SCAN log_row_1"), "few are sorted"
-
-
-@pytest.mark.parametrize(
-    ("paths", "kinds", "index"), [(1, 1, "path"), (1, 50, "path"), (2, 1, "kind"), (50, 2, "kind"), (50, 50, "path")]
-)
-def test_a_rows_own_and_its_kind_are_found_by_what_fewer_have(paths: int, kinds: int, index: str) -> None:
-    query = Query(("path = ?",), ("/x",), ("status_code = ?",), (503,))
-    rows = [
-        a_row(created_at=NOW + n, path="/x" if n < paths else "/y", status_code=503 if n < kinds else 200)
-        for n in range(100)
-    ]
-    with tables() as connection:
-        closed(connection, rows)
-        assert plan_of(indexed(connection), query)[0] == f"SEARCH log_row_1 USING INDEX log_row_1_{index} ({index}=?)"
-        assert len(found(connection, query)) == min(paths, kinds)
-
-
-PATHS = ["/a", "/a/", "/a/b", "/a/b/c", "/a-b", "/a.b", "/ab", "/a0", "/A", "/a/\U0001f600", "/", "*", "/b"]
-
-
-@pytest.mark.parametrize(
-    ("below", "fits"),
-    [
-        ("/a", {"/a", "/a/", "/a/b", "/a/b/c", "/a/\U0001f600"}),
-        ("/a/b", {"/a/b", "/a/b/c"}),
-        ("", set(PATHS) - {"*"}),
-        ("/nobody", set()),
-    ],
-)
-@pytest.mark.parametrize("rest", [1, 50])
-@pytest.mark.parametrize("is_closed", [True, False])
-@pytest.mark.parametrize(
-    "beside", [Query(), Query(("user_id = ?",), ("u",)), Query((), (), ("status_code = ?",), (503,))]
-)
-def test_a_path_and_what_is_below_it(below: str, fits: set[str], rest: int, is_closed: bool, beside: Query) -> None:
-    rows = [a_row(path=path, user_id="u", status_code=503, created_at=NOW) for path in PATHS * rest]
-    rows += [a_row(path="/a/b", user_id="other", status_code=200, created_at=NOW)] * 200
-    with tables() as connection:
-        if is_closed:
-            closed(connection, rows)
-            indexed(connection)
-        else:
-            segments.add_rows(connection, rows)
-        brute = [
-            (number, *row)
-            for number, row in enumerate(rows, 1)
-            if row.path in fits
-            and (row.user_id == "u" or not beside.conditions)
-            and (row.status_code == 503 or not beside.of_kind)
-        ]
-        assert found(connection, replace(beside, below_path=below)) == brute[::-1]
-
-
-BELOW = {
-    "few": (Query(below_path="/x"), 2, "SEARCH log_row_1 USING INDEX log_row_1_path (path>? AND path<?)", True),
-    "many": (Query(below_path="/x"), 3, "SCAN log_row_1", False),
-    "few of a kind": (
-        Query(of_kind=("status_code = ?",), kind_values=(503,), below_path="/x"),
-        3,
-        "SEARCH log_row_1 USING INDEX log_row_1_kind (kind=?)",
-        True,
-    ),
-    "one user's": (
-        Query(("user_id = ?",), ("u",), below_path="/x"),
-        3,
-        "SEARCH log_row_1 USING INDEX log_row_1_user_id (user_id=?)",
-        False,
-    ),
-}
-
-
-@pytest.mark.parametrize(("query", "count", "first", "is_sorted"), BELOW.values(), ids=BELOW.keys())
-def test_what_is_below_a_path_is_found_by_its_index_where_it_is_little(
-    query: Query, count: int, first: str, is_sorted: bool
-) -> None:
-    rows = [a_row(created_at=NOW + n, path=f"/x/{n}" if n < count else "/y") for n in range(98)]
-    with tables() as connection:
-        closed(connection, [*rows, *[a_row(created_at=NOW + 98, status_code=503)] * 2])
-        plan = plan_of(indexed(connection), query)
-        assert plan[0] == first
-        assert ("USE TEMP B-TREE FOR ORDER BY" in plan) == is_sorted
-
-
-@pytest.mark.parametrize("is_closed", [True, False])
-def test_a_table_without_the_kind_is_not_looked_into(is_closed: bool) -> None:
-    with tables() as connection:
-        segments.add_rows(connection, a_hundred())
-        if is_closed:
-            segments.close_open(connection)
-            indexed(connection)
-        asked: list[str] = []
-        connection.set_trace_callback(asked.append)
-        assert found(connection, Query(of_kind=("status_code = ?",), kind_values=(503,))) == []
-        connection.set_trace_callback(None)
-    assert not any("log_row" in text for text in asked)
-
-
-def test_a_time_reads_one_table_through_and_sorts_nothing() -> None:
-    with tables() as connection:
-        closed(connection, a_hundred())
-        assert plan_of(indexed(connection), Query(start_ms=NOW + 50, end_ms=NOW + 52)) == ["SCAN log_row_1", KIND]
-
-
-# kinds
-
-
-def kinds(connection: Connection, number: int = 1) -> list[tuple[Any, ...]]:
-    return connection.execute(f"SELECT {', '.join(segments.KIND)} FROM log_kind_{number} ORDER BY kind").fetchall()
-
-
-def test_what_rows_have_in_common_stands_once_in_each_table() -> None:
-    rows = [a_row(request_id=f"req-{number}", status_code=200 + number % 3) for number in range(90)]
-    expected = [tuple(getattr(rows[number], name) for name in segments.KIND) for number in range(3)]
-    with tables() as connection:
-        for number in (1, 2):
-            for start in range(0, 90, 30):
-                segments.add_rows(connection, rows[start : start + 30])
-            assert kinds(connection, number) == expected
-            segments.close_open(connection)
-
-
-def test_kinds_of_a_batch_that_was_not_committed_are_not_remembered() -> None:
-    with tables() as connection:
-        for way in ("ROLLBACK", "COMMIT"):
-            connection.execute("BEGIN")
-            segments.add_rows(connection, [a_row(status_code=201), a_row(status_code=202)])
-            connection.execute(way)
-        segments.add_rows(connection, [a_row(status_code=202), a_row(status_code=203)])
-        assert [row[COLUMN["status_code"]] for row in found(connection)] == [203, 202, 202, 201]
-        assert [kind[segments.KIND.index("status_code")] for kind in kinds(connection)] == [201, 202, 203]
-
-
-def test_kinds_are_remembered_from_batch_to_batch_in_the_table_they_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "_READ_KINDS", 1)
-    known = segments.KnownKinds()
-    rows = [a_row(route_id=f"route-{number}") for number in range(50)]
-    expected = [tuple(getattr(row, name) for name in segments.KIND) for row in rows]
-    with tables() as connection:
-        for number in (1, 2):
-            for _ in range(3):
-                segments.add_rows(connection, rows, known)
-            assert kinds(connection, number) == expected
-            segments.close_open(connection)
-        assert len(found(connection)) == 300
-    with tables() as connection:
-        segments.add_rows(connection, rows[:2], known)
-        assert kinds(connection) == expected[:2], "another file's are others"
-
-
-def test_no_more_kinds_are_remembered_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "_MOST_KINDS", 3)
-    monkeypatch.setattr(segments, "_READ_KINDS", 1)
-    known = segments.KnownKinds()
-    with tables() as connection:
-        for method in "ABCDA":
-            segments.add_rows(connection, [a_row(method=method)], known)
-        assert [kind[0] for kind in kinds(connection)] == ["A", "B", "C", "D", "A"]
-        assert [row[COLUMN["method"]] for row in found(connection)] == [*"ADCBA"]
-
-
-def test_whoever_invents_kinds_makes_no_batch_slower_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "_READ_KINDS", 3)
-    methods = ["GET", "A", "B", "C", "D", "GET", "A", "D"]
-    with tables() as connection:
-        for method in methods:
-            segments.add_rows(connection, [a_row(method=method)])
-        assert [row[COLUMN["method"]] for row in found(connection)] == methods[::-1]
-        assert [kind[0] for kind in kinds(connection)] == ["GET", "A", "B", "C", "D", "GET", "A"], "two stand twice"
-        segments.close_open(connection)
-        rows = found(indexed(connection), Query(of_kind=("method = ?",), kind_values=("A",)))
-        assert [row[0] for row in rows] == [7, 2]
 
 
 @pytest.mark.parametrize("message", [None, "", "reset by peer"])
@@ -481,115 +217,6 @@ def test_a_log_of_the_first_schema_says_the_same_once_its_kinds_are_set_apart() 
         wanted = Query(("path = ?",), (rows[7].path,))
         path = COLUMN["path"]
         assert found(connection, wanted) == [row for row in reversed(numbered) if row[path] == rows[7].path]
-
-
-# questions
-
-ROWS = random_rows(300, NOW, NOW + DAY_MS)
-COLUMN = {name: number for number, name in enumerate(COLUMNS)}
-FILTERS = st.dictionaries(
-    st.sampled_from(["method", "path", "target_service", "user_id", "client_ip", "request_id", "status_code"]),
-    st.integers(0, 299),
-    max_size=2,
-)
-
-
-@pytest.fixture(scope="module")
-def history() -> Iterator[Connection]:
-    """Closed and indexed, closed and not yet indexed, and open."""
-    with tables() as connection:
-        closed(connection, ROWS[:100])
-        closed(connection, ROWS[100:120])
-        indexed(connection)
-        closed(connection, ROWS[120:250])
-        segments.add_rows(connection, ROWS[250:])
-        yield connection
-
-
-@settings(max_examples=300)
-@given(
-    filters=FILTERS,
-    start=st.none() | st.integers(-10, 310),
-    end=st.none() | st.integers(-10, 310),
-    below=st.none() | st.integers(0, 310),
-    nudge=st.integers(-1, 1),
-)
-def test_a_question_is_answered_as_by_reading_everything(
-    history: Connection, filters: dict[str, int], start: int | None, end: int | None, below: int | None, nudge: int
-) -> None:
-    def moment(number: int) -> int:
-        return ROWS[min(max(number, 0), 299)].created_at + nudge
-
-    wanted = {name: getattr(ROWS[number], name) for name, number in filters.items()}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
-    own = {name: value for name, value in wanted.items() if name not in segments.KIND}
-    of_kind = {name: value for name, value in wanted.items() if name in segments.KIND}
-    query = Query(
-        tuple(f"{name} = ?" for name in own),
-        tuple(own.values()),
-        tuple(f"{name} = ?" for name in of_kind),
-        tuple(of_kind.values()),
-        0 if start is None else moment(start),
-        1 << 62 if end is None else moment(end),
-        1 << 62 if below is None else below,
-    )
-    brute = [
-        (number, *row)
-        for number, row in enumerate(ROWS, 1)
-        if all(getattr(row, name) == value for name, value in wanted.items())
-        and query.start_ms <= row.created_at <= query.end_ms
-        and number < query.below_id
-    ]
-    assert found(history, query) == brute[::-1]
-
-
-@pytest.mark.parametrize(
-    ("query", "conditions"),
-    [
-        (Query(), ""),
-        (Query(start_ms=1000, end_ms=2000, below_id=21), ""),
-        (Query(start_ms=1001), " WHERE created_at >= 1001"),
-        (Query(start_ms=2000), " WHERE created_at >= 2000"),
-        (Query(start_ms=2001), None),
-        (Query(end_ms=1999), " WHERE created_at <= 1999"),
-        (Query(end_ms=1000), " WHERE created_at <= 1000"),
-        (Query(end_ms=999), None),
-        (Query(below_id=20), " WHERE id < 20"),
-        (Query(below_id=11), " WHERE id < 11"),
-        (Query(below_id=10), None),
-        (
-            Query(("path = ?",), ("/x",), start_ms=1500, below_id=15),
-            " WHERE path = '/x' AND created_at >= 1500 AND id < 15",
-        ),
-    ],
-)
-def test_a_table_is_asked_only_what_it_does_not_settle_itself(query: Query, conditions: str | None) -> None:
-    asked: list[str] = []
-    with tables() as connection:
-        connection.execute("UPDATE log_segment SET first_id = 10, last_id = 9")
-        segments.add_rows(connection, [a_row(created_at=1000 + 100 * number) for number in range(11)])
-        connection.set_trace_callback(asked.append)
-        found(connection, query)
-        connection.set_trace_callback(None)
-    statements = [text for text in asked if "log_row" in text]
-    start = f"SELECT {', '.join(COLUMNS)} FROM log_row_1 CROSS JOIN log_kind_1 USING (kind)"
-    assert statements == ([] if conditions is None else [f"{start}{conditions} ORDER BY id DESC"])
-
-
-def test_tables_are_looked_into_when_they_are_reached() -> None:
-    with tables() as connection:
-        for _ in range(3):
-            closed(connection, [a_row()] * 4)
-        asked: list[str] = []
-        connection.set_trace_callback(asked.append)
-        rows = segments.find(connection, Query())
-        assert [next(rows)[0] for _ in range(5)] == [12, 11, 10, 9, 8]
-        rows.close()
-        connection.set_trace_callback(None)
-    assert [table for table in ("_1", "_2", "_3") if any(f"log_row{table} " in text for text in asked)] == [
-        "_2",
-        "_3",
-    ]
 
 
 # retention

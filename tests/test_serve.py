@@ -18,7 +18,8 @@ import pytest
 from engadi_gateway import Gateway, Settings
 from engadi_gateway.model import CorsPolicy
 from engadi_gateway.serve import Process
-from engadi_gateway.store.catalog import Catalog, Seed
+from engadi_gateway.store.catalog import Catalog
+from engadi_gateway.store.changes import Seed
 from tests.fakes import upstream
 from tests.harness import ADMIN, ask, json_of, settings_for
 from tests.processes import ini_of, started

@@ -24,9 +24,10 @@ from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal, Re
 from engadi_gateway.gateway import Gateway
 from engadi_gateway.model import CorsPolicy, Route, Service, Snapshot
 from engadi_gateway.sharing import LOOK_S, Sharing, when_free
-from engadi_gateway.store.catalog import Catalog, Change, Seed
+from engadi_gateway.store.catalog import Catalog
+from engadi_gateway.store.changes import Change, Seed
 from engadi_gateway.store.codec import to_json
-from engadi_gateway.store.database import HeldError, StoreError
+from engadi_gateway.store.errors import HeldError, StoreError
 from engadi_gateway.store.locks import FileLock
 from tests.fakes import OK, Reply, Seen, Upstream, Wire, upstream
 from tests.harness import ADMIN, ask, json_of, settings_for
@@ -226,7 +227,7 @@ def test_a_write_reaches_the_other_gateway(tmp_path: Path) -> None:
                 return (await ask(one.port, "GET", "/made/x")).status == 404
 
             await until(has_none)
-            assert one.snapshot == two.snapshot
+            assert one.configuration.snapshot == two.configuration.snapshot
 
     asyncio.run(run())
 
@@ -245,14 +246,15 @@ def test_a_route_whose_service_is_unknown_here_is_served_as_none_and_said_once(
             ):
                 body = {"path_pattern": "/made/*", "target_service": "content", "is_public": True}
                 made = json_of(await admin(two.port, "POST", "/routes", body=body))
-                await one._sharing.look()
+                await one.configuration._sharing.look()
                 refused = await ask(one.port, "GET", "/made/x")
                 assert (refused.status, json_of(refused)["code"]) == (503, "no_target")
                 assert caplog.messages.count(said) == 1
                 for priority in (5, 6):
                     await admin(two.port, "PUT", f"/routes/{made['id']}", body={"priority": priority})
-                    await one._sharing.look()
-                assert one.snapshot == replace(two.snapshot, services=one.snapshot.services)
+                    await one.configuration._sharing.look()
+                mine, theirs = one.configuration.snapshot, two.configuration.snapshot
+                assert mine == replace(theirs, services=mine.services)
                 assert caplog.messages.count(said) == 1, "said already"
 
     with caplog.at_level(logging.WARNING, "engadi"):
@@ -293,7 +295,8 @@ def test_what_another_version_wrote_is_waited_out_and_a_later_good_one_taken(
             _write_as_another_version(tmp_path, policy)
 
             async def is_taken() -> bool:
-                return one.snapshot.revision == 3 and one.snapshot.cors.enabled
+                snapshot = one.configuration.snapshot
+                return snapshot.revision == 3 and snapshot.cors.enabled
 
             await until(is_taken)
             assert (await admin(one.port, "POST", "/config/rate-limits", body=rule)).status == 201
@@ -317,7 +320,7 @@ def test_if_match_is_held_against_what_the_other_wrote_and_no_part_is_lost(tmp_p
                 *(admin((one, two)[number % 2].port, "PUT", path, body=part) for number, part in enumerate(parts))
             )
             assert [reply.status for reply in replies] == [200] * 4
-            await one._sharing.look()
+            await one.configuration._sharing.look()
             route = json_of(await admin(one.port, "GET", path))
             assert [route[name] for part in parts for name in part] == [9.5, 7, True, "a.b"]
             assert route["priority"] == 5
@@ -343,7 +346,7 @@ def test_limits_and_breakers_are_of_the_process(tmp_path: Path) -> None:
         ):
             rule = {"limit_type": "global", "max_requests": 3, "window_seconds": 3600, "path_pattern": "/api/v1/auth/*"}
             assert (await admin(one.port, "POST", "/config/rate-limits", body=rule)).status == 201
-            await two._sharing.look()
+            await two.configuration._sharing.look()
             for gateway in (one, two):
                 statuses = [(await ask(gateway.port, "GET", "/api/v1/auth/x")).status for _ in range(5)]
                 assert statuses == [200] * 3 + [429] * 2

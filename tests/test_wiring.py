@@ -14,12 +14,9 @@ from typing import Any
 import pytest
 
 from engadi_gateway.gateway import Gateway
-from engadi_gateway.store.database import StoreError
-from engadi_gateway.store.questions import LogFilter
 from tests.certificates import certify
 from tests.fakes import raw_client
 from tests.harness import ADMIN, ask, ask_on, json_of, token
-from tests.logrows import a_row
 from tests.probes_stages import a_token
 from tests.probes_traffic import idle_upstream, late_upstream, times_sent
 from tests.world import AUTH, BEARER, CONTENT, World, a_world, get, until
@@ -74,33 +71,6 @@ def test_a_connection_that_may_have_died_idle_costs_no_retry(tmp_path: Path, is_
 
 
 # the clockwork
-
-
-def test_old_rows_go_by_themselves_and_health_is_kept_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("engadi_gateway.gateway._PRUNE_EVERY_S", 0.01)
-    caplog.set_level(logging.CRITICAL, "engadi")
-
-    async def run() -> None:
-        async with a_world(tmp_path, log_retention_days=3) as world:
-            journal, prune = world.gateway.journal, world.gateway.journal.prune
-
-            async def prune_late(now_ms: int) -> None:
-                monkeypatch.setattr(journal, "prune", prune)  # a fault is not the end of it
-                raise StoreError("a fault")
-
-            monkeypatch.setattr(journal, "prune", prune_late)
-            await world.gateway.checker.check_now("auth")
-            journal.put([a_row(request_id="old", created_at=int(time.time() * 1000) - 5 * _DAY_MS)])
-            await journal.written(20)
-            async with asyncio.timeout(20):
-                while (await journal.logs(LogFilter(request_id="old"))).items:
-                    await asyncio.sleep(0.01)
-                while not any(row.last_check for row in await journal.load_health()):
-                    await asyncio.sleep(0.01)
-
-    asyncio.run(run())
 
 
 def test_the_clock_reaches_all_that_ends_by_itself(tmp_path: Path) -> None:
@@ -226,7 +196,7 @@ def test_a_write_that_nobody_waits_for_is_finished(tmp_path: Path) -> None:
     async def run() -> None:
         async with a_world(tmp_path) as world:
             body = b'{"path_pattern": "/x", "target_service": "auth", "is_public": true}'
-            async with world.gateway.writing():
+            async with world.gateway.configuration.writing():
                 async with raw_client(world.port) as client:
                     await client.send(
                         f"POST {BASE}/routes HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {ADMIN}\r\n"

@@ -25,8 +25,9 @@ from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.patterns import parameter_names
 from engadi_gateway.pipeline.routing import LOCAL_SERVICE, RoutingTable
 from engadi_gateway.settings import Settings
-from engadi_gateway.store.catalog import Catalog, Change
-from engadi_gateway.store.database import StoreError
+from engadi_gateway.store.catalog import Catalog
+from engadi_gateway.store.changes import Change
+from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.journal import Journal
 
 BASE = "/api/v1/gateway"
@@ -39,13 +40,15 @@ _LONG_BYTES = 64 << 10
 class Console(Explained, Protocol):
     """The gateway as its admin API sees it."""
 
-    settings: Settings
-    catalog: Catalog
     journal: Journal
     metrics: Metrics
     checker: HealthChecker
     breakers: BreakerRegistry
 
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def catalog(self) -> Catalog: ...
     @property
     def snapshot(self) -> Snapshot: ...
     def routing_table(self) -> RoutingTable: ...

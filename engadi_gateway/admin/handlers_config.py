@@ -18,7 +18,7 @@ from engadi_gateway.model import CorsPolicy, Origin, RateLimitRule, Revision, Ro
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.pipeline.cors import cors_faults
 from engadi_gateway.seed import timestamp
-from engadi_gateway.store.catalog import Change
+from engadi_gateway.store.changes import Change
 from engadi_gateway.store.codec import cors_from_json, route_from_json, rule_from_json, to_json
 
 

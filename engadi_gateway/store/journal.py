@@ -16,20 +16,15 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
-from engadi_gateway.store import history, questions, rollup, segments
-from engadi_gateway.store.database import (
-    Connection,
-    Database,
-    Migration,
-    StoreError,
-    file_bytes,
-    first_row,
-    free_share,
-    shrink,
-    used_bytes,
-)
+from engadi_gateway.store import at_rest, history, questions, rollup, segments
+from engadi_gateway.store.database import Database
+from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.intake import Intake, Written
+from engadi_gateway.store.kinds import KnownKinds
+from engadi_gateway.store.pages import file_bytes, free_share, shrink, used_bytes
 from engadi_gateway.store.questions import LogFilter, LogPage
+from engadi_gateway.store.schema import Migration, Schema
+from engadi_gateway.store.sqlite import Connection, first_row
 from engadi_gateway.store.sums import HOUR_MS, MINUTE_MS
 from engadi_gateway.store.tally import Tally
 
@@ -60,6 +55,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     ),
     history.set_kinds_apart,
 )
+SCHEMA = Schema(_APPLICATION_ID, MIGRATIONS)
 _HEALTH = tuple(field.name for field in fields(ServiceHealth))
 
 
@@ -77,26 +73,14 @@ class JournalStats:
     moved_aside: str = ""
 
 
-def _database(path: str, *, is_shared: bool = False) -> Database:
-    return Database(
-        path,
-        MIGRATIONS,
-        synchronous="NORMAL",
-        application_id=_APPLICATION_ID,
-        is_expendable=True,
-        is_shared=is_shared,
-    )
-
-
 def refuse_unusable(path: str) -> None:
     """For `--check`. Blocking.
 
     Raises:
         StoreError: a log is there that `Journal.open` would not take: a newer version's, another program's.
     """
-    database = _database(path)
-    if database.is_there():
-        database.vet()
+    if at_rest.is_there(path):
+        at_rest.vet(path, SCHEMA)
 
 
 class Journal:
@@ -119,13 +103,13 @@ class Journal:
         segment_rows: int = SEGMENT_ROWS,
         is_shared: bool = False,
     ) -> None:
-        self._database = _database(path, is_shared=is_shared)
+        self._database = Database(path, SCHEMA, synchronous="NORMAL", is_expendable=True, is_shared=is_shared)
         self.retention_days = retention_days
         self.max_bytes = max_bytes
         self._intake = Intake(self._database, queue_rows, self._insert, self._note_written, self._forget_failed)
         self._segment_rows = segment_rows
         self._tally = Tally(is_shared=is_shared)  # the writer thread's
-        self._kinds = None if is_shared else segments.KnownKinds()  # the writer thread's
+        self._kinds = None if is_shared else KnownKinds()  # the writer thread's
         self._is_summing = False
         self._last_write_ms = 0.0
         self._moved_aside = ""

@@ -61,6 +61,11 @@ class FileLock:
             self._descriptor = -1
 
 
+def refuse_unusable(path: str) -> None:
+    """For who only looks at a database: raises OSError where its lock is there and could not be taken."""
+    FileLock(f"{path}.lock").refuse_unusable()
+
+
 class Locks:
     """Both locks of one database file.
 
@@ -73,12 +78,6 @@ class Locks:
         self._presence = FileLock(f"{path}.lock")
         self._turn = FileLock(f"{path}.turn")
         self._is_held = False
-
-    def refuse_unusable(self) -> None:
-        """For who only looks: raises OSError where a lock could not be taken."""
-        self._presence.refuse_unusable()
-        if self.is_shared:
-            self._turn.refuse_unusable()
 
     def enter(self) -> bool:
         """Whether the file may be opened: False while another has it alone, or while others have it and we want to."""

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from engadi_gateway.errors import IS_ERROR_SQL
-from engadi_gateway.store import segments
-from engadi_gateway.store.database import Connection
+from engadi_gateway.store.find import Query, find
+from engadi_gateway.store.kinds import KIND
+from engadi_gateway.store.segments import COLUMNS
+from engadi_gateway.store.sqlite import Connection
 
-ERRORS = segments.Query(of_kind=(IS_ERROR_SQL,))
+ERRORS = Query(of_kind=(IS_ERROR_SQL,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,9 @@ class LogPage:
     next_cursor: str | None
 
 
-def take(connection: Connection, query: segments.Query, skip: int, count: int) -> list[tuple[Any, ...]]:
+def take(connection: Connection, query: Query, skip: int, count: int) -> list[tuple[Any, ...]]:
     """So many rows that fit, newest first, after the first `skip` of them."""
-    with contextlib.closing(segments.find(connection, query)) as rows:
+    with contextlib.closing(find(connection, query)) as rows:
         return list(itertools.islice(rows, skip, skip + count))
 
 
@@ -61,7 +63,7 @@ _EQUAL = ("method", "path", "target_service", "user_id", "client_ip", "request_i
 _EQUAL_BUT_PATH = tuple(name for name in _EQUAL if name != "path")
 
 
-def query_of(wanted: LogFilter) -> segments.Query:
+def query_of(wanted: LogFilter) -> Query:
     """The query for the filter; ValueError: its cursor is none of ours."""
     own: dict[str, tuple[Any, ...]] = {}
     of_kind: dict[str, tuple[Any, ...]] = {}
@@ -70,12 +72,12 @@ def query_of(wanted: LogFilter) -> segments.Query:
     for name in _EQUAL if below_path is None else _EQUAL_BUT_PATH:
         value = getattr(wanted, name)
         if value is not None:
-            (of_kind if name in segments.KIND else own)[f"{name} = ?"] = (value,)
+            (of_kind if name in KIND else own)[f"{name} = ?"] = (value,)
     if wanted.status_class is not None:
         of_kind["status_code BETWEEN ? AND ?"] = (wanted.status_class * 100, wanted.status_class * 100 + 99)
     if wanted.reason is not None:  # auth_invalid.expired is one of auth_invalid
         of_kind["(reason = ? OR reason GLOB ?)"] = (wanted.reason, f"{wanted.reason}.*")
-    return segments.Query(
+    return Query(
         tuple(own),
         tuple(itertools.chain.from_iterable(own.values())),
         tuple(of_kind),
@@ -105,8 +107,8 @@ def id_of(cursor: str) -> int:
 
 
 def as_json(row: tuple[Any, ...]) -> dict[str, Any]:
-    """A row (`segments.COLUMNS`) as the API shows it."""
-    document = dict(zip(segments.COLUMNS, row, strict=True))
+    """A row (`COLUMNS`) as the API shows it."""
+    document = dict(zip(COLUMNS, row, strict=True))
     created = document["created_at"]
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(created // 1000))
     document["created_at"] = f"{text}.{created % 1000:03d}Z"

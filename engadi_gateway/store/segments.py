@@ -4,18 +4,17 @@ Indexes on values that come in no order touch as many pages a row as there are i
 goes: that costs four times the row itself. Sorted once, they cost little, and a closed table is dropped whole. The
 price: a question about the newest rows reads the open table through, some ten milliseconds at most.
 
-What many rows have in common (`KIND`) stands once beside them, in a table of kinds: a row is written, and indexed, with
-one number for all that. `gateway_log_1` and so on are views that show both as one.
+What many rows have in common stands once beside them, in a table of kinds (`store.kinds`): a row is written, and
+indexed, with one number for all that. `gateway_log_1` and so on are views that show both as one.
 
 The tables are numbered, and `log_segment` says what each holds; the last one is open. None is ever renamed, because
 sqlite looks through the whole schema then. Row ids go on from table to table, so that a larger id is always a row that
-was written later.
+was written later. Who asks for rows goes by `store.find`.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -23,13 +22,12 @@ from operator import itemgetter
 from typing import Any
 
 from engadi_gateway.model import LogRow
-from engadi_gateway.store.database import Connection, first_row
+from engadi_gateway.store.kinds import KIND, Kinds, KnownKinds, create_kinds, kind_table
+from engadi_gateway.store.sqlite import Connection, first_row
 
 #: The open table, by a name that stays.
 VIEW = "gateway_log"
 COLUMNS = ("id", *LogRow._fields)
-#: What makes a row's kind. Paths, people and addresses would make more kinds than it saves rows.
-KIND = ("method", "target_service", "status_code", "error_message", "reason", "route_id", "attempts", "revision")
 _OWN = (
     "request_id", "path", "user_id", "client_ip", "created_at", "response_time", "upstream_time", "bytes_in",
     "bytes_out",
@@ -37,12 +35,6 @@ _OWN = (
 #: What a closed table is indexed by, in this order; with the last one, the rows of each kind are counted.
 #: Not by time: rows lie in its order, and only the tables at a question's ends are read through, 20 ms the largest.
 INDEXES = ("request_id", "path", "user_id", "client_ip", "kind")
-#: Kinds that have more than this share of a table's rows are found soon without their index.
-_FEW = 1 / 50
-#: Strangers choose methods: so many kinds are remembered, others may stand there twice, which harms nobody; and so many
-#: are read from the table by who remembers none.
-_MOST_KINDS = 16_384
-_READ_KINDS = 1000
 #: Closed tables stay in the hundreds: the more rows there are, the larger the next one.
 _SHARE_OF_ALL = 128
 _MOST_ROWS = 250_000
@@ -52,39 +44,29 @@ _OF_ROW = """(
     client_ip TEXT NOT NULL, created_at INTEGER NOT NULL, response_time REAL NOT NULL, upstream_time REAL,
     bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL
 ) STRICT"""
-_OF_KIND = """(
-    kind INTEGER PRIMARY KEY, method TEXT NOT NULL, target_service TEXT, status_code INTEGER NOT NULL,
-    error_message TEXT, reason TEXT NOT NULL, route_id TEXT, attempts INTEGER NOT NULL, revision INTEGER NOT NULL,
-    row_count INTEGER NOT NULL DEFAULT 0
-) STRICT"""
-_SHOWN = ", ".join(COLUMNS)
+SHOWN = ", ".join(COLUMNS)
 _SEGMENTS = "SELECT number, first_id, last_id, first_ms, last_ms, begun_ms, indexes FROM log_segment"
 _IS_CLOSED = "NOT is_dropped AND number < (SELECT max(number) FROM log_segment)"
 _AT_ONCE = 50  # rows a statement: half the cost of one by one, and the interpreter's lock is passed on less often
 _kind_of = itemgetter(*map(LogRow._fields.index, KIND))
 _own_of = itemgetter(*map(LogRow._fields.index, _OWN))
 _created = itemgetter(LogRow._fields.index("created_at"))
-_MESSAGE = KIND.index("error_message")
 
 
-def _rows(number: int) -> str:
+def row_table(number: int) -> str:
     return f"log_row_{number}"
 
 
-def _kinds(number: int) -> str:
-    return f"log_kind_{number}"
-
-
-def _both(number: int, hint: str = "") -> str:
+def both(number: int, hint: str = "") -> str:
     """Rows with their kinds; in this order, or sqlite may begin with the kinds and sort."""
-    return f"{_rows(number)}{hint} CROSS JOIN {_kinds(number)} USING (kind)"
+    return f"{row_table(number)}{hint} CROSS JOIN {kind_table(number)} USING (kind)"
 
 
 def create(connection: Connection, number: int) -> None:
     """Make the tables of that number, and the view of both."""
-    connection.execute(f"CREATE TABLE {_rows(number)} {_OF_ROW}")
-    connection.execute(f"CREATE TABLE {_kinds(number)} {_OF_KIND}")
-    connection.execute(f"CREATE VIEW {VIEW}_{number} AS SELECT {_SHOWN} FROM {_both(number)}")  # noqa: S608 - ours
+    connection.execute(f"CREATE TABLE {row_table(number)} {_OF_ROW}")
+    create_kinds(connection, number)
+    connection.execute(f"CREATE VIEW {VIEW}_{number} AS SELECT {SHOWN} FROM {both(number)}")  # noqa: S608 - ours
 
 
 def show(connection: Connection, number: int) -> None:
@@ -118,24 +100,6 @@ class Segment:
         return self.indexes == len(INDEXES)
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """Which rows: SQL conditions with their values, bounds of time (epoch ms, both inclusive) and of the id.
-
-    conditions: of what is a row's own, and indexed. of_kind: of what is its kind's. below_path: that path, and those
-    below it.
-    """
-
-    conditions: tuple[str, ...] = ()
-    values: tuple[Any, ...] = ()
-    of_kind: tuple[str, ...] = ()
-    kind_values: tuple[Any, ...] = ()
-    start_ms: int = 0
-    end_ms: int = 1 << 62
-    below_id: int = 1 << 62
-    below_path: str | None = None
-
-
 # writing
 
 
@@ -157,7 +121,7 @@ def add_rows(connection: Connection, rows: Sequence[LogRow], known: KnownKinds |
 
 
 def fill(
-    connection: Connection, number: int, rows: Sequence[LogRow], *, first_id: int | None, kinds: _Kinds | None = None
+    connection: Connection, number: int, rows: Sequence[LogRow], *, first_id: int | None, kinds: Kinds | None = None
 ) -> None:
     """Put rows into the table of that number: the first one with that id, or after what is there."""
     if kinds is None:
@@ -178,58 +142,9 @@ def _inserts(number: int) -> tuple[str, str, str]:
     """A row, many rows, a row with its id."""
     names = ", ".join((*_OWN, "kind"))
     marks = ", ".join("?" * (len(_OWN) + 1))
-    one = f"INSERT INTO {_rows(number)} ({names}) VALUES ({marks})"  # noqa: S608 - ours
-    first = f"INSERT INTO {_rows(number)} ({names}, id) VALUES ({marks}, ?)"  # noqa: S608 - ours
+    one = f"INSERT INTO {row_table(number)} ({names}) VALUES ({marks})"  # noqa: S608 - ours
+    first = f"INSERT INTO {row_table(number)} ({names}, id) VALUES ({marks}, ?)"  # noqa: S608 - ours
     return one, f"{one}{f', ({marks})' * (_AT_ONCE - 1)}", first
-
-
-class KnownKinds:
-    """Kinds of the open table, remembered from one batch to the next: with thousands of routes there are thousands.
-
-    What a transaction has added is there only once that is committed: `forget` when it fails. Not for several
-    processes over the same file.
-    """
-
-    def __init__(self) -> None:
-        self._kinds: _Kinds | None = None
-
-    def forget(self) -> None:
-        self._kinds = None
-
-    def of(self, connection: Connection, number: int) -> _Kinds:
-        known = self._kinds
-        if known is None or known.number != number or known.connection is not connection or len(known) > _MOST_KINDS:
-            known = self._kinds = _Kinds(connection, number)
-        return known
-
-
-class _Kinds(dict[tuple[Any, ...], int]):
-    """The numbers of a table's kinds; one that it has not gets the next number, and is added by `store`."""
-
-    def __init__(self, connection: Connection, number: int) -> None:
-        names = ", ".join(KIND)
-        newest = f"SELECT kind, {names} FROM {_kinds(number)} ORDER BY kind DESC LIMIT {_READ_KINDS}"  # noqa: S608
-        super().__init__((row[1:], row[0]) for row in connection.execute(newest))
-        self.connection = connection
-        self.number = number
-        self._insert = f"INSERT INTO {_kinds(number)} (kind, {names}) VALUES (?{', ?' * len(KIND)})"  # noqa: S608 - ours
-        self._newest = max(self.values(), default=0)
-        self._added: list[tuple[Any, ...]] = []
-
-    def __missing__(self, kind: tuple[Any, ...]) -> int:
-        if kind[_MESSAGE] == "":
-            number = self[*kind[:_MESSAGE], None, *kind[_MESSAGE + 1 :]]
-        else:
-            number = self._newest = self._newest + 1
-            self._added.append((number, *kind))
-        self[kind] = number
-        return number
-
-    def store(self) -> None:
-        """Put those that were missing into the table: together, for one by one each takes three times as long."""
-        if self._added:
-            self.connection.executemany(self._insert, self._added)
-            self._added.clear()
 
 
 def _open(connection: Connection) -> Segment:
@@ -287,10 +202,10 @@ def index_next(connection: Connection) -> bool:
     if row is None:
         return False
     number, made = row
-    connection.execute(f"CREATE INDEX {_rows(number)}_{INDEXES[made]} ON {_rows(number)} ({INDEXES[made]})")
+    connection.execute(f"CREATE INDEX {row_table(number)}_{INDEXES[made]} ON {row_table(number)} ({INDEXES[made]})")
     if made + 1 == len(INDEXES):
-        count = f"SELECT count(*) FROM {_rows(number)} AS r WHERE r.kind = {_kinds(number)}.kind"  # noqa: S608 - ours
-        connection.execute(f"UPDATE {_kinds(number)} SET row_count = ({count})")  # noqa: S608 - ours
+        count = f"SELECT count(*) FROM {row_table(number)} AS r WHERE r.kind = {kind_table(number)}.kind"  # noqa: S608 - ours
+        connection.execute(f"UPDATE {kind_table(number)} SET row_count = ({count})")  # noqa: S608 - ours
     connection.execute("UPDATE log_segment SET indexes = indexes + 1 WHERE number = ?", (number,))
     return True
 
@@ -320,12 +235,12 @@ def clear_next(connection: Connection) -> bool:
     number, indexes = row
     if indexes:
         for column in INDEXES[:indexes]:
-            connection.execute(f"DROP INDEX {_rows(number)}_{column}")
+            connection.execute(f"DROP INDEX {row_table(number)}_{column}")
         connection.execute("UPDATE log_segment SET indexes = 0 WHERE number = ?", (number,))
     else:
         connection.execute(f"DROP VIEW {VIEW}_{number}")
-        connection.execute(f"DROP TABLE {_rows(number)}")
-        connection.execute(f"DROP TABLE {_kinds(number)}")
+        connection.execute(f"DROP TABLE {row_table(number)}")
+        connection.execute(f"DROP TABLE {kind_table(number)}")
         connection.execute("DELETE FROM log_segment WHERE number = ?", (number,))
     return True
 
@@ -338,93 +253,11 @@ def rows_after(connection: Connection, row_id: int, count: int) -> tuple[int, li
     found: list[tuple[Any, ...]] = []
     for segment in reversed(segments(connection)):
         if segment.last_id > row_id and len(found) < count:
-            query = f"SELECT {_SHOWN} FROM {_both(segment.number)} WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608
+            query = f"SELECT {SHOWN} FROM {both(segment.number)} WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608
             found += connection.execute(query, (row_id, count - len(found))).fetchall()
     return found[-1][0] if found else last_id(connection), [LogRow._make(row[1:]) for row in found]
-
-
-def find(connection: Connection, query: Query) -> Generator[tuple[Any, ...], None, None]:
-    """The rows (`COLUMNS`) that fit, newest first; a table is looked into when it is reached."""
-    for segment in segments(connection):
-        bounds = _bounds(segment, query)
-        at_most = 0 if bounds is None else _count_of_kinds(connection, segment, query)
-        if bounds is not None and at_most:
-            with contextlib.closing(connection.execute(*_select(connection, segment, query, bounds, at_most))) as rows:
-                yield from rows
 
 
 def segments(connection: Connection) -> list[Segment]:
     """The tables, newest first."""
     return [Segment(*row) for row in connection.execute(f"{_SEGMENTS} WHERE NOT is_dropped ORDER BY number DESC")]
-
-
-def _bounds(segment: Segment, query: Query) -> dict[str, int] | None:
-    """Conditions of time and id with their values; without those that all rows keep, None where none does."""
-    bounds = (
-        ("created_at >= ?", query.start_ms, query.start_ms <= segment.first_ms, query.start_ms > segment.last_ms),
-        ("created_at <= ?", query.end_ms, query.end_ms >= segment.last_ms, query.end_ms < segment.first_ms),
-        ("id < ?", query.below_id, query.below_id > segment.last_id, query.below_id <= segment.first_id),
-    )
-    if any(is_kept_by_none for *_, is_kept_by_none in bounds):
-        return None
-    return {condition: value for condition, value, is_kept_by_all, _ in bounds if not is_kept_by_all}
-
-
-def _count_of_kinds(connection: Connection, segment: Segment, query: Query) -> int:
-    """How many rows are of the kinds asked for; where nobody has counted yet: none, or all."""
-    if not query.of_kind:
-        return segment.rows
-    kinds = f"SELECT count(*), total(row_count) FROM {_wanted_kinds(segment, query)}"  # noqa: S608 - ours
-    count, rows = first_row(connection, kinds, query.kind_values)
-    return int(rows) if segment.is_indexed else segment.rows * bool(count)
-
-
-def _wanted_kinds(segment: Segment, query: Query) -> str:
-    return f"{_kinds(segment.number)} WHERE {' AND '.join(query.of_kind)}"
-
-
-def _select(
-    connection: Connection, segment: Segment, query: Query, bounds: dict[str, int], at_most: int
-) -> tuple[str, list[Any]]:
-    """The statement for one table, of whose rows so many are of the kinds asked for."""
-    hint = _hint(connection, segment, query, at_most)
-    conditions, values = _own(query)
-    if query.of_kind:
-        kind = "kind" if hint else "+kind"
-        conditions.append(f"{kind} IN (SELECT kind FROM {_wanted_kinds(segment, query)})")  # noqa: S608 - ours
-        values += query.kind_values
-    where = f" WHERE {' AND '.join([*conditions, *bounds])}" if conditions or bounds else ""
-    statement = f"SELECT {_SHOWN} FROM {_both(segment.number, hint)}{where} ORDER BY id DESC"  # noqa: S608 - ours
-    return statement, [*values, *bounds.values()]
-
-
-def _hint(connection: Connection, segment: Segment, query: Query, at_most: int) -> str:
-    """Which index is told to sqlite, by numbers that it does not have; "": its choice among those of a row's own."""
-    if not segment.is_indexed:
-        return ""
-    few = int(segment.rows * _FEW)
-    own, values = _own(query)
-    is_rare = query.of_kind and at_most <= few
-    if is_rare and (not own or (len(own) == 1 and _has_more(connection, segment, own[0], values, at_most))):
-        return f" INDEXED BY {_rows(segment.number)}_kind"
-    if query.below_path is None or query.conditions:
-        return ""
-    if _has_more(connection, segment, own[0], values, few):
-        return " NOT INDEXED"
-    return f" INDEXED BY {_rows(segment.number)}_path"
-
-
-def _own(query: Query) -> tuple[list[str], list[Any]]:
-    """Conditions, with their values, of what is a row's own."""
-    path = query.below_path
-    if path is None:
-        return list(query.conditions), list(query.values)
-    name = "+path" if query.conditions else "path"  # the sign keeps sqlite from the index
-    below = f"({name} >= ? AND {name} < ? AND ({name} = ? OR {name} >= ?))"  # "0" is what comes after "/"
-    return [*query.conditions, below], [*query.values, path, f"{path}0", path, f"{path}/"]
-
-
-def _has_more(connection: Connection, segment: Segment, condition: str, values: list[Any], count: int) -> bool:
-    """Whether more than so many rows fit; the index alone says it."""
-    rows = f"SELECT 1 FROM {_rows(segment.number)} WHERE {condition} LIMIT ?"  # noqa: S608 - ours
-    return int(first_row(connection, f"SELECT count(*) FROM ({rows})", (*values, count + 1))[0]) > count  # noqa: S608

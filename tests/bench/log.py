@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engadi_gateway.model import LogRow
-from engadi_gateway.store.database import StoreError
+from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.journal import Journal
 from engadi_gateway.store.questions import LogFilter
 from engadi_gateway.store.segments import INDEXES

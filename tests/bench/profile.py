@@ -66,7 +66,7 @@ STAGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("upstream connection", "engadi_gateway/net/upstream.py", ()),
     ("reply: its head", "engadi_gateway/wire/response.py", ()),
     ("replies of our own", "engadi_gateway/wire/problem.py", ()),
-    ("settling, log rows", "engadi_gateway/gateway.py", ()),
+    ("settling, log rows", "engadi_gateway/upcalls.py", ()),
     ("settling, log rows", "engadi_gateway/rows.py", ()),
     ("settling, log rows", "engadi_gateway/recorder.py", ()),
     ("settling, log rows", "engadi_gateway/accesslog.py", ()),

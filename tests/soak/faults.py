@@ -147,7 +147,7 @@ async def _settled(gateway: Gateway, upstream: Flapping) -> None:
         if not state["connections"] and not state["in_flight"] and not _active(state) and not upstream.counts.costly:
             break
         await asyncio.sleep(0.01)
-    await gateway.flushed()
+    await gateway._console.flushed()
 
 
 def _active(state: dict[str, Any]) -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from engadi_gateway.model import CorsPolicy
-from engadi_gateway.store.catalog import load_snapshot
+from engadi_gateway.store.catalog_tables import load_snapshot
 from engadi_gateway.store.codec import to_json
 from engadi_gateway.store.journal import Journal
 from tests.fakes import RawClient, upstream

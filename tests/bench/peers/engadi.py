@@ -14,8 +14,10 @@ from engadi_gateway import __version__
 from engadi_gateway.model import LimitType, RateLimitRule, Route
 from engadi_gateway.seed import seed_of, timestamp
 from engadi_gateway.settings import Settings
-from engadi_gateway.store import catalog
-from engadi_gateway.store.database import Connection
+from engadi_gateway.store import catalog_tables
+from engadi_gateway.store.catalog import Catalog
+from engadi_gateway.store.database import Database
+from engadi_gateway.store.sqlite import Connection
 from tests.bench.peers import ALL_DUTIES, ROOT, Command, Peer, Place, Setup
 from tests.bench.requests import ORIGIN, SECRET
 
@@ -76,8 +78,8 @@ def command(place: Place, *, is_full: bool, interpreter: str = sys.executable) -
 def prepare(database: str, settings: Settings, place: Place, *, is_full: bool) -> None:
     """Routes and rules as the setup wants them, in one transaction: over the API ten thousand would take an hour."""
     now = timestamp(time.time())
-    store = catalog._database(database)  # the catalog's own schema and its own way to write a row
-    own = catalog.Catalog(database)
+    store = Database(database, catalog_tables.SCHEMA, synchronous="FULL")
+    own = Catalog(database)
     own.open(seed_of(settings, now))
     own.close()
 
@@ -85,9 +87,9 @@ def prepare(database: str, settings: Settings, place: Place, *, is_full: bool) -
         connection.execute("DELETE FROM rate_limit_rule")
         connection.execute("DELETE FROM route_config")
         for route in routes(place.setup, now, is_public=not is_full):
-            catalog._store(connection, "route", route)
+            catalog_tables.store(connection, "route", route)
         for rule in rules(place, now):
-            catalog._store(connection, "rule", rule)
+            catalog_tables.store(connection, "rule", rule)
 
     store.open()
     store.submit(write).result()
