@@ -1,6 +1,6 @@
 """The configuration that is served, and every way in which another takes its place.
 
-A write, a reload, what another process wrote: each is compiled aside, kept in the catalog, and then swapped whole, so
+A write, a reload, what another process wrote: each is compiled first, kept where it is ours, and then swapped whole, so
 that no request meets a part of one and a part of another.
 """
 
@@ -32,6 +32,7 @@ class Configuration:
 
     Attributes:
         compiled: what is served.
+        compiler: what made it, and makes what comes next.
 
     Raises:
         ConfigurationError, RefusedError: the snapshot cannot be served.
