@@ -284,3 +284,15 @@ def test_max_forwards_whatever_it_says(tmp_path: Path, said: str) -> None:
             assert [seen.all("max-forwards") for seen in auth.seen] == ([] if passed is None else [[passed]])
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize("said", ["0", "7", "x"])
+def test_max_forwards_of_other_methods_goes_on_as_it_came(tmp_path: Path, method: str, said: str) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            reply = await ask(gateway.port, method, "/api/v1/auth/x", headers={"Max-Forwards": said})
+            assert reply.status == 200
+            assert [seen.one("max-forwards") for seen in auth.seen] == [said]
+
+    asyncio.run(run())
