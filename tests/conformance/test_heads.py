@@ -230,7 +230,7 @@ def test_http_10_clients_get_no_chunks_and_no_interim_replies(tmp_path: Path) ->
     asyncio.run(run())
 
 
-def test_preserve_host_sends_the_clients_host(tmp_path: Path) -> None:
+def test_preserve_host_sends_the_clients_host_if_it_named_one(tmp_path: Path) -> None:
     async def script(seen: Seen, wire: Wire) -> None:
         await wire.send(OK)
 
@@ -241,6 +241,12 @@ def test_preserve_host_sends_the_clients_host(tmp_path: Path) -> None:
             }  # fmt: skip
             assert (await ask(gateway.port, "POST", "/api/v1/gateway/routes", bearer=ADMIN, body=route)).status == 201
             assert (await ask(gateway.port, "GET", "/p")).status == 200
-            assert auth.seen[0].one("host") == "gateway.test"
+            async with raw_client(gateway.port) as client:
+                await client.send(b"GET /p HTTP/1.0\r\n\r\n")
+                assert (await client.reply()).status == 200
+            async with raw_client(gateway.port) as client:
+                await client.send(b"GET http://absolute.test:81/p HTTP/1.1\r\nHost: other.test\r\n\r\n")
+                assert (await client.reply()).status == 200
+            assert [seen.one("host") for seen in auth.seen] == ["gateway.test", auth.url[7:], "absolute.test:81"]
 
     asyncio.run(run())
