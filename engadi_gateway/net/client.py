@@ -35,6 +35,7 @@ from engadi_gateway.wire.request import (
     ChunkedBody,
     CountedBody,
     RefusedHeadError,
+    asks_for_head,
     first_head,
     parse_head,
     takes_long,
@@ -69,7 +70,6 @@ class ClientConnection(Endable):
         self._told: bytes | None = None  # the authority that `_who` is of, where that is all it depends on
         self._head: RequestHead | None = None  # that was read last; None: it could not be
         self._refused_head: Refusal | None = None
-        self._is_head_asked = False  # of a request that could not be read
         self._body: ChunkedBody | CountedBody | None = None
         self._is_closing = False
         self._is_write_paused = False
@@ -195,7 +195,7 @@ class ClientConnection(Endable):
             self._head, self._refused_head = error.head, error.refusal
         except RefusedError as error:
             self._head, self._refused_head = None, error.refusal
-            self._is_head_asked = (raw or buffer)[:5] == b"HEAD "
+            self._is_head_asked = asks_for_head(raw or buffer)
         return True
 
     def decide(self, now: float, wall: float) -> bool:
@@ -526,6 +526,7 @@ class ClientConnection(Endable):
             return False
         refusal = Refusal(Reason.DRAINING, "not answered before the gateway had to stop")
         if exchange is None and self._is_whole_head_queued():  # it waits for the log, say
+            self._is_head_asked = asks_for_head(self._buffer)
             self._context.upcalls.unreadable(refusal.reason)
             self._answer_unread(refusal)
             self._transport.close()

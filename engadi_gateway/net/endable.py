@@ -19,7 +19,7 @@ from engadi_gateway.errors import Reason, Refusal
 from engadi_gateway.net.context import Context
 from engadi_gateway.net.sockets import break_off, has_unread, taken_mark, unread_bytes
 from engadi_gateway.pipeline.exchange import Exchange
-from engadi_gateway.wire.request import HEAD_END
+from engadi_gateway.wire.request import HEAD_END, asks_for_head
 
 #: What the kernel counts as not read once our side is closed, though nothing is left of what was written.
 _FIN_BYTES = 1
@@ -54,6 +54,7 @@ class Endable(asyncio.Protocol):
         self._requests = 0
         self._is_queued = False
         self._is_head_awaited = False
+        self._is_head_asked = False  # by what is no whole request
         self._is_reading = True
         self.is_upload_paused = False
         self.ends_by_closing = False
@@ -91,6 +92,7 @@ class Endable(asyncio.Protocol):
         if self._is_whole_head_queued():
             self._wait_in_queue(now)
         elif self._buffer:
+            self._is_head_asked = asks_for_head(self._buffer)
             self._context.upcalls.unreadable(Reason.CLIENT_TIMEOUT)
             self._answer_unread(Refusal(Reason.CLIENT_TIMEOUT))
         elif not self.close_if_idle():
