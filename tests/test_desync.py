@@ -296,3 +296,31 @@ def test_max_forwards_of_other_methods_goes_on_as_it_came(tmp_path: Path, method
             assert [seen.one("max-forwards") for seen in auth.seen] == [said]
 
     asyncio.run(run())
+
+
+#: Heads whose bodies nobody reads, because their end is not known, or too far away, or nobody would wait for it.
+UNREAD = {
+    "two framings": b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+    "a coding on HTTP/1.0": b"Transfer-Encoding: chunked\r\nConnection: keep-alive",
+    "a body that is too long": b"Content-Length: 99999999",
+    "an expectation": b"Expect: tea\r\nContent-Length: 99",
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_refused_head_that_is_a_429_in_the_end_closes_all_the_same(tmp_path: Path, name: str) -> None:
+    """Who asks too often is told that first; what stands behind the head is no request for that."""
+    version = b"1.0" if "1.0" in name else b"1.1"
+
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth, limits_per_ip=1) as gateway:
+            assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+            async with raw_client(gateway.port) as client:
+                head = b"POST /api/v1/auth/x HTTP/" + version + b"\r\nHost: h\r\n" + UNREAD[name] + b"\r\n\r\n"
+                await client.send(head + b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+                reply = await client.reply("POST")
+                assert (reply.status, json_of(reply)["code"]) == (429, "rate_limited")
+                assert reply.all("connection") == ["close"]
+                assert await client.rest() == b"", "what stands behind it was answered"
+
+    asyncio.run(run())
