@@ -324,3 +324,32 @@ def test_a_refused_head_that_is_a_429_in_the_end_closes_all_the_same(tmp_path: P
                 assert await client.rest() == b"", "what stands behind it was answered"
 
     asyncio.run(run())
+
+
+def _padded(size: int) -> bytes:
+    start = b"GET /livez HTTP/1.1\r\nHost: h\r\nX: "
+    return start + b"y" * (size - len(start) - 4) + b"\r\n\r\n"
+
+
+def test_much_pipelined_that_ends_with_a_whole_head_is_not_the_last_that_is_read(tmp_path: Path) -> None:
+    """One byte more than what stops the reading, so that it stops with the last byte, and all of it is whole heads."""
+    released = asyncio.Event()
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await released.wait()
+        await wire.send(OK)
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            await client.send(b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n")
+            await _until(lambda: len(auth.seen) == 1)
+            await client.send(_padded(1024) * 63 + _padded(1025))
+            await _until(lambda: len(gateway._context.unread) == 1)
+            released.set()
+            async with asyncio.timeout(20):
+                for _ in range(65):
+                    assert (await client.reply()).status == 200
+                await client.send(_padded(100))
+                assert (await client.reply()).status == 200
+
+    asyncio.run(run())
