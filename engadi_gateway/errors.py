@@ -129,6 +129,10 @@ _MOST_SAID = 200
 
 HeaderLine = tuple[bytes, bytes]
 
+REALM = 'Bearer realm="engadi"'
+#: What stands beside a 400 for credentials that could be read in two ways (RFC 6750 section 3.1).
+INVALID_REQUEST: HeaderLine = (b"WWW-Authenticate", f'{REALM}, error="invalid_request"'.encode("ascii"))
+
 
 def rendered(lines: Iterable[HeaderLine]) -> list[bytes]:
     """Header lines as they are sent, without line ends."""

@@ -155,6 +155,33 @@ def test_an_upload_that_stalls_within_the_reply_is_the_clients_doing(tmp_path: P
     asyncio.run(run())
 
 
+async def _never_answer(seen: Seen, wire: Wire) -> None:
+    await asyncio.Event().wait()
+
+
+def test_from_the_end_of_an_upload_on_it_is_the_upstreams_time(tmp_path: Path) -> None:
+    async def run() -> None:
+        values = {"upstream_timeout": 10.0, "server_body_timeout": 100.0}
+        async with (
+            upstream(_never_answer) as auth,
+            running(tmp_path, auth, **values) as gateway,
+            raw_client(gateway.port) as client,
+        ):
+            await client.send(b"POST /api/v1/auth/x HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nh")
+            await until(lambda: len(gateway._context.flights))
+            await client.send(b"i")
+            await until(lambda: auth.seen)
+            _sweep(gateway, 9.0)
+            assert len(gateway._context.flights) == 1
+            _sweep(gateway, 11.0)
+            assert not len(gateway._context.flights)
+            reply = await client.reply("POST")
+            assert (reply.status, json_of(reply)["code"]) == (504, "upstream_timeout")
+            assert gateway.breakers.status("auth", 0.0)["failure_count"] == 1
+
+    asyncio.run(run())
+
+
 def test_an_upload_that_the_upstream_holds_up_within_its_reply_is_the_upstreams_doing(tmp_path: Path) -> None:
     async def run() -> None:
         values = {"server_max_body_bytes": 0}

@@ -283,3 +283,72 @@ def test_max_forwards_whatever_it_says(tmp_path: Path, said: str) -> None:
             assert [seen.all("max-forwards") for seen in auth.seen] == ([] if passed is None else [[passed]])
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize("said", ["0", "7", "x"])
+def test_max_forwards_of_other_methods_goes_on_as_it_came(tmp_path: Path, method: str, said: str) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            reply = await ask(gateway.port, method, "/api/v1/auth/x", headers={"Max-Forwards": said})
+            assert reply.status == 200
+            assert [seen.one("max-forwards") for seen in auth.seen] == [said]
+
+    asyncio.run(run())
+
+
+#: Heads whose bodies nobody reads, because their end is not known, or too far away, or nobody would wait for it.
+UNREAD = {
+    "two framings": b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+    "a coding on HTTP/1.0": b"Transfer-Encoding: chunked\r\nConnection: keep-alive",
+    "a body that is too long": b"Content-Length: 99999999",
+    "an expectation": b"Expect: tea\r\nContent-Length: 99",
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_refused_head_that_is_a_429_in_the_end_closes_all_the_same(tmp_path: Path, name: str) -> None:
+    """Who asks too often is told that first; what stands behind the head is no request for that."""
+    version = b"1.0" if "1.0" in name else b"1.1"
+
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth, limits_per_ip=1) as gateway:
+            assert (await ask(gateway.port, "GET", "/api/v1/auth/x")).status == 200
+            async with raw_client(gateway.port) as client:
+                head = b"POST /api/v1/auth/x HTTP/" + version + b"\r\nHost: h\r\n" + UNREAD[name] + b"\r\n\r\n"
+                await client.send(head + b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+                reply = await client.reply("POST")
+                assert (reply.status, json_of(reply)["code"]) == (429, "rate_limited")
+                assert reply.all("connection") == ["close"]
+                assert await client.rest() == b"", "what stands behind it was answered"
+
+    asyncio.run(run())
+
+
+def _padded(size: int) -> bytes:
+    start = b"GET /livez HTTP/1.1\r\nHost: h\r\nX: "
+    return start + b"y" * (size - len(start) - 4) + b"\r\n\r\n"
+
+
+def test_much_pipelined_that_ends_with_a_whole_head_is_not_the_last_that_is_read(tmp_path: Path) -> None:
+    """One byte more than what stops the reading, so that it stops with the last byte, and all of it is whole heads."""
+    released = asyncio.Event()
+
+    async def script(seen: Seen, wire: Wire) -> None:
+        await released.wait()
+        await wire.send(OK)
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            await client.send(b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n")
+            await _until(lambda: len(auth.seen) == 1)
+            await client.send(_padded(1024) * 63 + _padded(1025))
+            await _until(lambda: len(gateway._context.unread) == 1)
+            released.set()
+            async with asyncio.timeout(20):
+                for _ in range(65):
+                    assert (await client.reply()).status == 200
+                await client.send(_padded(100))
+                assert (await client.reply()).status == 200
+
+    asyncio.run(run())

@@ -21,7 +21,7 @@ from engadi_gateway.gateway import Gateway
 from engadi_gateway.model import BreakerState
 from engadi_gateway.store.errors import UnavailableError
 from engadi_gateway.store.journal import MIGRATIONS
-from tests.fakes import Reply, upstream
+from tests.fakes import Reply, raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, running, settings_for, token
 from tests.processes import PYTHON, ROOT, environment_of, ini_of, started
 
@@ -202,6 +202,11 @@ def test_where_rows_must_not_be_lost_requests_wait_for_a_full_disk(small_disk: P
 
 
 def test_a_stop_has_an_end_though_requests_wait_for_the_disk(tmp_path: Path) -> None:
+    async def only_head(port: int) -> bytes:
+        async with raw_client(port) as client:
+            await client.send(b"HEAD /health HTTP/1.1\r\nHost: h\r\n\r\n")
+            return await client.rest()
+
     async def run() -> None:
         async with upstream() as auth, started(tmp_path, ini_of(auth.url, STALLING)) as gateway:
             resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
@@ -209,9 +214,12 @@ def test_a_stop_has_an_end_though_requests_wait_for_the_disk(tmp_path: Path) -> 
             await gateway.wait_for("rows wait, and requests once the queue is full, until this ends")
             await _until(lambda: sum(task.done() for task in asked) >= 2)
             asked.append(asyncio.create_task(ask(gateway.port, "GET", "/api/v1/auth/x")))
+            without_body = asyncio.create_task(only_head(gateway.port))
             await asyncio.sleep(0.2)
             gateway.signal(signal.SIGTERM)
             assert await gateway.code() == 0
+            raw = await without_body
+            assert (raw[:13], raw[raw.index(b"\r\n\r\n") :]) == (b"HTTP/1.1 503 ", b"\r\n\r\n")
             answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 20)
             told = [answer for answer in answers if isinstance(answer, Reply) and answer.status == 503]
             assert answers[-1] in told and json_of(told[-1])["code"] == "draining", "it waited"

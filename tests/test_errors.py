@@ -40,6 +40,64 @@ def test_proxy_errors_are_of_the_registry(reason: Reason) -> None:
     assert reason.proxy_error == "" or reason.proxy_error in PROXY_ERRORS
 
 
+#: Code -> status and Proxy-Status error: what clients, balancers and other proxies go by, so that a change is a break.
+PROMISED: dict[str, tuple[int, str]] = {
+    "ok": (200, ""),
+    "bad_request": (400, "http_request_error"),
+    "uri_too_long": (414, "http_request_error"),
+    "headers_too_large": (431, "http_request_error"),
+    "body_too_large": (413, "http_request_error"),
+    "client_timeout": (408, "http_request_error"),
+    "version_unsupported": (505, "http_request_error"),
+    "not_implemented": (501, "http_request_error"),
+    "expectation_failed": (417, "http_request_error"),
+    "no_route": (404, "destination_not_found"),
+    "method_not_allowed": (405, "http_request_denied"),
+    "options": (204, ""),
+    "preflight": (204, ""),
+    "preflight_denied": (403, "http_request_denied"),
+    "auth_malformed": (400, "http_request_denied"),
+    "auth_missing": (401, "http_request_denied"),
+    "auth_invalid": (401, "http_request_denied"),
+    "auth_unavailable": (503, "destination_unavailable"),
+    "scope_missing": (403, "http_request_denied"),
+    "rate_limited": (429, "http_request_denied"),
+    "overloaded": (503, "connection_limit_reached"),
+    "draining": (503, "proxy_internal_response"),
+    "breaker_open": (503, "destination_unavailable"),
+    "no_target": (503, "destination_unavailable"),
+    "dns_error": (502, "dns_error"),
+    "dns_timeout": (504, "dns_timeout"),
+    "connect_refused": (502, "connection_refused"),
+    "connect_timeout": (504, "connection_timeout"),
+    "tls_certificate": (502, "tls_certificate_error"),
+    "tls_error": (502, "tls_protocol_error"),
+    "upstream_closed": (502, "connection_terminated"),
+    "upstream_invalid": (502, "http_protocol_error"),
+    "upstream_timeout": (504, "http_response_timeout"),
+    "upstream_truncated": (502, "http_response_incomplete"),
+    "upstream_stalled": (504, "connection_read_timeout"),
+    "upstream_5xx": (502, ""),
+    "upgrade_failed": (502, "http_upgrade_failed"),
+    "loop": (502, "proxy_loop_detected"),
+    "client_closed": (499, ""),
+    "client_stalled": (499, ""),
+    "internal": (500, "proxy_internal_error"),
+    "not_found": (404, ""),
+    "bad_json": (400, ""),
+    "conflict": (409, ""),
+    "precondition_failed": (412, ""),
+    "unsupported_media_type": (415, ""),
+    "invalid_fields": (422, ""),
+    "store_unavailable": (503, ""),
+}
+
+
+@each_reason
+def test_each_row_says_what_was_promised(reason: Reason) -> None:
+    assert (reason.status, reason.proxy_error) == PROMISED[reason.code]
+
+
 def test_codes_are_unique_and_no_row_hides_another() -> None:
     """An Enum makes an alias of a row that equals an earlier one."""
     codes = [reason.code for reason in Reason]

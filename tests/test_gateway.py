@@ -320,6 +320,18 @@ def test_slow_clients_are_turned_away(tmp_path: Path, name: str) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("begun", [b"HEAD ", b"\r\nHEAD /api/v1/auth/x HTTP/1.1\r\nHos"])
+def test_who_asks_for_a_head_too_slowly_gets_no_body_either(tmp_path: Path, begun: bytes) -> None:
+    async def run() -> None:
+        async with running(tmp_path, server_head_timeout=0.2) as gateway, raw_client(gateway.port) as client:
+            await client.send(begun)
+            raw = await client.rest()
+            assert raw.startswith(b"HTTP/1.1 408 ")
+            assert raw.endswith(b"\r\nConnection: close\r\n\r\n")
+
+    asyncio.run(run())
+
+
 def test_at_the_cap_the_connection_idle_longest_goes(tmp_path: Path) -> None:
     async def run() -> None:
         async with (

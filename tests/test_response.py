@@ -165,6 +165,11 @@ def test_what_the_gateway_says_itself_an_upstream_does_not(drops_cors: bool) -> 
     assert head.rate == b"\r\n".join(RATE)
 
 
+def test_a_limit_that_connection_names_is_the_connections() -> None:
+    named = b"Connection: X-RateLimit-Remaining, ratelimit"
+    assert _parsed(*RATE, named).rate == b"\r\n".join([RATE[1], RATE[2], RATE[4]])
+
+
 OWN = (
     b'X-RateLimit-Limit: 10\r\nX-RateLimit-Remaining: 5\r\nX-RateLimit-Reset: 99\r\nRateLimit: "a";r=5;t=1,"b";r=7;t=1'
 )

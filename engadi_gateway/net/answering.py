@@ -16,6 +16,7 @@ from engadi_gateway.net.endable import State
 from engadi_gateway.net.receiving import Receiving
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.wire.problem import own_reply, refusal_reply
+from engadi_gateway.wire.request import asks_for_head
 
 #: Pipelined requests beyond this stay in the socket until those before them are answered.
 MAX_PIPELINED_BYTES = 65536
@@ -27,7 +28,6 @@ class Answering(Receiving):
 
     # what most never change; on the class, for more attributes than thirty make an object's all slower (CPython)
     _splice: Switched | None = None  # in its handler's place after a 101
-    _is_head_asked = False  # of a request that could not be read
     _deciding: asyncio.Task[None] | None = None
 
     def __init__(self, context: Context, batch: Batch) -> None:
@@ -173,6 +173,7 @@ class Answering(Receiving):
             return False
         refusal = Refusal(Reason.DRAINING, "not answered before the gateway had to stop")
         if exchange is None and self._is_whole_head_queued():  # it waits for the log, say
+            self._is_head_asked = asks_for_head(self._buffer)
             self._context.upcalls.unreadable(refusal.reason)
             self._answer_unread(refusal)
             self._transport.close()

@@ -32,6 +32,7 @@ from engadi_gateway.wire.forwarded import (
 from engadi_gateway.wire.request import (
     SHORT_BYTES,
     RefusedHeadError,
+    asks_for_head,
     first_head,
     parse_head,
     takes_long,
@@ -192,7 +193,7 @@ class ClientConnection(Answering):
             self._head, self._refused_head = error.head, error.refusal
         except RefusedError as error:
             self._head, self._refused_head = None, error.refusal
-            self._is_head_asked = (raw or buffer)[:5] == b"HEAD "
+            self._is_head_asked = asks_for_head(raw or buffer)
         return True
 
     def decide(self, now: float, wall: float) -> bool:

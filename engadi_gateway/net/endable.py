@@ -19,7 +19,7 @@ from engadi_gateway.errors import Reason, Refusal
 from engadi_gateway.net.context import Context
 from engadi_gateway.net.sockets import break_off, has_unread, taken_mark, unread_bytes
 from engadi_gateway.pipeline.exchange import Exchange
-from engadi_gateway.wire.request import HEAD_END
+from engadi_gateway.wire.request import HEAD_END, asks_for_head
 
 #: What the kernel counts as not read once our side is closed, though nothing is left of what was written.
 _FIN_BYTES = 1
@@ -45,6 +45,7 @@ class Endable(asyncio.Protocol):
     refused = ""
     _taken_mark = 0
     _requests_then = 0
+    _is_head_asked = False  # by what is no whole request
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -91,6 +92,7 @@ class Endable(asyncio.Protocol):
         if self._is_whole_head_queued():
             self._wait_in_queue(now)
         elif self._buffer:
+            self._is_head_asked = asks_for_head(self._buffer)
             self._context.upcalls.unreadable(Reason.CLIENT_TIMEOUT)
             self._answer_unread(Refusal(Reason.CLIENT_TIMEOUT))
         elif not self.close_if_idle():

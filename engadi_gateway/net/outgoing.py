@@ -39,8 +39,8 @@ def _own_lines(exchange: Exchange, who: Client, instance: bytes) -> bytes:
         lines += identity.block
     if head.upgrade:
         lines += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade
-    if b"max-forwards" in notes and head.method == "OPTIONS":
-        lines += b"Max-Forwards: %b\r\n" % _one_less(notes[b"max-forwards"])
+    if b"max-forwards" in notes:
+        lines += b"Max-Forwards: %b\r\n" % _hops_left(head.method, notes[b"max-forwards"])
     return lines
 
 
@@ -49,9 +49,9 @@ def _before(notes: dict[bytes, bytes]) -> bytes:
     return notes[b"via"] + b", " if b"via" in notes else b""
 
 
-def _one_less(value: bytes) -> bytes:
-    """RFC 9110 section 7.6.2; what is no number is none of ours, and goes on as it came."""
-    if not value.isdigit():
+def _hops_left(method: str, value: bytes) -> bytes:
+    """RFC 9110 section 7.6.2; of other methods, or no number, it is none of ours, and goes on as it came."""
+    if method != "OPTIONS" or not value.isdigit():
         return value
     digits = value.lstrip(b"0") or b"1"  # of 0 there would be less
     return b"%d" % (int(digits) - 1) if len(digits) < _MAX_FORWARDS_DIGITS else _MAX_FORWARDS

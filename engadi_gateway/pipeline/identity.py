@@ -15,11 +15,10 @@ from typing import Any
 
 import jwt
 
-from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal
+from engadi_gateway.errors import INVALID_REQUEST, REALM, ConfigurationError, Fault, Reason, Refusal
 from engadi_gateway.pipeline.claims import IdentityPolicy, claims_fault, identity_of, is_time
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
 
-REALM = 'Bearer realm="engadi"'
 #: Words for tokens that our keys cannot judge, so that somebody else may.
 NOT_OURS = frozenset(("wrong_alg", "unknown_key"))
 _SYMMETRIC = "HS"
@@ -242,11 +241,7 @@ def invalid(word: str) -> Refusal:
 
 
 _MISSING = Refusal(Reason.AUTH_MISSING, headers=((b"WWW-Authenticate", REALM.encode("ascii")),))
-_MALFORMED = Refusal(
-    Reason.AUTH_MALFORMED,
-    "Authorization must be: Bearer <token>",
-    headers=((b"WWW-Authenticate", f'{REALM}, error="invalid_request"'.encode("ascii")),),
-)
+_MALFORMED = Refusal(Reason.AUTH_MALFORMED, "Authorization must be: Bearer <token>", headers=(INVALID_REQUEST,))
 
 
 def _scope_missing(roles: tuple[str, ...]) -> Refusal:

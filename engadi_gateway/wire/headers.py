@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from operator import itemgetter
 
-from engadi_gateway.errors import HeaderLine, Reason, Refusal, RefusedError
+from engadi_gateway.errors import INVALID_REQUEST, HeaderLine, Reason, Refusal, RefusedError
 from engadi_gateway.wire.text import remember
 
 
@@ -179,7 +179,8 @@ def _fault(names: Values, actions: Actions) -> Refusal | None:
         if action == Action.REJECT:
             return Refusal(Reason.BAD_REQUEST, "header name with other than letters, digits and -")
         if action in _SINGLE and lower in seen:
-            return Refusal(Reason.BAD_REQUEST, f"more than one {lower.decode('ascii')} field")
+            challenge = (INVALID_REQUEST,) if lower == b"authorization" else ()
+            return Refusal(Reason.BAD_REQUEST, f"more than one {lower.decode('ascii')} field", headers=challenge)
         seen.add(lower)
     return None
 

@@ -75,6 +75,11 @@ def without_blank_lines(data: bytes) -> bytes:
     return data if blank is None else data[blank.end() :]
 
 
+def asks_for_head(data: bytes) -> bool:
+    """Of what may never be a whole request: whether its answer must have no body (RFC 9110 section 9.3.2)."""
+    return data[:5] == b"HEAD "
+
+
 def takes_long(data: bytes) -> bool:
     """Whether the first head, as far as it is there, has many lines, or many escapes, which its path may be full of."""
     end = data.find(HEAD_END)

@@ -109,6 +109,8 @@ IDENTITY = [
             "X-Forwarded-Prefix: /evil", "X-Forwarded-Server: evil", "X-Forwarded: for=6.6.6.6", "Forwarded: for=6.6.6.6;by=h",
             "Forwarded-For: 6.6.6.6", "X-Client-IP: 6.6.6.6", "True-Client-IP: 6.6.6.6", "CF-Connecting-IP: 6.6.6.6",
             "X-Cluster-Client-IP: 6.6.6.6", "X-Originating-IP: 6.6.6.6", "X-Remote-Addr: 6.6.6.6", "Remote-User: root", "X-Remote-User: root",
+            "X-Real-Client-IP: 6.6.6.6", "X-Azure-SocketIP: 6.6.6.6", "X-Remote-IP: 6.6.6.6", "X-SSL-Client-Cert: x", "X-HTTP-Method: DELETE",
+            "X-MS-Client-Principal: x", "X-MS-Client-Principal-Name: root",
             "X-Original-URL: /admin", "X-Rewrite-URL: /admin", "X-HTTP-Method-Override: DELETE", "X-Method-Override: DELETE", "Proxy: evil:80",
         )
     ),

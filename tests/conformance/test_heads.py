@@ -202,6 +202,25 @@ def test_whoever_leaves_less_is_told_and_nobody_on_redirects(
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(("said", "shown"), [("1", "1"), ("2000000", "999999")])
+def test_whoever_leaves_less_is_told_on_a_switch_too(tmp_path: Path, said: str, shown: str) -> None:
+    async def script(seen: Seen, wire: Wire) -> None:
+        lines = f"Connection: Upgrade\r\nUpgrade: echo\r\nX-RateLimit-Remaining: {said}\r\n"
+        await wire.send(f"HTTP/1.1 101 x\r\n{lines}\r\n".encode())
+
+    async def run() -> None:
+        async with upstream(script) as auth, running(tmp_path, auth) as gateway, raw_client(gateway.port) as client:
+            lines = b"Connection: Upgrade\r\nUpgrade: echo\r\n"
+            await client.send(b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n" + lines + b"\r\n")
+            head = await client.reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 101 x\r\n")
+            assert [line for line in head.split(b"\r\n") if b"-Remaining" in line] == [
+                f"X-RateLimit-Remaining: {shown}".encode()
+            ]
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(("sent", "seen_by_upstream"), [("3", "2"), ("1", "0"), ("0", None)])
 def test_max_forwards_counts_down(tmp_path: Path, sent: str, seen_by_upstream: str | None) -> None:
     async def run() -> None:
@@ -230,7 +249,7 @@ def test_http_10_clients_get_no_chunks_and_no_interim_replies(tmp_path: Path) ->
     asyncio.run(run())
 
 
-def test_preserve_host_sends_the_clients_host(tmp_path: Path) -> None:
+def test_preserve_host_sends_the_clients_host_if_it_named_one(tmp_path: Path) -> None:
     async def script(seen: Seen, wire: Wire) -> None:
         await wire.send(OK)
 
@@ -241,6 +260,12 @@ def test_preserve_host_sends_the_clients_host(tmp_path: Path) -> None:
             }  # fmt: skip
             assert (await ask(gateway.port, "POST", "/api/v1/gateway/routes", bearer=ADMIN, body=route)).status == 201
             assert (await ask(gateway.port, "GET", "/p")).status == 200
-            assert auth.seen[0].one("host") == "gateway.test"
+            async with raw_client(gateway.port) as client:
+                await client.send(b"GET /p HTTP/1.0\r\n\r\n")
+                assert (await client.reply()).status == 200
+            async with raw_client(gateway.port) as client:
+                await client.send(b"GET http://absolute.test:81/p HTTP/1.1\r\nHost: other.test\r\n\r\n")
+                assert (await client.reply()).status == 200
+            assert [seen.one("host") for seen in auth.seen] == ["gateway.test", auth.url[7:], "absolute.test:81"]
 
     asyncio.run(run())

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from engadi_gateway.gateway import Gateway
-from tests.fakes import Upstream, upstream
+from tests.fakes import Upstream, raw_client, upstream
 from tests.harness import ADMIN, SECRET, ask, json_of, running, token
 
 NOW = int(time.time())
@@ -222,6 +223,38 @@ async def _run_as(folder: Path, admin: str, attacks: list[Attack], **settings: A
         assert (await ask(gateway.port, "GET", "/api/v1/gateway/routes", bearer=admin)).status == 200
         assert (await ask(gateway.port, "GET", "/api/v1/gateway/routes", bearer=token(role="admin"))).status == 401
     return failures
+
+
+_CHALLENGE = 'Bearer realm="engadi"'
+_AMBIGUOUS = f'{_CHALLENGE}, error="invalid_request"'
+#: What a client sends -> status, code, WWW-Authenticate (RFC 6750 section 3; without credentials no error is named).
+CHALLENGES: dict[str, tuple[list[str], int, str, str]] = {
+    "nothing": ([], 401, "auth_missing", _CHALLENGE),
+    "nothing in the field": ([""], 401, "auth_missing", _CHALLENGE),
+    "another scheme": (["Basic eDp5"], 401, "auth_missing", _CHALLENGE),
+    "no token": (["bearer"], 400, "auth_malformed", _AMBIGUOUS),
+    "a token of two words": (["Bearer a b"], 400, "auth_malformed", _AMBIGUOUS),
+    "two tokens in a field": (["Bearer a, Bearer b"], 400, "auth_malformed", _AMBIGUOUS),
+    "two tokens in two fields": (["Bearer a", "Bearer b"], 400, "bad_request", _AMBIGUOUS),
+    "one token in two fields": ([f"Bearer {token()}"] * 2, 400, "bad_request", _AMBIGUOUS),
+    "another's role": ([f"bEARER {token()}"], 403, "scope_missing", f'{_CHALLENGE}, error="insufficient_scope", scope="admin"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("name", CHALLENGES)
+def test_whoever_is_refused_is_told_how_to_ask(tmp_path: Path, name: str, method: str) -> None:
+    credentials, status, code, challenge = CHALLENGES[name]
+    lines = "".join(f"Authorization: {one}\r\n" for one in credentials)
+
+    async def run() -> None:
+        async with running(tmp_path) as gateway, raw_client(gateway.port) as client:
+            await client.send(f"{method} /api/v1/gateway/routes HTTP/1.1\r\nHost: h\r\n{lines}\r\n".encode())
+            reply = await client.reply(method)
+            assert (reply.status, reply.one("www-authenticate")) == (status, challenge)
+            assert reply.body == b"" if method == "HEAD" else json_of(reply)["code"] == code
+
+    asyncio.run(run())
 
 
 def test_a_token_is_judged_up_to_its_limit_and_not_beyond(tmp_path: Path) -> None:
