@@ -15,7 +15,7 @@ import pytest
 
 from engadi_gateway import metrics as prometheus
 from engadi_gateway.errors import Reason
-from engadi_gateway.metrics import BUCKETS_S, Family, Metrics, histogram_samples, render
+from engadi_gateway.metrics import BUCKETS_S, Family, Histogram, Metrics, histogram_samples, render
 from engadi_gateway.model import BreakerState, HealthStatus, LogRow, ServiceHealth
 from engadi_gateway.pipeline.breaker import Thresholds
 from tests.fakes import upstream
@@ -109,6 +109,11 @@ def test_histograms_are_cumulative_and_end_in_the_count(ms: float) -> None:
         "_count": 2,
     }
     assert len(buckets) == len(BUCKETS_S) + 1
+
+
+def test_edges_are_those_that_dashboards_of_others_know() -> None:
+    made = [labels["le"] for suffix, labels, _ in histogram_samples({"": Histogram()}, "x") if suffix == "_bucket"]
+    assert made == ["0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "+Inf"]
 
 
 def test_labels_are_escaped_and_openmetrics_ends() -> None:
