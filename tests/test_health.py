@@ -221,14 +221,14 @@ def test_a_fault_in_one_check_is_logged_and_is_not_the_others(caplog: pytest.Log
     assert caplog.messages == ["health check of b failed"]
 
 
-def test_a_change_is_said_once_and_a_good_start_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
-    statuses = {"a": 200, "b": 200}
+def test_a_change_is_said_once_and_a_good_start_is_no_news_but_a_bad_one_is(caplog: pytest.LogCaptureFixture) -> None:
+    statuses = {"a": 200, "b": 200, "c": 500}
 
     async def answer(url: str) -> FetchReply:
         return FetchReply(statuses[url[7]], b"")
 
     async def run() -> None:
-        checker = checker_with(answer, "a", "b")
+        checker = checker_with(answer, "a", "b", "c")
         for status, rounds in ((200, 2), (500, 5), (200, 4)):
             statuses["b"] = status
             for _ in range(rounds):
@@ -237,6 +237,7 @@ def test_a_change_is_said_once_and_a_good_start_is_no_news(caplog: pytest.LogCap
     with caplog.at_level(logging.INFO, "engadi"):
         asyncio.run(run())
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "health of c: unhealthy, was unknown: status 500"),
         ("WARNING", "health of b: degraded, was healthy: status 500"),
         ("WARNING", "health of b: unhealthy, was degraded: status 500"),
         ("INFO", "health of b: healthy, was unhealthy"),
@@ -265,6 +266,8 @@ def test_who_is_down_is_told_when_that_changes_and_not_after_every_check() -> No
     asyncio.run(check(5))
     assert told[-1] == frozenset("abc")
     assert len(told) == 1 + 3 + 3
+    checker.replace_settings(Settings.of({}, health_interval=0.0))
+    assert told[-1] == frozenset(), "what nobody looks at any more is not down for ever"
 
 
 def test_the_public_page_has_names_and_states_only() -> None:
