@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import pytest
@@ -143,9 +144,12 @@ def test_nobody_listens() -> None:
             url = server.url
         return await checker_of({"a": Service("a", url)}).check_now("a")
 
+    began = time.monotonic()
     health = asyncio.run(run())
     assert health is not None
     assert (health.status, health.last_error) == (DOWN, "connect_refused")
+    assert health.response_time is not None
+    assert 0 <= health.response_time <= (time.monotonic() - began) * 1000 + 1
 
 
 def test_counts_add_up() -> None:
