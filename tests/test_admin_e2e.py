@@ -660,6 +660,8 @@ def test_monitors_may_add_to_public_pages_what_they_like(tmp_path: Path, path: s
             "&".join("abcdefgh" * 10),
         ):
             assert (await ask(gateway.port, "GET", f"{path}?{query}")).status == 200, query
+        page_of_another_site = {"Origin": "https://status.example"}
+        assert (await ask(gateway.port, "GET", path, headers=page_of_another_site)).status == 200
 
     with_gateway(tmp_path, session)
 

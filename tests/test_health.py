@@ -179,14 +179,20 @@ def test_an_unknown_service_is_not_checked() -> None:
 Answer = Callable[[str], Awaitable[FetchReply]]
 
 
-def checker_with(answer: Answer, *names: str, noted: Healthy | None = None, **values: object) -> HealthChecker:
+def checker_with(
+    answer: Answer,
+    *names: str,
+    noted: Healthy | None = None,
+    tell_unhealthy: Callable[[frozenset[str]], None] = lambda names: None,
+    **values: object,
+) -> HealthChecker:
     """With a fetch that answers by URL: for what no real peer can be timed to do."""
 
     async def fetch(url: str, lines: list[HeaderLine], timeout_s: float, max_bytes: int) -> FetchReply:
         return await answer(url)
 
     services = {name: Service(name, f"http://{name}") for name in names}
-    return HealthChecker(services, Settings.of({}, **values), fetch, noted or Healthy(), lambda: WALL)
+    return HealthChecker(services, Settings.of({}, **values), fetch, noted or Healthy(), lambda: WALL, tell_unhealthy)
 
 
 async def ok(url: str) -> FetchReply:
@@ -307,7 +313,8 @@ def test_a_service_replaced_while_it_is_asked_is_not_written_over() -> None:
 
 
 def test_what_an_earlier_run_knew_counts_until_the_first_check() -> None:
-    checker = checker_with(ok, "a", "b")
+    told: list[frozenset[str]] = []
+    checker = checker_with(ok, "a", "b", tell_unhealthy=told.append)
     asyncio.run(checker.check_now("b"))
     now_known = checker.status()["b"]
     rows = [
@@ -317,6 +324,7 @@ def test_what_an_earlier_run_knew_counts_until_the_first_check() -> None:
     ]
     checker.restore(rows)
     assert checker.status() == {"a": rows[0], "b": now_known}
+    assert told[-1] == frozenset("a"), "a split passes it over from the start"
     checker.replace_services({"a": Service("a", "http://elsewhere")})
     checker.restore(rows)
     assert checker.status() == {"a": ServiceHealth("a", "http://elsewhere")}

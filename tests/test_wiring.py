@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -255,6 +257,34 @@ def test_the_port_of_a_process_that_ended_can_be_had_at_once(tmp_path: Path) -> 
             assert await client.rest() == b""
         async with a_world(tmp_path / "again", server_port=port) as world:
             assert (await get(world, AUTH + "/x")).status == 200
+
+    asyncio.run(run())
+
+
+def test_all_addresses_of_both_kinds_can_be_listened_on_at_once(tmp_path: Path) -> None:
+    """A socket for `::` that took IPv4 as well would leave none to the one for `0.0.0.0`."""
+
+    async def run() -> None:
+        async with a_world(tmp_path, server_host=("0.0.0.0", "::")) as world:
+            for host in ("127.0.0.1", "::1"):
+                async with raw_client(world.port, host) as client:
+                    assert (await ask_on(client, "GET", AUTH + "/x")).status == 200
+                assert world.auth.seen[-1].one("x-forwarded-for") == host
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_a_unix_socket_is_for_its_owner_and_group_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    path = tmp_path / "s"
+
+    async def run() -> None:
+        before = os.umask(umask)
+        try:
+            async with a_world(tmp_path, server_unix_socket=str(path)):
+                assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        finally:
+            os.umask(before)
 
     asyncio.run(run())
 
