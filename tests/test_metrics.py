@@ -18,6 +18,7 @@ from engadi_gateway.errors import Reason
 from engadi_gateway.metrics import BUCKETS_S, Family, Histogram, Metrics, histogram_samples, render
 from engadi_gateway.model import BreakerState, HealthStatus, LogRow, ServiceHealth
 from engadi_gateway.pipeline.breaker import Thresholds
+from engadi_gateway.store.journal import JournalStats
 from tests.fakes import upstream
 from tests.harness import ADMIN, ask, running
 
@@ -330,6 +331,27 @@ def test_the_page_counts_how_often_a_circuit_came_into_each_state(tmp_path: Path
     samples = asyncio.run(run())
     counts = {state: samples[f'engadi_circuit_transitions_total{{service="auth",state="{state}"}}'] for state in STATES}
     assert counts == {"closed": 1, "open": 3, "half_open": 3}
+
+
+def test_the_page_counts_rows_that_were_shed_and_rows_that_failed_as_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            stats = JournalStats(rows_written=5, rows_shed=30, rows_failed=400, queue_depth=6)
+            monkeypatch.setattr(gateway.journal, "stats", lambda: stats)
+            lines = (
+                (await ask(gateway.port, "GET", "/api/v1/gateway/metrics/prometheus", bearer=ADMIN))
+                .body.decode()
+                .splitlines()
+            )
+            assert {line for line in lines if line.startswith("engadi_log_")} == {
+                "engadi_log_rows_written_total 5",
+                "engadi_log_rows_dropped_total 430",
+                "engadi_log_queue_depth 6",
+            }
+
+    asyncio.run(run())
 
 
 def test_connections_are_of_all_the_services_at_their_target(tmp_path: Path) -> None:

@@ -287,10 +287,11 @@ def test_after_the_signal_it_goes_on_accepting_as_long_as_was_said(
     ("more", "has_debug_words", "is_asyncio_debugging"),
     [
         ("[log]\nlevel = INFO", False, False),
+        ("[log]\nlevel = CRITICAL", False, False),
         ("[log]\nlevel = DEBUG", True, False),
         ("[log]\nlevel = INFO\n[gateway]\ndebug = yes", True, True),
     ],
-    ids=["info", "debug", "debugging"],
+    ids=["info", "critical", "debug", "debugging"],
 )
 def test_what_is_said_on_stderr(tmp_path: Path, more: str, has_debug_words: bool, is_asyncio_debugging: bool) -> None:
     async def run() -> None:
@@ -299,6 +300,7 @@ def test_what_is_said_on_stderr(tmp_path: Path, more: str, has_debug_words: bool
             gateway.signal(signal.SIGTERM)
             assert await gateway.code() == 0
             said = "".join(gateway.lines)
+            assert all(word in said for word in ("listening on", "draining", "stopped")), "whatever the level"
             assert ("Using selector" in said) is has_debug_words
             assert ("debug=True" in said) is is_asyncio_debugging  # the loop's farewell
 
