@@ -261,6 +261,26 @@ def test_the_port_of_a_process_that_ended_can_be_had_at_once(tmp_path: Path) -> 
     asyncio.run(run())
 
 
+def test_the_state_is_of_this_moment(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with a_world(tmp_path) as world, raw_client(world.port) as client:
+            gateway = world.gateway
+            assert (gateway.state()["in_flight"], gateway.state()["pools"]) == (0, {})
+            await client.send(b"GET /api/v1/auth/hold HTTP/1.1\r\nHost: h\r\n\r\n")
+            await until(lambda: world.auth.raw and world.auth.raw[0])
+            gateway._started_at -= 1000
+            gateway._ticker.lag_s = 1.25  # until the next tick
+            state = gateway.state()
+            assert (state["in_flight"], state["connections"], state["loop_lag_s"]) == (1, 1, 1.25)
+            assert 1000 <= state["uptime_s"] < 2000
+            assert [counts["active"] for counts in state["pools"].values()] == [1]
+            world.released.set()
+            assert (await client.reply()).status == 200
+            assert gateway.state()["in_flight"] == 0
+
+    asyncio.run(run())
+
+
 def test_all_addresses_of_both_kinds_can_be_listened_on_at_once(tmp_path: Path) -> None:
     """A socket for `::` that took IPv4 as well would leave none to the one for `0.0.0.0`."""
 
