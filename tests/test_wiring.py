@@ -9,6 +9,7 @@ import os
 import socket
 import ssl
 import stat
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from engadi_gateway.gateway import Gateway
+from engadi_gateway.listeners import BindError, bind_unix
 from engadi_gateway.store.database import StoreError
 from engadi_gateway.store.questions import LogFilter
 from tests.certificates import certify
@@ -307,6 +309,31 @@ def test_a_unix_socket_is_for_its_owner_and_group_whatever_the_umask(tmp_path: P
             os.umask(before)
 
     asyncio.run(run())
+
+
+def test_a_unix_socket_whose_owner_takes_nobody_in_is_neither_waited_for_nor_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    said: list[str] = []
+
+    def bind() -> None:
+        with pytest.raises(BindError) as failed:
+            bind_unix(str(path), 10)
+        said.append(str(failed.value))
+
+    with contextlib.ExitStack() as held:
+        living = held.enter_context(socket.socket(socket.AF_UNIX))
+        living.bind(str(path))
+        living.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client = held.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(path))
+        binding = threading.Thread(target=bind, daemon=True)  # so that one that waits does not hold the tests up
+        binding.start()
+        binding.join(20)
+        assert said == [f"cannot listen on unix:{path}: Address already in use"]
+        assert path.is_socket()
 
 
 def test_small_writes_are_not_held_back_on_either_side(tmp_path: Path) -> None:
