@@ -158,6 +158,7 @@ def _remove_stale(path: str) -> None:
     except OSError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # one whose queue is full is alive, and may never have room
         try:
             probe.connect(path)
         except ConnectionRefusedError:

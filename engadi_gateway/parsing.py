@@ -16,6 +16,8 @@ BOOLEANS = {
 _DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _LONGEST_SOCKET_PATH = 107
+#: What is in front of the IPv4 address in an IPv4-mapped one (RFC 4291 section 2.5.5.2).
+_MAPPED_BITS = 96
 #: No more digits than a float tells apart; of four hundred it makes infinity.
 _QUANTITY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([a-z]*)")
 
@@ -90,7 +92,16 @@ def parse_algorithms(text: str) -> tuple[str, ...]:
 
 
 def parse_networks(text: str) -> tuple[IpNetwork, ...]:
-    return tuple(ipaddress.ip_network(part, strict=False) for part in parse_list(text))
+    return tuple(_plain_network(part) for part in parse_list(text))
+
+
+def _plain_network(text: str) -> IpNetwork:
+    """As addresses of clients are compared: IPv4 for IPv4-mapped ones, or it would never match."""
+    network = ipaddress.ip_network(text, strict=False)
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is None or network.prefixlen < _MAPPED_BITS:
+        return network
+    return ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
 
 
 _NO_URL = re.compile(r"[^\x21-\x7e]|%(?![0-9A-Fa-f]{2})")

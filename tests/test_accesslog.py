@@ -45,6 +45,10 @@ def test_combined() -> None:
     )
 
 
+def test_combined_has_a_dash_for_what_was_not_sent() -> None:
+    assert combined(ROW, EXTRA._replace(referer="http://r/", user_agent="")).endswith(' 200 42 "http://r/" "-"')
+
+
 def test_json() -> None:
     document = json.loads(as_json(ROW, EXTRA))
     assert document == {

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from engadi_gateway import __version__, compiler
-from engadi_gateway.admin import jsonio
+from engadi_gateway.admin import handlers_config, jsonio
 from engadi_gateway.admin.api import Call, local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.admin.handlers_observe import list_services
@@ -409,6 +409,25 @@ def test_a_write_answers_with_what_is_kept_and_its_tag_is_good_for_the_next(tmp_
     with_gateway(tmp_path, again)
 
 
+def test_a_write_says_when_it_was_and_leaves_when_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = "2031-02-03T04:05:06.789Z"
+
+    async def session(gateway: Gateway) -> None:
+        made = {
+            "/routes": await create_route(gateway, "/made/*"),
+            "/config/rate-limits": await create_rule(gateway),
+        }
+        monkeypatch.setattr(handlers_config, "timestamp", lambda wall: moment)
+        for path, value in made.items():
+            body = {"is_active": False, "created_at": "1999-01-01T00:00:00.000Z", "updated_at": value["updated_at"]}
+            put = json_of(await admin(gateway, "PUT", f"{path}/{value['id']}", body=body))
+            assert put == {**value, **body, "created_at": value["created_at"], "updated_at": moment}
+            got = json_of(await admin(gateway, "GET", f"{path}/{value['id']}"))
+            assert got == put
+
+    with_gateway(tmp_path, session)
+
+
 def test_of_many_writers_with_one_etag_one_wins(tmp_path: Path) -> None:
     async def session(gateway: Gateway) -> None:
         route = await create_route(gateway)
@@ -660,6 +679,8 @@ def test_monitors_may_add_to_public_pages_what_they_like(tmp_path: Path, path: s
             "&".join("abcdefgh" * 10),
         ):
             assert (await ask(gateway.port, "GET", f"{path}?{query}")).status == 200, query
+        page_of_another_site = {"Origin": "https://status.example"}
+        assert (await ask(gateway.port, "GET", path, headers=page_of_another_site)).status == 200
 
     with_gateway(tmp_path, session)
 
@@ -1065,6 +1086,25 @@ def test_every_bad_input_is_a_4xx_and_nothing_is_half_done(tmp_path: Path) -> No
         assert connection.execute("SELECT count(*) FROM revision").fetchone() == (2,)
         assert connection.execute("SELECT count(*) FROM route_config").fetchone() == (3,)
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "line", "status"),
+    [
+        ("", "Content-Type: text/plain", 415),
+        ("?dry_run=maybe", "Content-Type: application/json", 422),
+        ("", "Content-Type: application/json\r\nOrigin: https://evil.example", 403),
+    ],
+)
+def test_a_body_is_not_waited_for_where_the_head_is_refused(tmp_path: Path, query: str, line: str, status: int) -> None:
+    async def session(gateway: Gateway) -> None:
+        head = f"POST {BASE}/routes{query} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {ADMIN}\r\n{line}\r\n"
+        async with raw_client(gateway.port) as client:
+            await client.send(f"{head}Expect: 100-continue\r\nContent-Length: 5\r\n\r\n".encode())
+            reply = await client.reply()
+            assert (reply.status, reply.interim) == (status, [])
+
+    with_gateway(tmp_path, session, server_body_timeout=1.0)
 
 
 def test_a_body_too_large_is_413(tmp_path: Path) -> None:

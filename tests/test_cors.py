@@ -444,5 +444,7 @@ def test_where_cors_is_off_a_preflight_is_an_options_and_the_upstream_speaks_for
         asks = {"Origin": APP, "Access-Control-Request-Method": "PUT"}
         reply = await ask(port, "OPTIONS", "/api/v1/auth/x", headers=asks)
         assert (reply.status, reply.one("access-control-allow-origin"), reply.one("vary")) == (200, "*", "Accept")
+        assert (await ask(port, "OPTIONS", "/api/v1/content/x", headers=asks)).status == 401
+        assert seen == [], "which would know what to say"
 
     _through(tmp_path, check, cors_enabled=False)

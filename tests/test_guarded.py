@@ -233,7 +233,8 @@ def test_a_page_of_another_site_cannot_drive_it(tmp_path: Path, allowed: str) ->
     asyncio.run(run())
 
 
-def test_who_has_no_tokens_left_has_nobody_asked_about_his(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["/api/v1/content/x", "/api/v1/gateway/routes"])
+def test_who_has_no_tokens_left_has_nobody_asked_about_his(tmp_path: Path, target: str) -> None:
     """Each invented token is a question to the auth service; all of a flood at once are no more than its bucket has."""
     released = asyncio.Event()
 
@@ -242,11 +243,11 @@ def test_who_has_no_tokens_left_has_nobody_asked_about_his(tmp_path: Path) -> No
         await wire.send(b"HTTP/1.1 401 x\r\nContent-Length: 0\r\n\r\n")
 
     async def run() -> None:
-        values = {"limits_per_ip": 5, "jwt_mode": "remote", "jwt_remote_url": ""}
+        values = {"limits_per_ip": 5, "jwt_mode": "remote", "jwt_remote_url": "", "admin_listen": "127.0.0.1:0"}
         async with upstream(script) as auth, running(tmp_path, auth, auth, **values) as gateway:
-            flood = [
-                asyncio.create_task(ask(gateway.port, "GET", "/api/v1/content/x", bearer=f"t{n}")) for n in range(40)
-            ]
+            doors = [int(name.rpartition(":")[2]) for name in gateway.addresses]
+            port = doors["gateway" in target]  # the admin API's is the last
+            flood = [asyncio.create_task(ask(port, "GET", target, bearer=f"t{n}")) for n in range(40)]
             done, _ = await asyncio.wait(flood, timeout=20, return_when=asyncio.FIRST_COMPLETED)
             while len(done) < 35:
                 more, _ = await asyncio.wait(set(flood) - done, timeout=20, return_when=asyncio.FIRST_COMPLETED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import pytest
@@ -143,9 +144,12 @@ def test_nobody_listens() -> None:
             url = server.url
         return await checker_of({"a": Service("a", url)}).check_now("a")
 
+    began = time.monotonic()
     health = asyncio.run(run())
     assert health is not None
     assert (health.status, health.last_error) == (DOWN, "connect_refused")
+    assert health.response_time is not None
+    assert 0 <= health.response_time <= (time.monotonic() - began) * 1000 + 1
 
 
 def test_counts_add_up() -> None:
@@ -175,14 +179,20 @@ def test_an_unknown_service_is_not_checked() -> None:
 Answer = Callable[[str], Awaitable[FetchReply]]
 
 
-def checker_with(answer: Answer, *names: str, noted: Healthy | None = None, **values: object) -> HealthChecker:
+def checker_with(
+    answer: Answer,
+    *names: str,
+    noted: Healthy | None = None,
+    tell_unhealthy: Callable[[frozenset[str]], None] = lambda names: None,
+    **values: object,
+) -> HealthChecker:
     """With a fetch that answers by URL: for what no real peer can be timed to do."""
 
     async def fetch(url: str, lines: list[HeaderLine], timeout_s: float, max_bytes: int) -> FetchReply:
         return await answer(url)
 
     services = {name: Service(name, f"http://{name}") for name in names}
-    return HealthChecker(services, Settings.of({}, **values), fetch, noted or Healthy(), lambda: WALL)
+    return HealthChecker(services, Settings.of({}, **values), fetch, noted or Healthy(), lambda: WALL, tell_unhealthy)
 
 
 async def ok(url: str) -> FetchReply:
@@ -221,14 +231,14 @@ def test_a_fault_in_one_check_is_logged_and_is_not_the_others(caplog: pytest.Log
     assert caplog.messages == ["health check of b failed"]
 
 
-def test_a_change_is_said_once_and_a_good_start_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
-    statuses = {"a": 200, "b": 200}
+def test_a_change_is_said_once_and_a_good_start_is_no_news_but_a_bad_one_is(caplog: pytest.LogCaptureFixture) -> None:
+    statuses = {"a": 200, "b": 200, "c": 500}
 
     async def answer(url: str) -> FetchReply:
         return FetchReply(statuses[url[7]], b"")
 
     async def run() -> None:
-        checker = checker_with(answer, "a", "b")
+        checker = checker_with(answer, "a", "b", "c")
         for status, rounds in ((200, 2), (500, 5), (200, 4)):
             statuses["b"] = status
             for _ in range(rounds):
@@ -237,6 +247,7 @@ def test_a_change_is_said_once_and_a_good_start_is_no_news(caplog: pytest.LogCap
     with caplog.at_level(logging.INFO, "engadi"):
         asyncio.run(run())
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "health of c: unhealthy, was unknown: status 500"),
         ("WARNING", "health of b: degraded, was healthy: status 500"),
         ("WARNING", "health of b: unhealthy, was degraded: status 500"),
         ("INFO", "health of b: healthy, was unhealthy"),
@@ -265,6 +276,8 @@ def test_who_is_down_is_told_when_that_changes_and_not_after_every_check() -> No
     asyncio.run(check(5))
     assert told[-1] == frozenset("abc")
     assert len(told) == 1 + 3 + 3
+    checker.replace_settings(Settings.of({}, health_interval=0.0))
+    assert told[-1] == frozenset(), "what nobody looks at any more is not down for ever"
 
 
 def test_the_public_page_has_names_and_states_only() -> None:
@@ -300,7 +313,8 @@ def test_a_service_replaced_while_it_is_asked_is_not_written_over() -> None:
 
 
 def test_what_an_earlier_run_knew_counts_until_the_first_check() -> None:
-    checker = checker_with(ok, "a", "b")
+    told: list[frozenset[str]] = []
+    checker = checker_with(ok, "a", "b", tell_unhealthy=told.append)
     asyncio.run(checker.check_now("b"))
     now_known = checker.status()["b"]
     rows = [
@@ -310,6 +324,7 @@ def test_what_an_earlier_run_knew_counts_until_the_first_check() -> None:
     ]
     checker.restore(rows)
     assert checker.status() == {"a": rows[0], "b": now_known}
+    assert told[-1] == frozenset("a"), "a split passes it over from the start"
     checker.replace_services({"a": Service("a", "http://elsewhere")})
     checker.restore(rows)
     assert checker.status() == {"a": ServiceHealth("a", "http://elsewhere")}

@@ -15,9 +15,10 @@ import pytest
 
 from engadi_gateway import metrics as prometheus
 from engadi_gateway.errors import Reason
-from engadi_gateway.metrics import BUCKETS_S, Family, Metrics, histogram_samples, render
+from engadi_gateway.metrics import BUCKETS_S, Family, Histogram, Metrics, histogram_samples, render
 from engadi_gateway.model import BreakerState, HealthStatus, LogRow, ServiceHealth
 from engadi_gateway.pipeline.breaker import Thresholds
+from engadi_gateway.store.journal import JournalStats
 from tests.fakes import upstream
 from tests.harness import ADMIN, ask, running
 
@@ -109,6 +110,11 @@ def test_histograms_are_cumulative_and_end_in_the_count(ms: float) -> None:
         "_count": 2,
     }
     assert len(buckets) == len(BUCKETS_S) + 1
+
+
+def test_edges_are_those_that_dashboards_of_others_know() -> None:
+    made = [labels["le"] for suffix, labels, _ in histogram_samples({"": Histogram()}, "x") if suffix == "_bucket"]
+    assert made == ["0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "+Inf"]
 
 
 def test_labels_are_escaped_and_openmetrics_ends() -> None:
@@ -325,6 +331,27 @@ def test_the_page_counts_how_often_a_circuit_came_into_each_state(tmp_path: Path
     samples = asyncio.run(run())
     counts = {state: samples[f'engadi_circuit_transitions_total{{service="auth",state="{state}"}}'] for state in STATES}
     assert counts == {"closed": 1, "open": 3, "half_open": 3}
+
+
+def test_the_page_counts_rows_that_were_shed_and_rows_that_failed_as_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            stats = JournalStats(rows_written=5, rows_shed=30, rows_failed=400, queue_depth=6)
+            monkeypatch.setattr(gateway.journal, "stats", lambda: stats)
+            lines = (
+                (await ask(gateway.port, "GET", "/api/v1/gateway/metrics/prometheus", bearer=ADMIN))
+                .body.decode()
+                .splitlines()
+            )
+            assert {line for line in lines if line.startswith("engadi_log_")} == {
+                "engadi_log_rows_written_total 5",
+                "engadi_log_rows_dropped_total 430",
+                "engadi_log_queue_depth 6",
+            }
+
+    asyncio.run(run())
 
 
 def test_connections_are_of_all_the_services_at_their_target(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ ROWS: dict[str, Row] = {
 #: Options whose effect another test shows.
 ELSEWHERE = {
     "gateway.environment": "test_process.test_a_bad_configuration_is_exit_78_and_says_what",
-    "gateway.debug": "test_options_effect.test_what_is_said_on_stderr",
+    "gateway.debug": "test_options_effect.test_a_reload_says_as_much_as_it_asks_for",
     "gateway.drain_timeout": "test_options_effect.test_a_drain_waits_as_long_as_was_said",
     "gateway.drain_delay": "test_options_effect.test_after_the_signal_it_goes_on_accepting_as_long_as_was_said",
     "server.host": "test_process.test_ipv4_ipv6_and_unix_listeners_at_once",
@@ -287,10 +287,11 @@ def test_after_the_signal_it_goes_on_accepting_as_long_as_was_said(
     ("more", "has_debug_words", "is_asyncio_debugging"),
     [
         ("[log]\nlevel = INFO", False, False),
+        ("[log]\nlevel = CRITICAL", False, False),
         ("[log]\nlevel = DEBUG", True, False),
         ("[log]\nlevel = INFO\n[gateway]\ndebug = yes", True, True),
     ],
-    ids=["info", "debug", "debugging"],
+    ids=["info", "critical", "debug", "debugging"],
 )
 def test_what_is_said_on_stderr(tmp_path: Path, more: str, has_debug_words: bool, is_asyncio_debugging: bool) -> None:
     async def run() -> None:
@@ -299,8 +300,24 @@ def test_what_is_said_on_stderr(tmp_path: Path, more: str, has_debug_words: bool
             gateway.signal(signal.SIGTERM)
             assert await gateway.code() == 0
             said = "".join(gateway.lines)
+            assert all(word in said for word in ("listening on", "draining", "stopped")), "whatever the level"
             assert ("Using selector" in said) is has_debug_words
             assert ("debug=True" in said) is is_asyncio_debugging  # the loop's farewell
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("before", "after"), [("no", "yes"), ("yes", "no")])
+def test_a_reload_says_as_much_as_it_asks_for(tmp_path: Path, before: str, after: str) -> None:
+    async def run() -> None:
+        ini, loop = ini_of("http://127.0.0.1:9", f"[gateway]\ndebug = {before}\n"), {"ENGADI_SERVER_LOOP": "asyncio"}
+        async with started(tmp_path, ini, **loop) as gateway:
+            (tmp_path / "gateway.ini").write_text(ini.replace(f"= {before}\n", f"= {after}\n"))
+            gateway.signal(signal.SIGHUP)
+            await gateway.wait_for("configuration reloaded")
+            gateway.signal(signal.SIGTERM)
+            assert await gateway.code() == 0
+            assert ("debug=True" in "".join(gateway.lines)) is (after == "yes")  # the loop's farewell
 
     asyncio.run(run())
 

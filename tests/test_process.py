@@ -88,8 +88,11 @@ def test_a_second_sigterm_stops_at_once(tmp_path: Path) -> None:
             await gateway.wait_for("draining")
             began = time.monotonic()
             gateway.signal(signal.SIGTERM)
+            told = await busy.reply()
+            assert (told.status, told.one("connection"), json_of(told)["code"]) == (503, "close", "draining")
             assert await gateway.code() == 0
             assert time.monotonic() - began < 15  # the drain alone would take thirty
+            assert any("1 requests were cut off" in line for line in gateway.lines)
 
     asyncio.run(run())
 
@@ -115,6 +118,9 @@ def test_sighup_takes_a_good_file_and_keeps_the_old_one_for_a_bad_one(tmp_path: 
             assert (await ask_on(client, "GET", "/api/v1/auth/3")).status == 200
             assert [seen.target[-1] for seen in auth.seen] == ["1", "2"]
             assert [seen.target[-1] for seen in other.seen] == ["3"]
+            page = await ask_on(client, "GET", "/api/v1/gateway/metrics/prometheus", bearer=ADMIN)
+            for result in ("success", "failure"):
+                assert f'engadi_config_reloads_total{{result="{result}"}} 1\n' in page.body.decode()
 
     asyncio.run(run())
 

@@ -22,6 +22,7 @@ from engadi_gateway.parsing import (
 )
 from engadi_gateway.secret import needs_own_secret
 from engadi_gateway.settings import _LONGEST_KEY, Settings
+from engadi_gateway.wire.forwarded import is_trusted, plain_address
 
 KEY = "k" * 64
 
@@ -190,6 +191,23 @@ def test_all_faults_are_said_at_once() -> None:
 )
 def test_faults(ini: str, pointer: str) -> None:
     assert pointer in _faults(lambda: Settings.load(ini, {"SECRET_KEY": KEY} if "jwt" not in ini else {}))
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("::ffff:10.1.0.0/112", "10.1.2.3", "10.2.0.0"),
+        ("::ffff:10.1.2.3", "::ffff:10.1.2.3", "10.1.2.4"),
+        ("::ffff:0:0/96", "192.0.2.1", "2001:db8::1"),
+        ("::/0", "::1", "192.0.2.1"),
+        ("fe80::1%eth0", "fe80::1%eth1", "fe80::2"),
+        ("fe80::%eth0/64", "fe80::9", "fe81::"),
+    ],
+)
+def test_a_proxy_is_trusted_in_whichever_way_its_address_is_written(text: str, inside: str, outside: str) -> None:
+    networks = Settings.load(f"[server]\ntrusted_proxies = {text}", {"SECRET_KEY": KEY}).server_trusted_proxies
+    assert is_trusted(plain_address(inside), networks)
+    assert not is_trusted(plain_address(outside), networks)
 
 
 def test_the_command_line_can_name_services_and_nothing_unknown() -> None:

@@ -332,6 +332,31 @@ def test_if_match_is_held_against_what_the_other_wrote_and_no_part_is_lost(tmp_p
     asyncio.run(run())
 
 
+def test_a_reload_looks_only_once_the_other_has_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or what it has found good, and what it then follows, would be two things."""
+
+    async def run() -> None:
+        async with upstream() as auth, pair(tmp_path, auth) as (one, two):
+            steps: list[str] = []
+            has_looked, preview = asyncio.Event(), one.catalog.preview
+
+            async def look(seed: Seed) -> Snapshot:
+                steps.append("looked")
+                has_looked.set()
+                return await preview(seed)
+
+            monkeypatch.setattr(one.catalog, "preview", look)
+            async with two.configuration.writing():
+                reloading = asyncio.create_task(one.reload(one.settings))
+                with contextlib.suppress(TimeoutError):  # as long as a wrong one would take at the very most
+                    await asyncio.wait_for(has_looked.wait(), 0.2)
+                steps.append("written")
+            await reloading
+            assert steps == ["written", "looked"]
+
+    asyncio.run(run())
+
+
 def test_limits_and_breakers_are_of_the_process(tmp_path: Path) -> None:
     """What the README says: each lets its own number through, and each has its own circuit."""
 

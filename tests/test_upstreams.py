@@ -73,6 +73,36 @@ def test_https_upstreams_are_verified(tmp_path: Path, host: str, is_known: bool,
     asyncio.run(run())
 
 
+def test_authorities_that_a_reload_names_hold_for_requests_and_health_checks(tmp_path: Path) -> None:
+    context = _certificate(tmp_path)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await writer.drain()
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(answer, "localhost", 0, ssl=context, family=2)
+        services = {"auth": f"https://localhost:{server.sockets[0].getsockname()[1]}"}
+        values: dict[str, Any] = {"health_rise": 1, "breaker_enabled": False}
+        async with server, Gateway(settings_for(tmp_path, services, **values)) as gateway:
+
+            async def seen() -> tuple[int, str]:
+                health = await gateway.checker.check_now("auth")
+                assert health is not None
+                return (await ask(gateway.port, "GET", "/api/v1/auth/x")).status, str(health.status)
+
+            assert await seen() == (502, "unhealthy")
+            known = {**values, "upstream_tls_ca_file": str(tmp_path / "cert.pem")}
+            await gateway.reload(settings_for(tmp_path, services, **known))
+            assert await seen() == (200, "healthy")
+            await gateway.reload(settings_for(tmp_path, services, **values))
+            assert await seen() == (502, "degraded"), "one bad check is not the end"
+
+    asyncio.run(run())
+
+
 def test_a_name_that_is_not_found_is_a_502_of_its_own(tmp_path: Path) -> None:
     async def run() -> None:
         settings = settings_for(tmp_path, {"auth": "http://no-such-name.invalid:80"}, upstream_retry_count=0)

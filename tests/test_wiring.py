@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl
+import stat
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import pytest
 
 from engadi_gateway.gateway import Gateway
+from engadi_gateway.listeners import BindError, bind_unix
 from tests.certificates import certify
 from tests.fakes import raw_client
 from tests.harness import ADMIN, ask, ask_on, json_of, token
@@ -227,6 +231,79 @@ def test_the_port_of_a_process_that_ended_can_be_had_at_once(tmp_path: Path) -> 
             assert (await get(world, AUTH + "/x")).status == 200
 
     asyncio.run(run())
+
+
+def test_the_state_is_of_this_moment(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with a_world(tmp_path) as world, raw_client(world.port) as client:
+            gateway = world.gateway
+            assert (gateway.state()["in_flight"], gateway.state()["pools"]) == (0, {})
+            await client.send(b"GET /api/v1/auth/hold HTTP/1.1\r\nHost: h\r\n\r\n")
+            await until(lambda: world.auth.raw and world.auth.raw[0])
+            gateway._started_at -= 1000
+            gateway._ticker.lag_s = 1.25  # until the next tick
+            state = gateway.state()
+            assert (state["in_flight"], state["connections"], state["loop_lag_s"]) == (1, 1, 1.25)
+            assert 1000 <= state["uptime_s"] < 2000
+            assert [counts["active"] for counts in state["pools"].values()] == [1]
+            world.released.set()
+            assert (await client.reply()).status == 200
+            assert gateway.state()["in_flight"] == 0
+
+    asyncio.run(run())
+
+
+def test_all_addresses_of_both_kinds_can_be_listened_on_at_once(tmp_path: Path) -> None:
+    """A socket for `::` that took IPv4 as well would leave none to the one for `0.0.0.0`."""
+
+    async def run() -> None:
+        async with a_world(tmp_path, server_host=("0.0.0.0", "::")) as world:
+            for host in ("127.0.0.1", "::1"):
+                async with raw_client(world.port, host) as client:
+                    assert (await ask_on(client, "GET", AUTH + "/x")).status == 200
+                assert world.auth.seen[-1].one("x-forwarded-for") == host
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_a_unix_socket_is_for_its_owner_and_group_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    path = tmp_path / "s"
+
+    async def run() -> None:
+        before = os.umask(umask)
+        try:
+            async with a_world(tmp_path, server_unix_socket=str(path)):
+                assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        finally:
+            os.umask(before)
+
+    asyncio.run(run())
+
+
+def test_a_unix_socket_whose_owner_takes_nobody_in_is_neither_waited_for_nor_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    said: list[str] = []
+
+    def bind() -> None:
+        with pytest.raises(BindError) as failed:
+            bind_unix(str(path), 10)
+        said.append(str(failed.value))
+
+    with contextlib.ExitStack() as held:
+        living = held.enter_context(socket.socket(socket.AF_UNIX))
+        living.bind(str(path))
+        living.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client = held.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(path))
+        binding = threading.Thread(target=bind, daemon=True)  # so that one that waits does not hold the tests up
+        binding.start()
+        binding.join(20)
+        assert said == [f"cannot listen on unix:{path}: Address already in use"]
+        assert path.is_socket()
 
 
 def test_small_writes_are_not_held_back_on_either_side(tmp_path: Path) -> None:

@@ -352,7 +352,7 @@ CORS = Object(
     },
     accepts=("origin",),
     notes={
-        "enabled": "false: it is left to the upstreams",
+        "enabled": "false: left to the upstreams; a preflight has no token, and is a 401 where the route is not public",
         "allow_origins": "origins, https://*.example.com for all names below one, or *",
         "allow_methods": "methods in capitals, or *",
         "allow_headers": "request headers; * leaves out Authorization",
