@@ -357,7 +357,7 @@ class Gateway:
             kept = await self.catalog.apply(change, candidate)
         except StoreError as error:
             self._log.error("configuration not written: %s", error)
-            raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE)) from None
+            raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE, str(error))) from None
         if kept is not candidate:
             compiled = self._compile(kept)  # at once: what is written must be served, whoever gives up meanwhile
         self._swap(kept, compiled)

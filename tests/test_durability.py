@@ -88,8 +88,11 @@ def test_a_disk_that_fills_stops_no_traffic_and_all_goes_on_when_there_is_room(s
             assert await _health(gateway) == ("degraded", "failing")
             refused = await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=ROUTE)
             assert (refused.status, json_of(refused)["code"]) == (503, "store_unavailable")
+            assert "disk" in json_of(refused)["detail"], "who asks is told why"
             assert (await ask(gateway.port, "GET", "/x/1")).status == 404, "what could not be kept does not hold"
-            assert (await ask(gateway.port, "GET", f"{BASE}/logs", bearer=ADMIN)).status == 200
+            for name in ("logs", "errors", "stats", "performance", "metrics"):
+                told = await ask(gateway.port, "GET", f"{BASE}/{name}", bearer=ADMIN)
+                assert (told.status, json_of(told)["request_log"]) == (200, "failing"), name
             filler.unlink()
             made = await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=ROUTE)
             assert made.status == 201

@@ -211,8 +211,8 @@ class Api:
                 return await endpoint.handler(call)
             async with self._console.writing():  # what If-Match was held against is what is changed
                 return await endpoint.handler(call)
-        except StoreError:
-            raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE)) from None
+        except StoreError as error:  # for administrators: no public endpoint asks a database
+            raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE, str(error))) from None
 
 
 @lru_cache(maxsize=2)

@@ -33,8 +33,7 @@ def _now_ms() -> int:
 def _health_page(call: Call) -> dict[str, Any]:
     """Names and states only: everybody may read it."""
     state = call.console.state()
-    log = state["log"]
-    log_status = _log_status(log) if call.console.settings.log_requests else "off"
+    log, log_status = state["log"], _log_status(call, state["log"])
     page = call.console.checker.aggregate()
     breakers = call.console.breakers
     circuits = {name: str(breakers.peek(name).state) for name in breakers.names() if name in page["services"]}
@@ -59,8 +58,10 @@ def _health_page(call: Call) -> dict[str, Any]:
     }
 
 
-def _log_status(log: Mapping[str, Any]) -> str:
+def _log_status(call: Call, log: Mapping[str, Any]) -> str:
     """`shedding`: within the last minute; `replaced`: the file was corrupt, and a new one was begun since the start."""
+    if not call.console.settings.log_requests:
+        return "off"
     troubles = (("failing", log["last_error"]), ("shedding", log["is_shedding"]), ("replaced", log["moved_aside"]))
     return next((word for word, is_so in troubles if is_so), "ok")
 
@@ -129,7 +130,8 @@ async def reset_service(call: Call) -> LocalReply:
 
 def _of_log(call: Call, answer: dict[str, Any]) -> dict[str, Any]:
     """With whether there is anything to answer from: nothing happened is not the same as nothing was written."""
-    return {**answer, "request_log": "on" if call.console.settings.log_requests else "off"}
+    status = _log_status(call, call.console.state()["log"])
+    return {**answer, "request_log": "on" if status == "ok" else status}
 
 
 async def _totals(call: Call) -> dict[str, Any]:
