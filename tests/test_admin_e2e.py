@@ -28,6 +28,7 @@ from engadi_gateway.pipeline.routing import RoutingTable
 from tests.exchanges import exchange_of, head_of
 from tests.fakes import Reply, raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, running, token
+from tests.logrows import a_row
 
 BASE = "/api/v1/gateway"
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -887,6 +888,26 @@ def test_logs_are_found_by_each_filter(tmp_path: Path) -> None:
         ):
             found = json_of(await admin(gateway, "GET", f"/logs?{query}"))["items"]
             assert [row["path"] for row in found] == paths, query
+
+    with_gateway(tmp_path, session)
+
+
+def test_what_took_long_is_found(tmp_path: Path) -> None:
+    async def session(gateway: Gateway) -> None:
+        gateway.journal.put(
+            [a_row(request_id=f"{took_ms}", response_time=took_ms) for took_ms in (999.9, 1000.0, 2500.5)]
+        )
+        for query, found in (
+            ("min_response_time_ms=1000", ["2500.5", "1000.0"]),
+            ("min_response_time_ms=999&limit=1", ["2500.5"]),
+            ("min_response_time_ms=1001&target_service=content&path=/api/*", ["2500.5"]),
+            ("min_response_time_ms=2501", []),
+            ("min_response_time_ms=0&target_service=content", ["2500.5", "1000.0", "999.9"]),
+        ):
+            items = json_of(await admin(gateway, "GET", f"/logs?{query}"))["items"]
+            assert [row["request_id"] for row in items] == found, query
+        for bad in ("-1", "1.5", "1s", ""):
+            assert_problem(await admin(gateway, "GET", f"/logs?min_response_time_ms={bad}"), 422, "invalid_fields")
 
     with_gateway(tmp_path, session)
 
