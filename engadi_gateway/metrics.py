@@ -109,6 +109,11 @@ class Metrics:
         if known_ms:
             self.upstream[service].add(known_ms)
 
+    def left(self, services: Iterable[tuple[str, int]]) -> None:
+        """Count attempts, by service, after which a request went on to another one; no row observed may have them."""
+        for service, attempts in services:
+            self.attempts[service, "retried"] += attempts
+
     async def copy(self) -> Metrics:
         """For a thread to read. Each series is as it was at one moment; others are served between slices of them."""
         made = Metrics()

@@ -732,3 +732,21 @@ def test_a_head_may_be_longer_than_what_pipelined_requests_may_fill(tmp_path: Pa
                     assert (await client.reply("GET")).status == (200 if size < 1 << 20 else 431)
 
     asyncio.run(run())
+
+
+def test_dialling_that_took_all_the_time_is_an_attempt_that_failed(tmp_path: Path) -> None:
+    """TLS with somebody who says nothing: no connection came of it, and the metrics must not pass it over."""
+
+    async def run() -> None:
+        async with upstream(lambda seen, wire: asyncio.sleep(0)) as auth:
+            secure = auth.url.replace("http:", "https:")
+            async with Gateway(settings_for(tmp_path, {"auth": secure}, upstream_timeout=0.1)) as gateway:
+                reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
+                assert (reply.status, json_of(reply)["code"]) == (504, "connect_timeout")
+                row = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs?path=/api/v1/auth/x", bearer=ADMIN))
+                assert [(one["attempts"], one["error_message"]) for one in row["items"]] == [
+                    (1, "no connection within 0.1 s")
+                ]
+                assert dict(gateway.metrics.failures) == {("auth", "connect_timeout"): 1}
+
+    asyncio.run(run())

@@ -316,7 +316,12 @@ class Forward(Upload):
     def _attempt_again(self) -> None:
         if self._phase is not _WAITING:
             return
-        if self._goes_elsewhere() or BreakerStage.may_ask_again(self.exchange):
+        exchange = self.exchange
+        assert self._failure is not None
+        exchange.error_message = (
+            f"attempt {exchange.attempts} failed: {self._failure[1]}"  # stays if this one goes well
+        )
+        if self._goes_elsewhere() or BreakerStage.may_ask_again(exchange):
             self._attempt()
         else:
             self._not_tried(Reason.BREAKER_OPEN, "the circuit has opened")
@@ -500,7 +505,10 @@ class Forward(Upload):
         else:
             if self._failure is None:
                 BreakerStage.ran_out_of_time(self.exchange)
-            self._give_up(*self._what_took_long())
+            reason, detail = self._what_took_long()
+            if reason is Reason.CONNECT_TIMEOUT:
+                self.exchange.attempts += 1  # that has gone as far as the time did
+            self._give_up(reason, detail)
 
     def _await_body(self, now: float) -> None:
         """The silence is the client's, in a reply too, and has its own time."""
