@@ -43,6 +43,7 @@ from engadi_gateway.net.fetch import Fetcher
 from engadi_gateway.net.pool import Pools
 from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
+from engadi_gateway.pipeline.cors import Cors
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
 from engadi_gateway.pipeline.routing import RoutingTable
 from engadi_gateway.pipeline.targets import without_route, without_target
@@ -313,7 +314,10 @@ class Gateway:
         return {route.id: (route.path_pattern, route.target_service) for route in self._snapshot.routes} | GATE.names()
 
     def local_refusal(self, exchange: Exchange) -> Refusal | None:
-        return GATE.refusal(exchange, self._snapshot.cors)
+        return GATE.refusal(exchange, self.cors())
+
+    def cors(self) -> Cors:
+        return self._compiled.ways.cors
 
     def limits_status(self) -> list[dict[str, Any]]:
         return self._compiled.limits.status(time.monotonic())

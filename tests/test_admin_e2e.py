@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 
 from engadi_gateway import __version__, assembly
-from engadi_gateway.admin import jsonio
+from engadi_gateway.admin import handlers_config, jsonio
 from engadi_gateway.admin.api import Call, local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.admin.handlers_observe import list_services
-from engadi_gateway.errors import Reason, RefusedError
+from engadi_gateway.errors import Fault, Reason, RefusedError
 from engadi_gateway.gateway import Gateway
-from engadi_gateway.model import Route
+from engadi_gateway.model import CorsPolicy, Route
+from engadi_gateway.pipeline.cors import Cors, cors_faults
 from engadi_gateway.pipeline.routing import RoutingTable
 from tests.exchanges import exchange_of, head_of
 from tests.fakes import Reply, raw_client, upstream
@@ -699,7 +700,7 @@ def test_services_with_health_and_circuit(tmp_path: Path) -> None:
     with_gateway(tmp_path, session, breaker_failure_threshold=2, upstream_retry_count=0)
 
 
-def _steps(call: Call) -> int:
+def _steps(call: Call) -> tuple[int, int]:
     """Lines of Python that listing the services takes."""
     steps = 0
 
@@ -709,13 +710,15 @@ def _steps(call: Call) -> int:
         return count
 
     listing = list_services(call)
+    pauses = 0
     sys.settrace(count)
     try:
-        with pytest.raises(StopIteration):
-            listing.send(None)
+        while listing.send(None) is None:  # until it waits for the thread that writes
+            pauses += 1
     finally:
         sys.settrace(None)
-    return steps
+        listing.close()
+    return steps, pauses
 
 
 def test_a_list_of_twice_the_services_takes_twice_the_steps(tmp_path: Path) -> None:
@@ -726,7 +729,9 @@ def test_a_list_of_twice_the_services_takes_twice_the_steps(tmp_path: Path) -> N
             snapshot = replace(gateway.snapshot, routes=tuple(own))
             gateway._swap(snapshot, gateway._compile(snapshot))
             assert len(gateway.services()) == count + 2
-            steps.append(_steps(Call(gateway, exchange_of(), {}, {}, None)))
+            taken, pauses = _steps(Call(gateway, exchange_of(), {}, {}, None))
+            steps.append(taken)
+            assert pauses >= count // 20, "others are served in between"
         assert steps[1] < steps[0] * 2.2
 
     with_gateway(tmp_path, session)
@@ -743,12 +748,13 @@ def test_what_routes_become_is_made_beside_the_loop_and_kept_where_they_stay(
         return RoutingTable(routes, services, *args)
 
     async def session(gateway: Gateway) -> None:
-        ways = gateway._compiled.ways
+        ways, table = gateway._compiled.ways, gateway.routing_table()
         monkeypatch.setattr(assembly, "RoutingTable", make)
         await create_rule(gateway)
         assert (await admin(gateway, "PUT", "/config/cors", body={"max_age": 7})).status == 200
         await gateway.reload(gateway.settings)
-        assert (gateway._compiled.ways is ways, made) == (True, [])
+        assert (gateway.routing_table() is table, made) == (True, [])
+        assert gateway._compiled.ways is not ways, "the policy of CORS is another"
         route = await create_route(gateway)
         kept = gateway._compiled
         assert kept.ways is not ways
@@ -766,7 +772,63 @@ def test_what_routes_become_is_made_beside_the_loop_and_kept_where_they_stay(
     with_gateway(tmp_path, session)
 
 
-@pytest.mark.parametrize("path", ["/routes", "/config/rate-limits", "/config/revisions", "/logs"])
+def test_what_a_policy_of_cors_becomes_is_made_beside_the_loop_and_kept_while_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand origins take long, also those that are at fault."""
+    made: list[int] = []
+
+    def make(policy: CorsPolicy) -> Cors:
+        made.append(threading.get_ident())
+        return Cors(policy)
+
+    def look(policy: CorsPolicy) -> list[Fault]:
+        made.append(threading.get_ident())
+        return cors_faults(policy)
+
+    async def session(gateway: Gateway) -> None:
+        monkeypatch.setattr(assembly, "Cors", make)
+        monkeypatch.setattr(handlers_config, "cors_faults", look)
+        await create_rule(gateway)
+        await create_route(gateway)
+        await gateway.reload(gateway.settings)
+        assert made == []
+        good, bad = ({"allow_origins": [origin], "enabled": True} for origin in ("https://a.example", "a.example"))
+        assert (await admin(gateway, "PUT", "/config/cors", body=bad)).status == 422
+        assert (await admin(gateway, "PUT", "/config/cors", body=good)).status == 200
+        assert len(made) == 3
+        origin = {"Origin": "https://a.example"}
+        assert (await admin(gateway, "GET", "/stats", headers=origin)).status == 200
+        assert (await admin(gateway, "GET", "/stats", headers={"Origin": "https://b.example"})).status == 403
+        assert len(made) == 3
+        assert threading.get_ident() not in made
+
+    with_gateway(tmp_path, session)
+
+
+def test_a_thread_finds_the_candidates_of_explain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are all routes that fit: of thousands it takes long."""
+    threads: list[int] = []
+    trace = RoutingTable.trace
+
+    def noted(*args: Any) -> Any:
+        threads.append(threading.get_ident())
+        return trace(*args)
+
+    async def session(gateway: Gateway) -> None:
+        monkeypatch.setattr(RoutingTable, "trace", noted)
+        told = await admin(gateway, "POST", "/explain", body={"method": "GET", "path": "/api/v1/auth/x"})
+        assert [one["why"] for one in json_of(told)["candidates"]] == ["won"]
+        assert list(json_of(told))[5] == "candidates", "between what was asked and what was decided"
+        assert len(threads) == 1
+        assert threading.get_ident() not in threads
+
+    with_gateway(tmp_path, session)
+
+
+@pytest.mark.parametrize(
+    "path", ["/routes", "/config/rate-limits", "/config/revisions", "/logs", "/services", "/openapi.json"]
+)
 def test_a_thread_writes_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Of thousands it takes long, and the loop serves everybody."""
     threads: list[int] = []
