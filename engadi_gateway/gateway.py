@@ -52,6 +52,7 @@ from engadi_gateway.secret import with_secret
 from engadi_gateway.seed import overruled, seed_of, timestamp
 from engadi_gateway.settings import Settings
 from engadi_gateway.sharing import Sharing, when_free
+from engadi_gateway.store.ageing import Ageing
 from engadi_gateway.store.catalog import Catalog, Change, with_change
 from engadi_gateway.store.database import StoreError
 from engadi_gateway.store.journal import Journal
@@ -532,15 +533,21 @@ class Gateway:
             self._log.warning("%d access lines were lost: nobody took them in time", self.access_log.lines_lost)
 
     async def _prune_forever(self) -> None:
+        ageing = Ageing(_wall_ms(), time.monotonic())
         while True:
             await asyncio.sleep(_PRUNE_EVERY_S)
             try:
-                await self.journal.prune(int(time.time() * 1000))
+                now_ms = _wall_ms()
+                await self.journal.prune(now_ms, ageing.moment_ms(now_ms, time.monotonic()))
             except StoreError as error:
                 self._log.error("request log not pruned: %s", error)
             except Exception:  # the next time may go well
                 self.fault("retention")
             await self._save_health()
+
+
+def _wall_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def _dead_ends(compiled: Compiled) -> list[tuple[str, str]]:

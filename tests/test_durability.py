@@ -441,3 +441,29 @@ def test_a_log_of_a_clock_that_is_set_is_in_the_order_of_what_happened(
             assert all(0 <= row["response_time"] < 60_000 for row in rows)
 
     asyncio.run(run())
+
+
+def test_a_clock_that_is_set_ahead_takes_no_rows_away(
+    tmp_path: Path, set_clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engadi_gateway.gateway._PRUNE_EVERY_S", 0.001)
+
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth, log_retention_days=3) as gateway:
+            await ask(gateway.port, "GET", "/api/v1/auth/before")
+            prune, asked = gateway.journal.prune, []
+
+            async def counted(now_ms: int, old_by_ms: int) -> None:
+                await prune(now_ms, old_by_ms)
+                asked.append(now_ms)
+
+            set_clock(30 * 86_400.0)
+            monkeypatch.setattr(gateway.journal, "prune", counted)
+            await _until(lambda: len(asked) > 5)
+            set_clock(0.0)
+            rows = json_of(await ask(gateway.port, "GET", f"{BASE}/logs", bearer=ADMIN))["items"]
+            assert [row["path"] for row in rows] == ["/api/v1/auth/before"]
+            hours = json_of(await ask(gateway.port, "GET", f"{BASE}/stats", bearer=ADMIN))
+            assert hours["total_requests"] == 2, "the request itself is not yet over"
+
+    asyncio.run(run())

@@ -836,7 +836,7 @@ def test_retention_goes_on_after_a_fault_of_ours(
     monkeypatch.setattr(gateway_module, "_PRUNE_EVERY_S", 0.0)
     asked = 0
 
-    async def prune(now_ms: int) -> None:
+    async def prune(now_ms: int, old_by_ms: int) -> None:
         nonlocal asked
         asked += 1
         raise OverflowError("too large")
