@@ -416,6 +416,7 @@ class Gateway:
         self.checker.replace_services(self.services())
         self._pools.keep(compiled.ways.urls)
         self.breakers.keep(set(self.services()), time.monotonic())
+        self.metrics.keep(self.route_names, self.services())
 
     # reload
 

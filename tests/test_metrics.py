@@ -19,7 +19,7 @@ from engadi_gateway.metrics import BUCKETS_S, Family, Metrics, histogram_samples
 from engadi_gateway.model import BreakerState, HealthStatus, LogRow, ServiceHealth
 from engadi_gateway.pipeline.breaker import Thresholds
 from tests.fakes import upstream
-from tests.harness import ADMIN, ask, running
+from tests.harness import ADMIN, ask, json_of, running
 
 STATES = tuple(map(str, BreakerState))
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
@@ -226,6 +226,54 @@ def _values(metrics: Metrics) -> list[object]:
         dict(metrics.unread),
         metrics.started_at,
     ]
+
+
+def test_counters_of_what_is_gone_stay_until_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prometheus, "_FEW_SERIES", 20)
+    metrics = Metrics()
+    looked = 0
+
+    def routes() -> set[str]:
+        nonlocal looked
+        looked += 1
+        return {"stays"}
+
+    def gone(first: int, count: int) -> None:
+        names = [str(number) for number in range(first, first + count)]
+        metrics.observe([row("GET", 502, reason="upstream_closed", route_id=n, target_service=f"s{n}") for n in names])
+
+    metrics.observe([row(route_id="stays"), row(route_id=None, target_service=None, attempts=0)])
+    gone(0, 3)  # each has a series as a route, four as a service
+    metrics.keep(routes, {"content"})
+    assert (len(metrics.answered), looked) == (5, 0), "somebody may not have read them yet"
+    gone(3, 1)
+    metrics.keep(routes, {"content"})
+    assert {labels[0] for labels in metrics.answered} == {"stays", None}
+    assert set(metrics.upstream) == {"content"}
+    assert {service for service, _ in [*metrics.attempts, *metrics.failures]} == {"content"}
+    metrics.keep(routes, {"content"})
+    assert looked == 1, "it is not looked for what is gone at every write"
+
+
+def test_a_route_that_is_deleted_is_forgotten_when_there_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prometheus, "_FEW_SERIES", 0)
+
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            path, body = "/api/v1/gateway/routes", {"path_pattern": "/x", "target_service": "auth", "is_public": True}
+            made = json_of(await ask(gateway.port, "POST", path, bearer=ADMIN, body=body))
+            for target in ("/x", "/api/v1/auth/x", "/nowhere"):
+                await ask(gateway.port, "GET", target)
+            await gateway.flushed()
+            before = {labels[0] for labels in gateway.metrics.answered}
+            assert (await ask(gateway.port, "DELETE", f"{path}/{made['id']}", bearer=ADMIN)).status == 204
+            after = {labels[0] for labels in gateway.metrics.answered}
+            assert before - after == {made["id"]}
+            assert ("auth", "answered") in gateway.metrics.attempts
+
+    asyncio.run(run())
 
 
 def test_others_are_served_while_many_series_are_copied() -> None:
