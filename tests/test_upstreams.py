@@ -750,3 +750,23 @@ def test_dialling_that_took_all_the_time_is_an_attempt_that_failed(tmp_path: Pat
                 assert dict(gateway.metrics.failures) == {("auth", "connect_timeout"): 1}
 
     asyncio.run(run())
+
+
+def test_who_hangs_up_on_tls_was_reached(tmp_path: Path) -> None:
+    """A plain server behind an https URL: it takes the connection, so that "not reachable" would send people astray."""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, Gateway(settings_for(tmp_path, {"auth": f"https://127.0.0.1:{port}"})) as gateway:
+            reply = await ask(gateway.port, "POST", "/api/v1/auth/x", body=b"abc")
+            assert (reply.status, json_of(reply)["code"]) == (502, "upstream_closed")
+            page = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs?path=/api/v1/auth/x", bearer=ADMIN))
+            said = f"127.0.0.1:{port}: closed while connecting (does it speak TLS?)"
+            assert [(row["error_message"], row["attempts"]) for row in page["items"]] == [(said, 3)]
+
+    asyncio.run(run())
