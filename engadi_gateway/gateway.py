@@ -366,6 +366,9 @@ class Gateway:
         if kept is not candidate:
             compiled = self._compile(kept)  # at once: what is written must be served, whoever gives up meanwhile
         self._swap(kept, compiled)
+        word = "deleted" if change.after is None else "written"
+        said = kept.revision, change.kind, change.subject, word, ascii(change.actor)  # a stranger to us chose that name
+        self._log.info("configuration revision %d: %s %s %s by %s", *said)
         return kept
 
     def writing(self) -> contextlib.AbstractAsyncContextManager[None]:

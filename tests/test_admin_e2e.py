@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sqlite3
 import sys
 import threading
@@ -770,6 +771,25 @@ def test_what_routes_become_is_made_beside_the_loop_and_kept_where_they_stay(
         assert threading.get_ident() not in made
 
     with_gateway(tmp_path, session)
+
+
+def test_every_write_is_said_with_who_made_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever is called at night looks into the log first: what was changed just before?"""
+
+    async def session(gateway: Gateway) -> None:
+        route = await create_route(gateway)
+        assert (await admin(gateway, "PUT", "/config/cors?dry_run=true", body={"max_age": 5})).status == 200
+        assert (await admin(gateway, "PUT", "/config/cors", body={"max_age": -5})).status == 422
+        eve = token("eve\u2028health", "admin")
+        gone = await ask(gateway.port, "DELETE", f"{BASE}/routes/{route['id']}", bearer=eve)
+        assert gone.status == 204
+        assert [text for text in caplog.messages if text.startswith("configuration")] == [
+            f"configuration revision 2: route {route['id']} written by 'root'",
+            f"configuration revision 3: route {route['id']} deleted by 'eve\\u2028health'",
+        ]
+
+    with caplog.at_level(logging.INFO, "engadi"):
+        with_gateway(tmp_path, session)
 
 
 def test_what_a_policy_of_cors_becomes_is_made_beside_the_loop_and_kept_while_it_stays(
