@@ -312,6 +312,22 @@ def test_a_corrupt_log_is_moved_aside_and_said_on_stderr_and_in_health(tmp_path:
     asyncio.run(run())
 
 
+def test_a_configuration_that_somebody_removed_is_not_written_to_where_nobody_finds_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            made = await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=ROUTE)
+            (tmp_path / "config.db").rename(tmp_path / "config.kept")
+            refused = await ask(gateway.port, "PUT", f"{BASE}/config/cors", bearer=ADMIN, body={"max_age": 5})
+            assert (refused.status, json_of(refused)["code"]) == (503, "store_unavailable")
+            assert json_of(refused)["detail"].endswith("removed or replaced while in use; this needs a restart")
+            assert (made.status, (await ask(gateway.port, "GET", "/x/1")).status) == (201, 200)
+            (tmp_path / "config.kept").rename(tmp_path / "config.db")
+            kept = await ask(gateway.port, "PUT", f"{BASE}/config/cors", bearer=ADMIN, body={"max_age": 5})
+            assert kept.status == 200
+
+    asyncio.run(run())
+
+
 def test_two_corrupt_logs_in_one_second_are_both_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "strftime", lambda *_: "20260101T000000Z")
 

@@ -99,6 +99,7 @@ class Database:
         path = self.path = files.at_home(path)
         self.moved_aside = ""  # where the broken file went
         self.missing = ""  # why it could not be opened yet
+        self.times_removed = 0  # by somebody, while it was open; a new one was begun
         self._migrations = migrations
         self._synchronous = synchronous
         self._application_id = application_id
@@ -106,6 +107,7 @@ class Database:
         self._is_expendable = is_expendable
         self.is_shared = is_shared
         self._locks = Locks(path, is_shared=is_shared)
+        self._file: tuple[int, int] | None = None  # which one is open
         self._broken: tuple[int, int] | None = None  # which file it was
         self._connection: Connection | None = None  # the writer thread's, once that runs
         self._writer = Worker("engadi-writer", lambda: StoreError(f"{self.path}: closed"))
@@ -172,6 +174,7 @@ class Database:
         except BaseException:
             connection.close()
             raise
+        self._file = files.identity(self.path)
         return connection
 
     def _prepare(self, connection: Connection) -> None:
@@ -362,11 +365,31 @@ class Database:
                 raise failure from None
 
     def _connected(self) -> Connection:
+        found = files.identity(self.path)
+        if self._connection is not None and found != self._file:
+            self._leave_what_is_gone(self._connection, is_removed=found is None)
         if self._connection is None:
             self._connection = self._usable()
             self._era += 1
             self.missing = ""
         return self._connection
+
+    def _leave_what_is_gone(self, connection: Connection, *, is_removed: bool) -> None:
+        """The file has no name any more: what is written to it ends with the process, and its room is not free before.
+
+        Raises:
+            UnavailableError: what is in its place, or would be, is not for this process to take or to make.
+        """
+        if not self._is_expendable or not (is_removed or self.is_shared):
+            raise UnavailableError(f"{self.path}: removed or replaced while in use; this needs a restart")
+        connection.close()
+        self._connection = None
+        try:
+            if is_removed:
+                files.remove_companions(self.path)
+        except OSError as error:
+            raise _os_error(self.path, error) from None
+        self.times_removed += 1
 
     def _begin_anew(self) -> None:
         """The next write opens a new file; where the old one cannot be moved, every write says so."""

@@ -60,6 +60,12 @@ def move_aside(path: str) -> str:
     return aside
 
 
+def remove_companions(path: str) -> None:
+    """Those of a file that was removed: sqlite would hold them for the next one's."""
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
 def size_bytes(path: str) -> int:
     """With its WAL."""
     total = 0

@@ -129,6 +129,7 @@ class Journal:
         self._is_summing = False
         self._last_write_ms = 0.0
         self._moved_aside = ""
+        self._times_removed = 0
         self._is_closing = False
         self._optimized_ms = 0
         self._log = logging.getLogger("engadi")
@@ -149,6 +150,9 @@ class Journal:
         if self._moved_aside != self._database.moved_aside:
             self._moved_aside = self._database.moved_aside
             self._log.error("request log is corrupt: moved to %s, a new one is begun", self._moved_aside)
+        if self._times_removed != self._database.times_removed:
+            self._times_removed = self._database.times_removed
+            self._log.error("request log: somebody removed %s, a new one is begun", self._database.path)
 
     # rows in
 
@@ -192,6 +196,7 @@ class Journal:
 
     def _note_written(self, rows: list[LogRow], written: Written) -> None:
         self._last_write_ms = written.took_ms
+        self._say_if_moved()
         self._tally.add(written.first_id, rows)
         if written.is_closed:
             self._index()
