@@ -324,6 +324,7 @@ def _self(facts: Mapping[str, Any], started_at: float) -> list[Family]:
         ("engadi_log_rows_written_total", "counter", "Rows in the request log.", log["rows_written"]),
         ("engadi_log_rows_dropped_total", "counter", "Rows shed or failed.", log["rows_shed"] + log["rows_failed"]),
         ("engadi_log_queue_depth", "gauge", "Rows that wait for the writer.", log["queue_depth"]),
+        ("engadi_log_size_bytes", "gauge", "What the request log takes on the disk.", log["size_bytes"]),
         ("engadi_access_lines_lost_total", "counter", "Access lines nobody took in time.", state["access_lines_lost"]),
         ("engadi_event_loop_lag_seconds", "gauge", "How late the last tick was.", state["loop_lag_s"]),
         ("process_cpu_seconds_total", "counter", "CPU time of this process.", usage.ru_utime + usage.ru_stime),

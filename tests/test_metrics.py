@@ -341,6 +341,7 @@ def test_the_page_of_a_running_gateway(tmp_path: Path) -> None:
             assert samples['engadi_circuit_state{service="auth",state="closed"}'] == 1
             assert not [name for name in samples if name.startswith("engadi_target_up")], "nobody has looked"
             assert samples["engadi_config_revision"] == 1
+            assert samples["engadi_log_size_bytes"] > 10_000
             assert samples["process_resident_memory_bytes"] > 1 << 20
             assert "127.0.0.1:4" not in re.sub(r"engadi_(target_up|upstream_connections).*", "", text)
             assert samples["process_start_time_seconds"] == pytest.approx(time.time(), abs=60)
