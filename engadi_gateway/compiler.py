@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engadi_gateway.admin.api import local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.assembly import thresholds, token_judge
-from engadi_gateway.errors import ConfigurationError
-from engadi_gateway.model import BreakerState, Route, Service, Snapshot
+from engadi_gateway.model import BreakerState, CorsPolicy, Route, Service, Snapshot
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.breaker import BreakerRegistry, BreakerStage, Transition
 from engadi_gateway.pipeline.buckets import BucketStore
-from engadi_gateway.pipeline.cors import Cors, cors_faults
+from engadi_gateway.pipeline.cors import Cors
 from engadi_gateway.pipeline.identity import IdentityStage, TokenCache
 from engadi_gateway.pipeline.limits import Limits
 from engadi_gateway.pipeline.routing import Routing, RoutingTable
@@ -25,7 +24,7 @@ from engadi_gateway.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """What the routes and services of a snapshot become: nearly all the work, and nothing that anybody changes."""
+    """What routes, services and CORS of a snapshot become: nearly all the work, and nothing that anybody changes."""
 
     routes: tuple[Route, ...]
     configured: Mapping[str, Service]
@@ -34,20 +33,25 @@ class Ways:
     targets: TargetPicker
     services: Mapping[str, Service]
     urls: Mapping[str, frozenset[str]]  # with the services behind them
+    policy: CorsPolicy
+    cors: Cors
 
     @classmethod
     def of(cls, snapshot: Snapshot, health_path: str, before: Ways | None = None) -> Ways:
         """Takes from those of before what has not changed, all of them if they fit. May be called in any thread.
 
         Raises:
-            ConfigurationError, RefusedError: see `RoutingTable`.
+            ConfigurationError, RefusedError: see `RoutingTable` and `Cors`.
         """
+        policy = snapshot.cors
+        cors = before.cors if before is not None and before.policy == policy else Cors(policy)
         if before is not None and before._fit(snapshot, health_path):
-            return before
+            return before if before.cors is cors else replace(before, policy=policy, cors=cors)
         table = RoutingTable(snapshot.routes, snapshot.services, None if before is None else before.table)
         targets = TargetPicker(table, None if before is None else before.targets)
         services = services_of(snapshot, health_path)
-        return cls(snapshot.routes, snapshot.services, health_path, table, targets, services, urls_of(targets))
+        urls = urls_of(targets)
+        return cls(snapshot.routes, snapshot.services, health_path, table, targets, services, urls, policy, cors)
 
     def _fit(self, snapshot: Snapshot, health_path: str) -> bool:
         have, want = (self.configured, self.health_path), (snapshot.services, health_path)
@@ -127,11 +131,8 @@ class Compiler:
             ConfigurationError: the snapshot cannot be served; pointers name the routes.
         """
         settings, state = self.settings, self._state
-        faults = cors_faults(snapshot.cors)
-        if faults:
-            raise ConfigurationError(faults)
         ways = ways or self.ways(snapshot)
-        cors = Cors(snapshot.cors)
+        cors = ways.cors
         identity = IdentityStage(self.judge, state.tokens)
         rules = snapshot.rules if settings.limits_enabled else ()
         limits = Limits(rules, state.buckets, settings.limits_ipv6_prefix, now)

@@ -45,6 +45,7 @@ class Configuration:
         self.compiler = compiler
         self.compiled = compiler.compile(snapshot, time.monotonic())
         self._serve = serve
+        self._log = logging.getLogger("engadi")
         self._sharing = Sharing(catalog, lambda: self.snapshot.revision, self._take_newer)
 
     @property
@@ -68,12 +69,15 @@ class Configuration:
         try:
             kept = await self.catalog.apply(change, candidate)
         except StoreError as error:
-            logging.getLogger("engadi").error("configuration not written: %s", error)
-            raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE)) from None
+            self._log.error("configuration not written: %s", error)
+            raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE, str(error))) from None
         if kept is not candidate:
             with _refusing():  # and at once: what is written must be served, whoever gives up meanwhile
                 compiled = _compiled_now(kept, self.compiler, self.compiled.ways)
         self._swap(compiled)
+        word = "deleted" if change.after is None else "written"
+        said = kept.revision, change.kind, change.subject, word, ascii(change.actor)  # a stranger to us chose that name
+        self._log.info("configuration revision %d: %s %s %s by %s", *said)
         return kept
 
     async def rehearse(self, change: Change) -> None:

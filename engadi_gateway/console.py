@@ -19,6 +19,7 @@ from engadi_gateway.net.context import Context
 from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.breaker import BreakerRegistry
+from engadi_gateway.pipeline.cors import Cors
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.routing import RoutingTable
 from engadi_gateway.recorder import Recorder
@@ -79,7 +80,10 @@ class GatewayConsole:
         return None if listener is None else (pipeline, listener)
 
     def local_refusal(self, exchange: Exchange) -> Refusal | None:
-        return GATE.refusal(exchange, self.snapshot.cors)
+        return GATE.refusal(exchange, self.cors())
+
+    def cors(self) -> Cors:
+        return self.configuration.compiled.ways.cors
 
     # the configuration
 

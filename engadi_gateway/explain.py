@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from engadi_gateway.errors import Reason, Refusal, RefusedError, rendered
@@ -59,7 +61,7 @@ class Explained(Protocol):
     def local_refusal(self, exchange: Exchange) -> Refusal | None: ...
 
 
-def explain(  # noqa: PLR0913 - a request has so many parts
+def explained(  # noqa: PLR0913 - a request has so many parts
     console: Explained,
     *,
     method: str,
@@ -69,8 +71,10 @@ def explain(  # noqa: PLR0913 - a request has so many parts
     token: str | None,
     client_ip: str,
     is_admin: bool = False,
-) -> dict[str, Any]:
-    """What would happen to a request, and why, as JSON values.
+) -> tuple[dict[str, Any], Callable[[], list[dict[str, Any]]]]:
+    """What would happen to a request, and why, as JSON values, except `candidates`, and what finds these.
+
+    Those are all routes that fit: of thousands it takes long, and is for a thread, for it reads nothing that changes.
 
     Args:
         is_admin: it comes to `admin.listen`.
@@ -94,7 +98,7 @@ def explain(  # noqa: PLR0913 - a request has so many parts
         "host": head.host,
         "client_ip": who.address,
         "revision": exchange.pipeline.revision,
-        "candidates": _candidates(table, exchange, str(seen.get("method", head.method))),
+        "candidates": [],
         "route": exchange.route.id if exchange.route is not None else None,
         **{name: seen.get(name) for name in ("cors", "jwt", "limits", "breaker")},
         "would_ask": None if wait is None else wait.kind,
@@ -112,7 +116,13 @@ def explain(  # noqa: PLR0913 - a request has so many parts
             "url": exchange.target.url,
             "head": [_masked(line) for line in sent.decode("latin-1").split("\r\n")[:-2]],
         }
-    return answer
+    return answer, partial(_candidates, table, exchange, str(seen.get("method", head.method)))
+
+
+def explain(console: Explained, **asked: Any) -> dict[str, Any]:
+    """See `explained`: at once, and with `candidates`."""
+    answer, candidates = explained(console, **asked)
+    return {**answer, "candidates": candidates()}
 
 
 def _rehearsal(console: Explained, side: tuple[Pipeline, Listener], raw: bytes, peer: str) -> tuple[Exchange, Client]:

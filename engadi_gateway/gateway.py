@@ -213,6 +213,7 @@ class Gateway:
         self.checker.replace_services(ways.services)
         self._pools.keep(ways.urls)
         self.breakers.keep(set(ways.services), time.monotonic())
+        self.metrics.keep(self._console.route_names, ways.services)
 
     def _say_what_is_amiss(self) -> None:
         warning = ""

@@ -1,7 +1,8 @@
 """Counters and histograms of the process, and the Prometheus text of them.
 
 Fed with batches of settled rows, so a request pays for it once and where the cache is warm. Labels are bounded: route
-ids, known methods, the closed reasons; never a path, a user or an address.
+ids, known methods, the closed reasons; never a path, a user or an address. Counters of routes and services that are
+gone stay, for somebody may not have read them yet, until there are as many as those of all that are there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import resource
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -30,6 +31,8 @@ _OUTCOMES = {**dict.fromkeys(_FAILURES, "failed"), Reason.OK.code: "answered"}
 _OTHER = "_OTHER"
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", _OTHER))
 _SLICE = 500
+#: So many series are kept whosever they are.
+_FEW_SERIES = 10_000
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -83,6 +86,7 @@ class Metrics:
         self.attempts: dict[tuple[str, str], int] = defaultdict(int)
         self.failures: dict[tuple[str, str], int] = defaultdict(int)
         self.unread: dict[str, int] = defaultdict(int)
+        self._most_series = _FEW_SERIES
 
     def observe(self, rows: list[LogRow]) -> None:
         """Count settled rows: on the event loop each takes less than a microsecond."""
@@ -108,6 +112,28 @@ class Metrics:
         known_ms = [time_ms for time_ms in times_ms if time_ms is not None]
         if known_ms:
             self.upstream[service].add(known_ms)
+
+    def left(self, services: Iterable[tuple[str, int]]) -> None:
+        """Count attempts, by service, after which a request went on to another one; no row observed may have them."""
+        for service, attempts in services:
+            self.attempts[service, "retried"] += attempts
+
+    def keep(self, routes: Callable[[], Collection[str]], services: Collection[str]) -> None:
+        """Where there are too many series: forget those that belong to none of these.
+
+        Looked through only when there are twice as many as the last time, or each write of a large configuration would
+        pay for it.
+        """
+        by_service: tuple[dict[Any, Any], ...] = (self.upstream, self.attempts, self.failures)
+        if len(self.answered) + sum(map(len, by_service)) <= self._most_series:
+            return
+        ids = routes()
+        for labels in [labels for labels in self.answered if labels[0] is not None and labels[0] not in ids]:
+            del self.answered[labels]
+        for series in by_service:
+            for key in [key for key in series if (key if isinstance(key, str) else key[0]) not in services]:
+                del series[key]
+        self._most_series = max(_FEW_SERIES, 2 * (len(self.answered) + sum(map(len, by_service))))
 
     async def copy(self) -> Metrics:
         """For a thread to read. Each series is as it was at one moment; others are served between slices of them."""
@@ -298,6 +324,7 @@ def _self(facts: Mapping[str, Any], started_at: float) -> list[Family]:
         ("engadi_log_rows_written_total", "counter", "Rows in the request log.", log["rows_written"]),
         ("engadi_log_rows_dropped_total", "counter", "Rows shed or failed.", log["rows_shed"] + log["rows_failed"]),
         ("engadi_log_queue_depth", "gauge", "Rows that wait for the writer.", log["queue_depth"]),
+        ("engadi_log_size_bytes", "gauge", "What the request log takes on the disk.", log["size_bytes"]),
         ("engadi_access_lines_lost_total", "counter", "Access lines nobody took in time.", state["access_lines_lost"]),
         ("engadi_event_loop_lag_seconds", "gauge", "How late the last tick was.", state["loop_lag_s"]),
         ("process_cpu_seconds_total", "counter", "CPU time of this process.", usage.ru_utime + usage.ru_stime),

@@ -119,7 +119,7 @@ class Offline:
         return self._compiled.ways.table
 
     def local_refusal(self, exchange: Exchange) -> Refusal | None:
-        return GATE.refusal(exchange, self._snapshot.cors)
+        return GATE.refusal(exchange, self._compiled.ways.cors)
 
     def routes(self) -> list[dict[str, Any]]:
         """Routes in matching order, as a person wants to see them."""

@@ -77,11 +77,22 @@ class Recorder:
     def _make_rows(self) -> None:
         ended, self._ended = self._ended, []
         rows = rows_of(ended, truncates_ip=self._truncates_ip)
-        self._metrics.observe(rows)
+        moved = [number for number, exchange in enumerate(ended) if exchange.left]
+        self._metrics.observe(self._without_what_they_left(moved, ended, rows) if moved else rows)
         self._access_log.write(ended, rows)
         self._rows += rows
         if len(self._rows) >= self._batch_rows:
             self._hand_over()
+
+    def _without_what_they_left(self, moved: list[int], ended: list[Exchange], rows: list[LogRow]) -> list[LogRow]:
+        """A row names the service that was asked last; in the metrics each attempt is of the service that it asked."""
+        found = rows[:]
+        for number in moved:
+            left = ended[number].left
+            self._metrics.left(left)
+            elsewhere = sum(attempts for _, attempts in left)
+            found[number] = found[number]._replace(attempts=found[number].attempts - elsewhere)
+        return found
 
     def _hand_over(self) -> None:
         rows, self._rows = self._rows, []

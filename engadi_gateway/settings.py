@@ -258,7 +258,7 @@ _LONGEST_KEY = 30
 
 #: The first row that fits. configparser's own words repeat the line, which may be a secret's.
 _SLIPS: tuple[tuple[type[configparser.Error], str], ...] = (
-    (configparser.MissingSectionHeaderError, "above the first [section]"),
+    (configparser.MissingSectionHeaderError, "above the first [section], or a [section] that is not whole"),
     (configparser.DuplicateSectionError, "a section that is there already"),
     (configparser.DuplicateOptionError, "an option that is there already"),
     (configparser.Error, "neither [section] nor name = value"),

@@ -47,7 +47,7 @@ class GatewayUpcalls:
         self._recorder.add(exchange)
 
     def local_refusal(self, exchange: Exchange) -> Refusal | None:
-        return GATE.refusal(exchange, self._configuration.snapshot.cors)
+        return GATE.refusal(exchange, self._configuration.compiled.ways.cors)
 
     def unreadable(self, reason: Reason) -> None:
         self._metrics.unreadable(reason)

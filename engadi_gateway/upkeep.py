@@ -7,6 +7,7 @@ import logging
 import time
 
 from engadi_gateway.health import HealthChecker
+from engadi_gateway.store.ageing import Ageing
 from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.journal import Journal
 
@@ -36,12 +37,18 @@ class Upkeep:
 
     async def run(self) -> None:
         """For ever: let old rows go, keep the health of now."""
+        ageing = Ageing(_wall_ms(), time.monotonic())
         while True:
             await asyncio.sleep(_PRUNE_EVERY_S)
             try:
-                await self._journal.prune(int(time.time() * 1000))
+                now_ms = _wall_ms()
+                await self._journal.prune(now_ms, ageing.moment_ms(now_ms, time.monotonic()))
             except StoreError as error:
                 self._log.error("request log not pruned: %s", error)
             except Exception:  # the next time may go well
                 self._log.exception("internal error in retention")
             await self.save_health()
+
+
+def _wall_ms() -> int:
+    return int(time.time() * 1000)

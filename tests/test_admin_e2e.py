@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sqlite3
 import sys
 import threading
@@ -21,13 +22,15 @@ from engadi_gateway.admin import handlers_config, jsonio
 from engadi_gateway.admin.api import Call, local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.admin.handlers_observe import list_services
-from engadi_gateway.errors import Reason, RefusedError
+from engadi_gateway.errors import Fault, Reason, RefusedError
 from engadi_gateway.gateway import Gateway
-from engadi_gateway.model import Route
+from engadi_gateway.model import CorsPolicy, Route
+from engadi_gateway.pipeline.cors import Cors, cors_faults
 from engadi_gateway.pipeline.routing import RoutingTable
 from tests.exchanges import exchange_of, head_of
 from tests.fakes import Reply, raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, running, token
+from tests.logrows import a_row
 
 BASE = "/api/v1/gateway"
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -719,7 +722,7 @@ def test_services_with_health_and_circuit(tmp_path: Path) -> None:
     with_gateway(tmp_path, session, breaker_failure_threshold=2, upstream_retry_count=0)
 
 
-def _steps(call: Call) -> int:
+def _steps(call: Call) -> tuple[int, int]:
     """Lines of Python that listing the services takes."""
     steps = 0
 
@@ -729,13 +732,15 @@ def _steps(call: Call) -> int:
         return count
 
     listing = list_services(call)
+    pauses = 0
     sys.settrace(count)
     try:
-        with pytest.raises(StopIteration):
-            listing.send(None)
+        while listing.send(None) is None:  # until it waits for the thread that writes
+            pauses += 1
     finally:
         sys.settrace(None)
-    return steps
+        listing.close()
+    return steps, pauses
 
 
 def test_a_list_of_twice_the_services_takes_twice_the_steps(tmp_path: Path) -> None:
@@ -746,7 +751,9 @@ def test_a_list_of_twice_the_services_takes_twice_the_steps(tmp_path: Path) -> N
             snapshot = replace(gateway.configuration.snapshot, routes=tuple(own))
             await gateway.configuration._take_newer(snapshot)
             assert len(gateway._console.services()) == count + 2
-            steps.append(_steps(Call(gateway._console, exchange_of(), {}, {}, None)))
+            taken, pauses = _steps(Call(gateway._console, exchange_of(), {}, {}, None))
+            steps.append(taken)
+            assert pauses >= count // 20, "others are served in between"
         assert steps[1] < steps[0] * 2.2
 
     with_gateway(tmp_path, session)
@@ -763,12 +770,13 @@ def test_what_routes_become_is_made_beside_the_loop_and_kept_where_they_stay(
         return RoutingTable(routes, services, *args)
 
     async def session(gateway: Gateway) -> None:
-        ways = gateway.configuration.compiled.ways
+        ways, table = gateway.configuration.compiled.ways, gateway._console.routing_table()
         monkeypatch.setattr(compiler, "RoutingTable", make)
         await create_rule(gateway)
         assert (await admin(gateway, "PUT", "/config/cors", body={"max_age": 7})).status == 200
         await gateway.reload(gateway.settings)
-        assert (gateway.configuration.compiled.ways is ways, made) == (True, [])
+        assert (gateway._console.routing_table() is table, made) == (True, [])
+        assert gateway.configuration.compiled.ways is not ways, "the policy of CORS is another"
         route = await create_route(gateway)
         kept = gateway.configuration.compiled
         assert kept.ways is not ways
@@ -791,7 +799,82 @@ def test_what_routes_become_is_made_beside_the_loop_and_kept_where_they_stay(
     with_gateway(tmp_path, session)
 
 
-@pytest.mark.parametrize("path", ["/routes", "/config/rate-limits", "/config/revisions", "/logs"])
+def test_every_write_is_said_with_who_made_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever is called at night looks into the log first: what was changed just before?"""
+
+    async def session(gateway: Gateway) -> None:
+        route = await create_route(gateway)
+        assert (await admin(gateway, "PUT", "/config/cors?dry_run=true", body={"max_age": 5})).status == 200
+        assert (await admin(gateway, "PUT", "/config/cors", body={"max_age": -5})).status == 422
+        eve = token("eve\u2028health", "admin")
+        gone = await ask(gateway.port, "DELETE", f"{BASE}/routes/{route['id']}", bearer=eve)
+        assert gone.status == 204
+        assert [text for text in caplog.messages if text.startswith("configuration")] == [
+            f"configuration revision 2: route {route['id']} written by 'root'",
+            f"configuration revision 3: route {route['id']} deleted by 'eve\\u2028health'",
+        ]
+
+    with caplog.at_level(logging.INFO, "engadi"):
+        with_gateway(tmp_path, session)
+
+
+def test_what_a_policy_of_cors_becomes_is_made_beside_the_loop_and_kept_while_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand origins take long, also those that are at fault."""
+    made: list[int] = []
+
+    def make(policy: CorsPolicy) -> Cors:
+        made.append(threading.get_ident())
+        return Cors(policy)
+
+    def look(policy: CorsPolicy) -> list[Fault]:
+        made.append(threading.get_ident())
+        return cors_faults(policy)
+
+    async def session(gateway: Gateway) -> None:
+        monkeypatch.setattr(compiler, "Cors", make)
+        monkeypatch.setattr(handlers_config, "cors_faults", look)
+        await create_rule(gateway)
+        await create_route(gateway)
+        await gateway.reload(gateway.settings)
+        assert made == []
+        good, bad = ({"allow_origins": [origin], "enabled": True} for origin in ("https://a.example", "a.example"))
+        assert (await admin(gateway, "PUT", "/config/cors", body=bad)).status == 422
+        assert (await admin(gateway, "PUT", "/config/cors", body=good)).status == 200
+        assert len(made) == 3
+        origin = {"Origin": "https://a.example"}
+        assert (await admin(gateway, "GET", "/stats", headers=origin)).status == 200
+        assert (await admin(gateway, "GET", "/stats", headers={"Origin": "https://b.example"})).status == 403
+        assert len(made) == 3
+        assert threading.get_ident() not in made
+
+    with_gateway(tmp_path, session)
+
+
+def test_a_thread_finds_the_candidates_of_explain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are all routes that fit: of thousands it takes long."""
+    threads: list[int] = []
+    trace = RoutingTable.trace
+
+    def noted(*args: Any) -> Any:
+        threads.append(threading.get_ident())
+        return trace(*args)
+
+    async def session(gateway: Gateway) -> None:
+        monkeypatch.setattr(RoutingTable, "trace", noted)
+        told = await admin(gateway, "POST", "/explain", body={"method": "GET", "path": "/api/v1/auth/x"})
+        assert [one["why"] for one in json_of(told)["candidates"]] == ["won"]
+        assert list(json_of(told))[5] == "candidates", "between what was asked and what was decided"
+        assert len(threads) == 1
+        assert threading.get_ident() not in threads
+
+    with_gateway(tmp_path, session)
+
+
+@pytest.mark.parametrize(
+    "path", ["/routes", "/config/rate-limits", "/config/revisions", "/logs", "/services", "/openapi.json"]
+)
 def test_a_thread_writes_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Of thousands it takes long, and the loop serves everybody."""
     threads: list[int] = []
@@ -913,6 +996,26 @@ def test_logs_are_found_by_each_filter(tmp_path: Path) -> None:
         ):
             found = json_of(await admin(gateway, "GET", f"/logs?{query}"))["items"]
             assert [row["path"] for row in found] == paths, query
+
+    with_gateway(tmp_path, session)
+
+
+def test_what_took_long_is_found(tmp_path: Path) -> None:
+    async def session(gateway: Gateway) -> None:
+        gateway.journal.put(
+            [a_row(request_id=f"{took_ms}", response_time=took_ms) for took_ms in (999.9, 1000.0, 2500.5)]
+        )
+        for query, found in (
+            ("min_response_time_ms=1000", ["2500.5", "1000.0"]),
+            ("min_response_time_ms=999&limit=1", ["2500.5"]),
+            ("min_response_time_ms=1001&target_service=content&path=/api/*", ["2500.5"]),
+            ("min_response_time_ms=2501", []),
+            ("min_response_time_ms=0&target_service=content", ["2500.5", "1000.0", "999.9"]),
+        ):
+            items = json_of(await admin(gateway, "GET", f"/logs?{query}"))["items"]
+            assert [row["request_id"] for row in items] == found, query
+        for bad in ("-1", "1.5", "1s", ""):
+            assert_problem(await admin(gateway, "GET", f"/logs?min_response_time_ms={bad}"), 422, "invalid_fields")
 
     with_gateway(tmp_path, session)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.bench.log import RARE_EVERY, VALUES, Log, filters, measure, report, row_of
+from tests.bench.log import RARE_EVERY, SLOW_EVERY, SLOW_MS, VALUES, Log, filters, measure, report, row_of
 
 
 def test_rows_are_the_same_for_the_same_number_and_differ_otherwise() -> None:
@@ -20,6 +20,7 @@ def test_there_are_many_few_and_none_of_each_value() -> None:
     for name, (many, few, none) in VALUES.items():
         found = Counter(getattr(row, name) for row in rows)
         assert (found[many] > 5, found[few], found[none]) == (True, 2, 0), name
+    assert sum(row.response_time >= SLOW_MS for row in rows) == 2 * (2 * RARE_EVERY // SLOW_EVERY)
 
 
 def test_a_log_is_filled_over_a_week_and_asked(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engadi_gateway.store import database as module
 from engadi_gateway.store import sqlite
 from engadi_gateway.store.at_rest import peek
-from engadi_gateway.store.errors import CorruptError, HeldError, StoreError
+from engadi_gateway.store.errors import CorruptError, HeldError, StoreError, UnavailableError
 from engadi_gateway.store.locks import FileLock
 from engadi_gateway.store.sqlite import Connection
 from tests.databases import (
@@ -471,6 +472,50 @@ def test_a_broken_file_is_moved_aside_when_the_last_of_those_that_share_lets_go(
                 await store.write(add)
             assert [await store.read(count) for store in (one, two)] == [2, 2]
         assert len([name for name in names_in(tmp_path) if "corrupt" in name and name.endswith("Z")]) == 1
+
+    asyncio.run(run())
+    assert ask(path, "PRAGMA integrity_check") == "ok"
+
+
+# files that somebody else removes or replaces
+
+
+@pytest.mark.parametrize(
+    ("is_expendable", "is_replaced"), [(False, False), (False, True), (True, True)],
+    ids=["removed", "replaced", "a log, replaced"],
+)  # fmt: skip
+def test_what_nobody_would_find_again_is_not_written(tmp_path: Path, is_expendable: bool, is_replaced: bool) -> None:
+    path = tmp_path / "a.db"
+
+    async def run() -> None:
+        with opened(path, is_expendable=is_expendable) as store:
+            await store.write(add)
+            path.rename(tmp_path / "kept")
+            if is_replaced:
+                path.write_bytes(b"")
+            for _ in range(2):
+                with pytest.raises(UnavailableError, match="removed or replaced while in use; this needs a restart"):
+                    await store.write(add)
+            (tmp_path / "kept").rename(path)
+            await store.write(add)
+            assert await store.read(count) == 2
+
+    asyncio.run(run())
+
+
+def test_those_that_share_a_log_go_on_together_in_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+
+    async def run() -> None:
+        values: dict[str, Any] = {"is_expendable": True, "is_shared": True}
+        with opened(path, **values) as one, opened(path, **values) as two:
+            for store in (one, two):
+                await store.write(add)
+            path.unlink()
+            for store in (one, two, one):
+                await store.write(add)
+            assert [await store.read(count) for store in (one, two)] == [3, 3]
+            assert [store.times_removed for store in (one, two)] == [1, 1]
 
     asyncio.run(run())
     assert ask(path, "PRAGMA integrity_check") == "ok"

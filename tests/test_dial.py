@@ -40,6 +40,8 @@ from tests.pooled import LIMITS, Names, a_pool, asked
         (OSError(errno.ENFILE, "x"), Reason.OVERLOADED, "no file descriptor left"),
         (ConnectionRefusedError(errno.ECONNREFUSED, "x"), Reason.CONNECT_REFUSED, "Connection refused"),
         (OSError(errno.ENETUNREACH, "x"), Reason.CONNECT_REFUSED, "Network is unreachable"),
+        (ConnectionResetError(), Reason.UPSTREAM_CLOSED, "closed while connecting (does it speak TLS?)"),
+        (ConnectionAbortedError("x"), Reason.UPSTREAM_CLOSED, "closed while connecting (does it speak TLS?)"),
         (OSError(), Reason.CONNECT_REFUSED, "not reachable"),
         (ValueError("secret"), Reason.INTERNAL, "ValueError"),
     ],

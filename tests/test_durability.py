@@ -88,8 +88,11 @@ def test_a_disk_that_fills_stops_no_traffic_and_all_goes_on_when_there_is_room(s
             assert await _health(gateway) == ("degraded", "failing")
             refused = await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=ROUTE)
             assert (refused.status, json_of(refused)["code"]) == (503, "store_unavailable")
+            assert "disk" in json_of(refused)["detail"], "who asks is told why"
             assert (await ask(gateway.port, "GET", "/x/1")).status == 404, "what could not be kept does not hold"
-            assert (await ask(gateway.port, "GET", f"{BASE}/logs", bearer=ADMIN)).status == 200
+            for name in ("logs", "errors", "stats", "performance", "metrics"):
+                told = await ask(gateway.port, "GET", f"{BASE}/{name}", bearer=ADMIN)
+                assert (told.status, json_of(told)["request_log"]) == (200, "failing"), name
             filler.unlink()
             made = await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=ROUTE)
             assert made.status == 201
@@ -317,6 +320,22 @@ def test_a_corrupt_log_is_moved_aside_and_said_on_stderr_and_in_health(tmp_path:
     asyncio.run(run())
 
 
+def test_a_configuration_that_somebody_removed_is_not_written_to_where_nobody_finds_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            made = await ask(gateway.port, "POST", f"{BASE}/routes", bearer=ADMIN, body=ROUTE)
+            (tmp_path / "config.db").rename(tmp_path / "config.kept")
+            refused = await ask(gateway.port, "PUT", f"{BASE}/config/cors", bearer=ADMIN, body={"max_age": 5})
+            assert (refused.status, json_of(refused)["code"]) == (503, "store_unavailable")
+            assert json_of(refused)["detail"].endswith("removed or replaced while in use; this needs a restart")
+            assert (made.status, (await ask(gateway.port, "GET", "/x/1")).status) == (201, 200)
+            (tmp_path / "config.kept").rename(tmp_path / "config.db")
+            kept = await ask(gateway.port, "PUT", f"{BASE}/config/cors", bearer=ADMIN, body={"max_age": 5})
+            assert kept.status == 200
+
+    asyncio.run(run())
+
+
 def test_two_corrupt_logs_in_one_second_are_both_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "strftime", lambda *_: "20260101T000000Z")
 
@@ -444,5 +463,31 @@ def test_a_log_of_a_clock_that_is_set_is_in_the_order_of_what_happened(
             rows = json_of(await ask(gateway.port, "GET", f"{BASE}/logs", bearer=ADMIN))["items"]
             assert [row["path"][-1] for row in rows] == list("543210")
             assert all(0 <= row["response_time"] < 60_000 for row in rows)
+
+    asyncio.run(run())
+
+
+def test_a_clock_that_is_set_ahead_takes_no_rows_away(
+    tmp_path: Path, set_clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engadi_gateway.upkeep._PRUNE_EVERY_S", 0.001)
+
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth, log_retention_days=3) as gateway:
+            await ask(gateway.port, "GET", "/api/v1/auth/before")
+            prune, asked = gateway.journal.prune, []
+
+            async def counted(now_ms: int, old_by_ms: int) -> None:
+                await prune(now_ms, old_by_ms)
+                asked.append(now_ms)
+
+            set_clock(30 * 86_400.0)
+            monkeypatch.setattr(gateway.journal, "prune", counted)
+            await _until(lambda: len(asked) > 5)
+            set_clock(0.0)
+            rows = json_of(await ask(gateway.port, "GET", f"{BASE}/logs", bearer=ADMIN))["items"]
+            assert [row["path"] for row in rows] == ["/api/v1/auth/before"]
+            hours = json_of(await ask(gateway.port, "GET", f"{BASE}/stats", bearer=ADMIN))
+            assert hours["total_requests"] == 2, "the request itself is not yet over"
 
     asyncio.run(run())

@@ -165,6 +165,57 @@ def test_what_is_below_a_path_is_found_by_its_index_where_it_is_little(
         assert ("USE TEMP B-TREE FOR ORDER BY" in plan) == is_sorted
 
 
+SLOW = Query(took_ms=900)
+LONG = {
+    "few": (SLOW, 2, "SEARCH log_row_1 USING INDEX log_row_1_response_time (response_time>?)"),
+    "many": (SLOW, 3, "SCAN log_row_1"),
+    "few, of a common kind": (
+        replace(SLOW, of_kind=("status_code = ?",), kind_values=(200,)),
+        2,
+        "SEARCH log_row_1 USING INDEX log_row_1_response_time (response_time>?)",
+    ),
+    "of a rarer kind": (
+        replace(SLOW, of_kind=("status_code = ?",), kind_values=(503,)),
+        2,
+        "SEARCH log_row_1 USING INDEX log_row_1_kind (kind=?)",
+    ),
+    "few, of somebody busy": (
+        replace(SLOW, conditions=("user_id = ?",), values=("alice",)),
+        2,
+        "SEARCH log_row_1 USING INDEX log_row_1_response_time (response_time>?)",
+    ),
+    "many, of somebody busy": (
+        replace(SLOW, conditions=("user_id = ?",), values=("alice",)),
+        3,
+        "SEARCH log_row_1 USING INDEX log_row_1_user_id (user_id=?)",
+    ),
+    "few, of a stranger": (
+        replace(SLOW, conditions=("user_id = ?",), values=("mallory",)),
+        2,
+        "SEARCH log_row_1 USING INDEX log_row_1_user_id (user_id=?)",
+    ),
+    "few, below a busy path": (
+        replace(SLOW, below_path="/api"),
+        2,
+        "SEARCH log_row_1 USING INDEX log_row_1_response_time (response_time>?)",
+    ),
+    "many, below a quiet path": (
+        replace(SLOW, below_path="/x"),
+        3,
+        "SEARCH log_row_1 USING INDEX log_row_1_path (path>? AND path<?)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("query", "count", "first"), LONG.values(), ids=LONG.keys())
+def test_what_took_long_is_found_by_what_is_rarest_of_all_that_is_asked(query: Query, count: int, first: str) -> None:
+    rows = [a_row(created_at=NOW + n, response_time=900.0 if n < count else 899.9) for n in range(99)]
+    with tables() as connection:
+        closed(connection, [*rows, a_row(created_at=NOW + 99, status_code=503, user_id="mallory", path="/x")])
+        plan = plan_of(indexed(connection), query)
+        assert plan[0] == first
+
+
 @pytest.mark.parametrize("is_closed", [True, False])
 def test_a_table_without_the_kind_is_not_looked_into(is_closed: bool) -> None:
     with tables() as connection:
@@ -212,10 +263,19 @@ def history() -> Iterator[Connection]:
     start=st.none() | st.integers(-10, 310),
     end=st.none() | st.integers(-10, 310),
     below=st.none() | st.integers(0, 310),
+    slow=st.none() | st.integers(0, 299),
+    below_path=st.sampled_from([None, None, "/api/v1/content", "/api/v1/content/7"]),
     nudge=st.integers(-1, 1),
 )
 def test_a_question_is_answered_as_by_reading_everything(
-    history: Connection, filters: dict[str, int], start: int | None, end: int | None, below: int | None, nudge: int
+    history: Connection,
+    filters: dict[str, int],
+    start: int | None,
+    end: int | None,
+    below: int | None,
+    slow: int | None,
+    below_path: str | None,
+    nudge: int,
 ) -> None:
     def moment(number: int) -> int:
         return ROWS[min(max(number, 0), 299)].created_at + nudge
@@ -232,6 +292,8 @@ def test_a_question_is_answered_as_by_reading_everything(
         0 if start is None else moment(start),
         1 << 62 if end is None else moment(end),
         1 << 62 if below is None else below,
+        below_path,
+        None if slow is None else ROWS[slow].response_time,
     )
     brute = [
         (number, *row)
@@ -239,6 +301,8 @@ def test_a_question_is_answered_as_by_reading_everything(
         if all(getattr(row, name) == value for name, value in wanted.items())
         and query.start_ms <= row.created_at <= query.end_ms
         and number < query.below_id
+        and row.response_time >= (query.took_ms or 0)
+        and (below_path is None or f"{row.path}/".startswith(f"{below_path}/"))
     ]
     assert found(history, query) == brute[::-1]
 

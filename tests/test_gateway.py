@@ -378,6 +378,9 @@ def test_a_failing_log_is_counted_and_shown(tmp_path: Path) -> None:
                 await asyncio.sleep(0.02)
             assert page["request_log"]["status"] == "failing"
             assert page["status"] == "degraded"
+            asked = await ask(gateway.port, "GET", "/api/v1/gateway/logs", bearer=ADMIN)
+            assert (asked.status, json_of(asked)["code"]) == (503, "store_unavailable")
+            assert json_of(asked)["detail"].endswith("no such table: log_segment")
 
     asyncio.run(run())
 

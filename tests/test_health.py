@@ -114,7 +114,7 @@ def checked(
         pytest.param(status_of(503), {}, (DOWN, "status 503", []), id="503"),
         pytest.param(without_end, {}, (UP, "", ["a"]), id="a body without end is not read to it"),
         pytest.param(never, {"health_timeout": 0.05}, (DOWN, "timeout", []), id="no answer in time"),
-        pytest.param(resets, {}, (DOWN, "connect_refused", []), id="reset"),
+        pytest.param(resets, {}, (DOWN, "upstream_closed", []), id="reset"),
     ],
 )
 def test_what_one_check_says(

@@ -692,6 +692,39 @@ def test_a_log_that_breaks_while_open_is_moved_aside_and_no_row_is_lost(
     assert any(stats.moved_aside in record.getMessage() for record in caplog.records)
 
 
+def _open_files() -> list[str]:
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(entry.readlink()))
+    return found
+
+
+@pytest.mark.parametrize("suffixes", [("",), ("", "-wal", "-shm")], ids=["the file", "with its companions"])
+def test_a_log_that_somebody_removes_is_begun_anew_and_its_room_is_free(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffixes: tuple[str, ...]
+) -> None:
+    """`rm` on a full disk: without that, rows went on into a file without a name, which is gone with the process."""
+    with caplog.at_level(logging.ERROR, "engadi"), opened(tmp_path) as journal:
+        put_in_batches(journal, random_rows(200, NOW, NOW + DAY_MS))
+        settled(journal)
+        assert len(everything(journal)) == 200
+        for suffix in suffixes:
+            (tmp_path / f"log.db{suffix}").unlink()
+        for request_id in ("one", "two"):
+            journal.put([a_row(request_id=request_id, created_at=NOW + DAY_MS)])
+            stats = settled(journal)
+        assert (stats.rows_written, stats.rows_failed) == (202, 0)
+        assert [row["request_id"] for row in everything(journal)] == ["two", "one"]
+        assert asked(journal, NOW + DAY_MS) == 2, "the statistics begin anew too"
+        assert not [name for name in _open_files() if name.startswith(str(tmp_path)) and name.endswith("(deleted)")]
+    assert [text for text in caplog.messages if "removed" in text] == [
+        f"request log: somebody removed {tmp_path / 'log.db'}, a new one is begun"
+    ]
+    with opened(tmp_path) as journal:
+        assert len(everything(journal)) == 2
+
+
 def test_a_log_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     with opened(tmp_path):
         pass

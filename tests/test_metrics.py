@@ -20,7 +20,7 @@ from engadi_gateway.model import BreakerState, HealthStatus, LogRow, ServiceHeal
 from engadi_gateway.pipeline.breaker import Thresholds
 from engadi_gateway.store.journal import JournalStats
 from tests.fakes import upstream
-from tests.harness import ADMIN, ask, running
+from tests.harness import ADMIN, ask, json_of, running
 
 STATES = tuple(map(str, BreakerState))
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
@@ -234,6 +234,54 @@ def _values(metrics: Metrics) -> list[object]:
     ]
 
 
+def test_counters_of_what_is_gone_stay_until_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prometheus, "_FEW_SERIES", 20)
+    metrics = Metrics()
+    looked = 0
+
+    def routes() -> set[str]:
+        nonlocal looked
+        looked += 1
+        return {"stays"}
+
+    def gone(first: int, count: int) -> None:
+        names = [str(number) for number in range(first, first + count)]
+        metrics.observe([row("GET", 502, reason="upstream_closed", route_id=n, target_service=f"s{n}") for n in names])
+
+    metrics.observe([row(route_id="stays"), row(route_id=None, target_service=None, attempts=0)])
+    gone(0, 3)  # each has a series as a route, four as a service
+    metrics.keep(routes, {"content"})
+    assert (len(metrics.answered), looked) == (5, 0), "somebody may not have read them yet"
+    gone(3, 1)
+    metrics.keep(routes, {"content"})
+    assert {labels[0] for labels in metrics.answered} == {"stays", None}
+    assert set(metrics.upstream) == {"content"}
+    assert {service for service, _ in [*metrics.attempts, *metrics.failures]} == {"content"}
+    metrics.keep(routes, {"content"})
+    assert looked == 1, "it is not looked for what is gone at every write"
+
+
+def test_a_route_that_is_deleted_is_forgotten_when_there_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prometheus, "_FEW_SERIES", 0)
+
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth) as gateway:
+            path, body = "/api/v1/gateway/routes", {"path_pattern": "/x", "target_service": "auth", "is_public": True}
+            made = json_of(await ask(gateway.port, "POST", path, bearer=ADMIN, body=body))
+            for target in ("/x", "/api/v1/auth/x", "/nowhere"):
+                await ask(gateway.port, "GET", target)
+            await gateway._console.flushed()
+            before = {labels[0] for labels in gateway.metrics.answered}
+            assert (await ask(gateway.port, "DELETE", f"{path}/{made['id']}", bearer=ADMIN)).status == 204
+            after = {labels[0] for labels in gateway.metrics.answered}
+            assert before - after == {made["id"]}
+            assert ("auth", "answered") in gateway.metrics.attempts
+
+    asyncio.run(run())
+
+
 def test_others_are_served_while_many_series_are_copied() -> None:
     async def run() -> int:
         metrics = Metrics()
@@ -299,6 +347,7 @@ def test_the_page_of_a_running_gateway(tmp_path: Path) -> None:
             assert samples['engadi_circuit_state{service="auth",state="closed"}'] == 1
             assert not [name for name in samples if name.startswith("engadi_target_up")], "nobody has looked"
             assert samples["engadi_config_revision"] == 1
+            assert samples["engadi_log_size_bytes"] > 10_000
             assert samples["process_resident_memory_bytes"] > 1 << 20
             assert "127.0.0.1:4" not in re.sub(r"engadi_(target_up|upstream_connections).*", "", text)
             assert samples["process_start_time_seconds"] == pytest.approx(time.time(), abs=60)
@@ -338,7 +387,7 @@ def test_the_page_counts_rows_that_were_shed_and_rows_that_failed_as_dropped(
 ) -> None:
     async def run() -> None:
         async with upstream() as auth, running(tmp_path, auth) as gateway:
-            stats = JournalStats(rows_written=5, rows_shed=30, rows_failed=400, queue_depth=6)
+            stats = JournalStats(rows_written=5, rows_shed=30, rows_failed=400, queue_depth=6, size_bytes=7)
             monkeypatch.setattr(gateway.journal, "stats", lambda: stats)
             lines = (
                 (await ask(gateway.port, "GET", "/api/v1/gateway/metrics/prometheus", bearer=ADMIN))
@@ -349,6 +398,7 @@ def test_the_page_counts_rows_that_were_shed_and_rows_that_failed_as_dropped(
                 "engadi_log_rows_written_total 5",
                 "engadi_log_rows_dropped_total 430",
                 "engadi_log_queue_depth 6",
+                "engadi_log_size_bytes 7",
             }
 
     asyncio.run(run())

@@ -332,7 +332,14 @@ def test_who_leaves_tokens_to_the_auth_service_needs_no_key(mode: str, is_needed
 @pytest.mark.parametrize(
     ("ini", "said"),
     [
-        ("secret_key = {}\n[jwt]\n", {"gateway.ini": "line 1: above the first [section]"}),
+        (
+            "secret_key = {}\n[jwt]\n",
+            {"gateway.ini": "line 1: above the first [section], or a [section] that is not whole"},
+        ),
+        (
+            "[jwt\nsecret_key = {}\n",
+            {"gateway.ini": "line 1: above the first [section], or a [section] that is not whole"},
+        ),
         ("[jwt]\nsecret_key\n{}\n", {"gateway.ini": "line 2, 3: neither [section] nor name = value"}),
         (
             "[jwt]\nsecret_key = {}\nsecret_key = {}\n",
@@ -344,7 +351,14 @@ def test_who_leaves_tokens_to_the_auth_service_needs_no_key(mode: str, is_needed
             {"jwt": "a name longer than any option's; a value that slipped to the next line?"},
         ),
     ],
-    ids=["above all sections", "on a line of its own", "twice", "section twice", "Base64 on a line of its own"],
+    ids=[
+        "above all sections",
+        "a section without its end",
+        "on a line of its own",
+        "twice",
+        "section twice",
+        "Base64 on a line of its own",
+    ],
 )
 def test_a_slip_in_the_file_is_told_by_its_line_and_shows_no_secret(ini: str, said: dict[str, str]) -> None:
     faults = _faults(lambda: Settings.load(ini.format(KEY, KEY)))

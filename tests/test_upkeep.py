@@ -32,7 +32,7 @@ def test_old_rows_go_by_themselves_and_health_is_kept_meanwhile(
         async with a_world(tmp_path, log_retention_days=3) as world:
             journal, prune = world.gateway.journal, world.gateway.journal.prune
 
-            async def prune_late(now_ms: int) -> None:
+            async def prune_late(now_ms: int, old_by_ms: int) -> None:
                 monkeypatch.setattr(journal, "prune", prune)  # a fault is not the end of it
                 raise StoreError("a fault")
 
@@ -71,7 +71,7 @@ def test_retention_goes_on_after_a_fault_of_ours(
     monkeypatch.setattr(upkeep, "_PRUNE_EVERY_S", 0.0)
     asked = 0
 
-    async def prune(now_ms: int) -> None:
+    async def prune(now_ms: int, old_by_ms: int) -> None:
         nonlocal asked
         asked += 1
         raise OverflowError("too large")

@@ -671,3 +671,41 @@ def test_a_head_may_be_longer_than_what_pipelined_requests_may_fill(tmp_path: Pa
                     assert (await client.reply("GET")).status == (200 if size < 1 << 20 else 431)
 
     asyncio.run(run())
+
+
+def test_dialling_that_took_all_the_time_is_an_attempt_that_failed(tmp_path: Path) -> None:
+    """TLS with somebody who says nothing: no connection came of it, and the metrics must not pass it over."""
+
+    async def run() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            secure = f"https://127.0.0.1:{silent.getsockname()[1]}"
+            async with Gateway(settings_for(tmp_path, {"auth": secure}, upstream_timeout=0.1)) as gateway:
+                reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
+                assert (reply.status, json_of(reply)["code"]) == (504, "connect_timeout")
+                row = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs?path=/api/v1/auth/x", bearer=ADMIN))
+                assert [(one["attempts"], one["error_message"]) for one in row["items"]] == [
+                    (1, "no connection within 0.1 s")
+                ]
+                assert dict(gateway.metrics.failures) == {("auth", "connect_timeout"): 1}
+
+    asyncio.run(run())
+
+
+def test_who_hangs_up_on_tls_was_reached(tmp_path: Path) -> None:
+    """A plain server behind an https URL: it takes the connection, so that "not reachable" would send people astray."""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, Gateway(settings_for(tmp_path, {"auth": f"https://127.0.0.1:{port}"})) as gateway:
+            reply = await ask(gateway.port, "POST", "/api/v1/auth/x", body=b"abc")
+            assert (reply.status, json_of(reply)["code"]) == (502, "upstream_closed")
+            page = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs?path=/api/v1/auth/x", bearer=ADMIN))
+            said = f"127.0.0.1:{port}: closed while connecting (does it speak TLS?)"
+            assert [(row["error_message"], row["attempts"]) for row in page["items"]] == [(said, 3)]
+
+    asyncio.run(run())

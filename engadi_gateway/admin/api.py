@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
@@ -17,7 +16,7 @@ from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedErr
 from engadi_gateway.explain import Explained
 from engadi_gateway.health import HealthChecker
 from engadi_gateway.metrics import Metrics
-from engadi_gateway.model import CorsPolicy, Framing, Route, Service, Snapshot
+from engadi_gateway.model import Framing, Route, Service, Snapshot
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.pipeline.breaker import BreakerRegistry
 from engadi_gateway.pipeline.cors import Cors
@@ -52,6 +51,7 @@ class Console(Explained, Protocol):
     @property
     def snapshot(self) -> Snapshot: ...
     def routing_table(self) -> RoutingTable: ...
+    def cors(self) -> Cors: ...
     def route_names(self) -> dict[str, tuple[str, str]]: ...
     def limits_status(self) -> list[dict[str, Any]]: ...
     def state(self) -> dict[str, Any]: ...
@@ -144,7 +144,7 @@ class Gate:
     def __init__(self, endpoints: tuple[Endpoint, ...]) -> None:
         self._endpoints = {endpoint.route_id: endpoint for endpoint in endpoints}
 
-    def refusal(self, exchange: Exchange, cors: CorsPolicy) -> Refusal | None:
+    def refusal(self, exchange: Exchange, cors: Cors) -> Refusal | None:
         """What a request would be refused for by its head; where that says that there is no body, by its body too."""
         try:
             self.inputs(exchange, cors, b"" if exchange.head.framing is Framing.NONE else None)
@@ -160,7 +160,7 @@ class Gate:
         assert exchange.route is not None
         return self._endpoints[exchange.route.id]
 
-    def inputs(self, exchange: Exchange, cors: CorsPolicy, body: bytes | None) -> _Inputs:
+    def inputs(self, exchange: Exchange, cors: Cors, body: bytes | None) -> _Inputs:
         """Its inputs, once they are good; a body of None is not known yet.
 
         Raises:
@@ -202,7 +202,7 @@ class Api:
         Raises:
             RefusedError: what `Gate.inputs` raises, and what the handler refuses.
         """
-        asked = exchange, self._console.snapshot.cors, body
+        asked = exchange, self._console.cors(), body
         is_long = len(body) > _LONG_BYTES
         inputs = await asyncio.to_thread(self._gate.inputs, *asked) if is_long else self._gate.inputs(*asked)
         call = Call(self._console, exchange, inputs.params, inputs.query, inputs.document)
@@ -214,23 +214,17 @@ class Api:
                 return await endpoint.handler(call)
             async with self._console.writing():  # what If-Match was held against is what is changed
                 return await endpoint.handler(call)
-        except StoreError:
-            raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE)) from None
+        except StoreError as error:  # for administrators: no public endpoint asks a database
+            raise RefusedError(Refusal(Reason.STORE_UNAVAILABLE, str(error))) from None
 
 
-@lru_cache(maxsize=2)
-def _cors_of(policy: CorsPolicy) -> Cors:
-    return Cors(policy)
-
-
-def _refuse_foreign_origin(exchange: Exchange, endpoint: Endpoint, policy: CorsPolicy) -> None:
+def _refuse_foreign_origin(exchange: Exchange, endpoint: Endpoint, cors: Cors) -> None:
     """A page of another site must not drive this API through its visitor's browser."""
     origin = exchange.head.notes.get(b"origin", b"").decode("latin-1")
     if not origin or endpoint.is_public:
         return
     host = exchange.head.authority.decode("latin-1").lower()
     is_own = bool(host) and origin in {f"http://{host}", f"https://{host}"}  # TLS may end in front of us
-    cors = _cors_of(policy)
     if not is_own and not (cors.is_enabled and not cors.allows_everybody and cors.allows_origin(origin)):
         raise RefusedError(Refusal(Reason.PREFLIGHT_DENIED, "origin not allowed"))
 

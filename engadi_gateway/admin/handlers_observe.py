@@ -10,17 +10,18 @@ from typing import Any
 
 from engadi_gateway import metrics as prometheus
 from engadi_gateway.admin.api import Call, next_page
-from engadi_gateway.admin.jsonio import reply
+from engadi_gateway.admin.jsonio import listing, reply
 from engadi_gateway.admin.media import preferred
 from engadi_gateway.admin.schemas import last_ms, moment_ms
 from engadi_gateway.errors import Fault, Reason, Refusal, RefusedError
-from engadi_gateway.explain import explain
-from engadi_gateway.model import BreakerState, ServiceHealth
+from engadi_gateway.explain import explained
+from engadi_gateway.model import BreakerState, Service, ServiceHealth
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.seed import timestamp
 from engadi_gateway.store.questions import LogFilter
 
 _DEFAULT_HOURS = 24
+_SLICE = 20  # services, looked at in a millisecond or two
 
 
 def _now_ms() -> int:
@@ -33,8 +34,7 @@ def _now_ms() -> int:
 def _health_page(call: Call) -> dict[str, Any]:
     """Names and states only: everybody may read it."""
     state = call.console.state()
-    log = state["log"]
-    log_status = _log_status(log) if call.console.settings.log_requests else "off"
+    log, log_status = state["log"], _log_status(call, state["log"])
     page = call.console.checker.aggregate()
     breakers = call.console.breakers
     circuits = {name: str(breakers.peek(name).state) for name in breakers.names() if name in page["services"]}
@@ -59,8 +59,10 @@ def _health_page(call: Call) -> dict[str, Any]:
     }
 
 
-def _log_status(log: Mapping[str, Any]) -> str:
+def _log_status(call: Call, log: Mapping[str, Any]) -> str:
     """`shedding`: within the last minute; `replaced`: the file was corrupt, and a new one was begun since the start."""
+    if not call.console.settings.log_requests:
+        return "off"
     troubles = (("failing", log["last_error"]), ("shedding", log["is_shedding"]), ("replaced", log["moved_aside"]))
     return next((word for word, is_so in troubles if is_so), "ok")
 
@@ -90,8 +92,9 @@ async def readyz(call: Call) -> LocalReply:
 # services
 
 
-def _service_json(call: Call, name: str) -> dict[str, Any]:
-    known = call.console.checker.of(name) or ServiceHealth(name, call.console.services()[name].url)
+def _service_json(call: Call, service: Service) -> dict[str, Any]:
+    name = service.name
+    known = call.console.checker.of(name) or ServiceHealth(name, service.url)
     document = {**asdict(known), "status": str(known.status)}
     if known.last_check is not None:
         document["last_check"] = timestamp(known.last_check / 1000)
@@ -100,28 +103,33 @@ def _service_json(call: Call, name: str) -> dict[str, Any]:
 
 
 async def list_services(call: Call) -> LocalReply:
-    names = sorted(call.console.services())
-    return reply(200, {"items": [_service_json(call, name) for name in names], "total": len(names)})
+    """Each as it is at one moment; others are served between slices of them."""
+    items = []
+    for number, (_, service) in enumerate(sorted(call.console.services().items()), 1):
+        items.append(_service_json(call, service))
+        if number % _SLICE == 0:
+            await asyncio.sleep(0)
+    return await asyncio.to_thread(listing, items, {"total": len(items)})
 
 
-def _known_service(call: Call) -> str:
-    name = call.params["name"]
-    if name not in call.console.services():
+def _known_service(call: Call) -> Service:
+    service = call.console.services().get(call.params["name"])
+    if service is None:
         raise RefusedError(Refusal(Reason.NOT_FOUND, "no such service"))
-    return name
+    return service
 
 
 async def service_health(call: Call) -> LocalReply:
     """Checks now, so that what is said is fresh."""
-    name = _known_service(call)
-    await call.console.checker.check_now(name)
-    return reply(200, _service_json(call, name))
+    service = _known_service(call)
+    await call.console.checker.check_now(service.name)
+    return reply(200, _service_json(call, service))
 
 
 async def reset_service(call: Call) -> LocalReply:
-    name = _known_service(call)
-    call.console.breakers.reset(name, time.monotonic())
-    return reply(200, _service_json(call, name))
+    service = _known_service(call)
+    call.console.breakers.reset(service.name, time.monotonic())
+    return reply(200, _service_json(call, service))
 
 
 # the log
@@ -129,7 +137,8 @@ async def reset_service(call: Call) -> LocalReply:
 
 def _of_log(call: Call, answer: dict[str, Any]) -> dict[str, Any]:
     """With whether there is anything to answer from: nothing happened is not the same as nothing was written."""
-    return {**answer, "request_log": "on" if call.console.settings.log_requests else "off"}
+    status = _log_status(call, call.console.state()["log"])
+    return {**answer, "request_log": "on" if status == "ok" else status}
 
 
 async def _totals(call: Call) -> dict[str, Any]:
@@ -222,7 +231,7 @@ async def explain_request(call: Call) -> LocalReply:
     body = call.body
     headers = body.get("headers") or {}
     try:
-        answer = explain(
+        answer, candidates = explained(
             call.console,
             method=body["method"],
             path=body["path"],
@@ -235,4 +244,4 @@ async def explain_request(call: Call) -> LocalReply:
     except RefusedError as error:  # the fault is the body's: its request would never be read
         detail = f"{error.refusal.code}: {error.refusal.detail or error.refusal.reason.title}"
         raise RefusedError(Refusal(Reason.INVALID_FIELDS, faults=(Fault("", detail),))) from None
-    return reply(200, answer)
+    return await asyncio.to_thread(lambda: reply(200, {**answer, "candidates": candidates()}))

@@ -87,7 +87,7 @@ _TIMING: dict[str, Json] = {
     **{f"p{percent}": _or_null(_NUMBER) for percent in PERCENTILES},
     **{name: _or_null(_NUMBER) for name in ("min", "max", "mean")},
 }
-_OF_LOG: dict[str, Json] = {"request_log": {"type": "string", "enum": ["on", "off"]}}
+_OF_LOG: dict[str, Json] = {"request_log": {"type": "string", "enum": ["on", "off", "failing", "shedding", "replaced"]}}
 _STATS: dict[str, Json] = {
     **_OF_LOG,
     "hours": _COUNT,

@@ -95,8 +95,14 @@ def dial_failure(error: Exception) -> tuple[Reason, str]:
         return reason, "it does not speak TLS" if said == "WRONG_VERSION_NUMBER" else said
     if isinstance(error, socket.gaierror | UnicodeError):  # the latter for a name that could never be one
         return Reason.DNS_ERROR, "name not found"
-    if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}:
-        return Reason.OVERLOADED, "no file descriptor left"
     if isinstance(error, OSError):
-        return Reason.CONNECT_REFUSED, os.strerror(error.errno) if error.errno else "not reachable"
+        return _socket_failure(error)
     return Reason.INTERNAL, type(error).__name__
+
+
+def _socket_failure(error: OSError) -> tuple[Reason, str]:
+    if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}:
+        return Reason.OVERLOADED, "no file descriptor left"
+    if isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError):  # who is not there, refuses
+        return Reason.UPSTREAM_CLOSED, "closed while connecting (does it speak TLS?)"
+    return Reason.CONNECT_REFUSED, os.strerror(error.errno) if error.errno else "not reachable"

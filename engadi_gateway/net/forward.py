@@ -290,11 +290,14 @@ class Forward(GivingUp):
     def _attempt_again(self) -> None:
         if self._phase is not _WAITING:
             return
-        now = time.monotonic()
+        exchange, now = self.exchange, time.monotonic()
+        assert self._failure is not None
+        # stays if this one goes well
+        exchange.error_message = f"attempt {exchange.attempts} failed: {self._failure[1]}"
         if self._goes_elsewhere(now):
             if self._is_body_complete or self._may_upload(now):
                 self._attempt()
-        elif BreakerStage.may_ask_again(self.exchange):
+        elif BreakerStage.may_ask_again(exchange):
             self._attempt()
         else:
             self._not_tried(Reason.BREAKER_OPEN, "the circuit has opened")

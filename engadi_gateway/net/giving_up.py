@@ -99,7 +99,10 @@ class GivingUp(Upload):
         else:
             if self._failure is None:
                 BreakerStage.ran_out_of_time(self.exchange)
-            self._give_up(*self._no_reply())
+            reason, detail = self._no_reply()
+            if reason is Reason.CONNECT_TIMEOUT:
+                self.exchange.attempts += 1  # that has gone as far as the time did
+            self._give_up(reason, detail)
 
     def _await_body(self, now: float) -> None:
         """The silence is the client's, in a reply too, and has its own time."""

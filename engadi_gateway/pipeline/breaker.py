@@ -403,6 +403,9 @@ class BreakerStage:
                 exchange.has_moved = True
             elif not self.may_ask_again(exchange):
                 continue
+            if target.service != failed.service:
+                here = exchange.attempts - sum(attempts for _, attempts in exchange.left)
+                exchange.left += ((failed.service, here),)
             exchange.target = target
             return True
         return False

@@ -73,6 +73,7 @@ class Exchange:
     target: Target | None = None
     permit: object | None = None
     has_moved = False  # to another service, when an attempt had failed
+    left: tuple[tuple[str, int], ...] = ()  # services that were asked before, and how often
     refusal: Refusal | None = None
     observed: str | None = None  # what a rule in observe mode would have refused
     # how it went

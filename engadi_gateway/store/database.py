@@ -68,12 +68,14 @@ class Database:
         path = self.path = files.at_home(path)
         self.moved_aside = ""  # where the broken file went
         self.missing = ""  # why it could not be opened yet
+        self.times_removed = 0  # by somebody, while it was open; a new one was begun
         self._schema = schema
         self._synchronous = synchronous
         self._page_bytes = _LOG_PAGE_BYTES if is_expendable else _PAGE_BYTES
         self._is_expendable = is_expendable
         self.is_shared = is_shared
         self._locks = Locks(path, is_shared=is_shared)
+        self._file: tuple[int, int] | None = None  # which one is open
         self._broken: tuple[int, int] | None = None  # which file it was
         self._connection: Connection | None = None  # the writer thread's, once that runs
         self._writer = Worker("engadi-writer", lambda: StoreError(f"{self.path}: closed"))
@@ -129,6 +131,7 @@ class Database:
             except BaseException:
                 connection.close()
                 raise
+            self._file = files.identity(self.path)
             return connection
 
     def _prepare(self, connection: Connection) -> None:
@@ -234,11 +237,29 @@ class Database:
                 raise
 
     def _connected(self) -> Connection:
+        found = files.identity(self.path)
+        if self._connection is not None and found != self._file:
+            self._leave_what_is_gone(self._connection, is_removed=found is None)
         if self._connection is None:
             self._connection = self._usable()
             self._readers.leave()
             self.missing = ""
         return self._connection
+
+    def _leave_what_is_gone(self, connection: Connection, *, is_removed: bool) -> None:
+        """The file has no name any more: what is written to it ends with the process, and its room is not free before.
+
+        Raises:
+            UnavailableError: what is in its place, or would be, is not for this process to take or to make.
+        """
+        if not self._is_expendable or not (is_removed or self.is_shared):
+            raise UnavailableError(f"{self.path}: removed or replaced while in use; this needs a restart")
+        connection.close()
+        self._connection = None
+        if is_removed:
+            with file_errors_of(self.path):
+                files.remove_companions(self.path)
+        self.times_removed += 1
 
     def _begin_anew(self) -> None:
         """The next write opens a new file; where the old one cannot be moved, every write says so."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ _FEW = 1 / 50
 class Query:
     """Which rows: SQL conditions with their values, bounds of time (epoch ms, both inclusive) and of the id.
 
-    conditions: of what is a row's own, and indexed. of_kind: of what is its kind's. below_path: that path, and those
-    below it.
+    conditions: equalities of what is a row's own, and indexed. of_kind: of what is its kind's. below_path: that path,
+    and those below it. took_ms: a response_time of at least so much.
     """
 
     conditions: tuple[str, ...] = ()
@@ -31,6 +31,7 @@ class Query:
     end_ms: int = 1 << 62
     below_id: int = 1 << 62
     below_path: str | None = None
+    took_ms: float | None = None
 
 
 def find(connection: Connection, query: Query) -> Generator[tuple[Any, ...], None, None]:
@@ -73,7 +74,11 @@ def _select(
 ) -> tuple[str, list[Any]]:
     """The statement for one table, of whose rows so many are of the kinds asked for."""
     hint = _hint(connection, segment, query, at_most)
-    conditions, values = _own(query)
+    conditions, values = list(query.conditions), list(query.values)
+    for column, condition, bounded in _ranges(query):
+        is_told = hint.endswith(f"_{column}")
+        conditions.append(condition.format(column if is_told else f"+{column}"))  # the sign keeps sqlite from the index
+        values += bounded
     if query.of_kind:
         kind = "kind" if hint else "+kind"
         conditions.append(f"{kind} IN (SELECT kind FROM {_wanted_kinds(segment, query)})")  # noqa: S608 - ours
@@ -84,32 +89,39 @@ def _select(
 
 
 def _hint(connection: Connection, segment: Segment, query: Query, at_most: int) -> str:
-    """Which index is told to sqlite, by numbers that it does not have; "": its choice among those of a row's own."""
-    if not segment.is_indexed:
-        return ""
+    """Which index is told to sqlite, by numbers that it does not have; "": its choice among those of equalities.
+
+    One that few rows are found by; where there is none, the newest that fit are met soon on the way back.
+    """
     few = int(segment.rows * _FEW)
-    own, values = _own(query)
-    is_rare = query.of_kind and at_most <= few
-    if is_rare and (not own or (len(own) == 1 and _has_more(connection, segment, own[0], values, at_most))):
-        return f" INDEXED BY {row_table(segment.number)}_kind"
-    if query.below_path is None or query.conditions:
+    is_rare = bool(query.of_kind) and at_most <= few
+    ranges = _ranges(query)
+    if not segment.is_indexed or len(query.conditions) > 1 or not (is_rare or ranges):
         return ""
-    if _has_more(connection, segment, own[0], values, few):
-        return " NOT INDEXED"
-    return f" INDEXED BY {row_table(segment.number)}_path"
+    most = at_most if is_rare else few
+    if query.conditions and not _has_more(connection, segment, query.conditions[0], query.values, most):
+        return ""
+    for column, condition, values in ranges:
+        if not _has_more(connection, segment, condition.format(column), values, most):
+            return f" INDEXED BY {row_table(segment.number)}_{column}"
+    if is_rare:
+        return f" INDEXED BY {row_table(segment.number)}_kind"
+    return "" if query.conditions else " NOT INDEXED"
 
 
-def _own(query: Query) -> tuple[list[str], list[Any]]:
-    """Conditions, with their values, of what is a row's own."""
+def _ranges(query: Query) -> list[tuple[str, str, tuple[Any, ...]]]:
+    """What is a row's own and asked for by bounds: the column, the condition with `{0}` for its name, the values."""
+    ranges: list[tuple[str, str, tuple[Any, ...]]] = []
     path = query.below_path
-    if path is None:
-        return list(query.conditions), list(query.values)
-    name = "+path" if query.conditions else "path"  # the sign keeps sqlite from the index
-    below = f"({name} >= ? AND {name} < ? AND ({name} = ? OR {name} >= ?))"  # "0" is what comes after "/"
-    return [*query.conditions, below], [*query.values, path, f"{path}0", path, f"{path}/"]
+    if path is not None:
+        below = "({0} >= ? AND {0} < ? AND ({0} = ? OR {0} >= ?))"  # "0" is what comes after "/"
+        ranges.append(("path", below, (path, f"{path}0", path, f"{path}/")))
+    if query.took_ms is not None:
+        ranges.append(("response_time", "{0} >= ?", (query.took_ms,)))
+    return ranges
 
 
-def _has_more(connection: Connection, segment: Segment, condition: str, values: list[Any], count: int) -> bool:
+def _has_more(connection: Connection, segment: Segment, condition: str, values: Sequence[Any], count: int) -> bool:
     """Whether more than so many rows fit; the index alone says it."""
     rows = f"SELECT 1 FROM {row_table(segment.number)} WHERE {condition} LIMIT ?"  # noqa: S608 - ours
     return int(first_row(connection, f"SELECT count(*) FROM ({rows})", (*values, count + 1))[0]) > count  # noqa: S608

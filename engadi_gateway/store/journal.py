@@ -113,6 +113,7 @@ class Journal:
         self._is_summing = False
         self._last_write_ms = 0.0
         self._moved_aside = ""
+        self._times_removed = 0
         self._is_closing = False
         self._optimized_ms = 0
         self._log = logging.getLogger("engadi")
@@ -133,6 +134,9 @@ class Journal:
         if self._moved_aside != self._database.moved_aside:
             self._moved_aside = self._database.moved_aside
             self._log.error("request log is corrupt: moved to %s, a new one is begun", self._moved_aside)
+        if self._times_removed != self._database.times_removed:
+            self._times_removed = self._database.times_removed
+            self._log.error("request log: somebody removed %s, a new one is begun", self._database.path)
 
     # rows in
 
@@ -176,6 +180,7 @@ class Journal:
 
     def _note_written(self, rows: list[LogRow], written: Written) -> None:
         self._last_write_ms = written.took_ms
+        self._say_if_moved()
         self._tally.add(written.first_id, rows)
         if written.is_closed:
             self._index()
@@ -306,21 +311,25 @@ class Journal:
 
     # retention
 
-    async def prune(self, now_ms: int) -> None:
+    async def prune(self, now_ms: int, old_by_ms: int | None = None) -> None:
         """Let old rows go, in small transactions between which batches are written.
+
+        Args:
+            old_by_ms: the moment by which they are old, where the clock, which says now_ms, is not believed.
 
         Raises:
             StoreError: the database did not answer.
         """
-        limit_ms = now_ms - self.retention_days * _DAY_MS
+        old_by_ms = now_ms if old_by_ms is None else old_by_ms
+        limit_ms = old_by_ms - self.retention_days * _DAY_MS
         while await asyncio.wrap_future(self._sum_up()):
             pass
         await self._database.write(lambda connection: self._close_if_due(connection, now_ms))
         await self._database.write(lambda connection: segments.close_if_ahead(connection, now_ms, self._max_age_ms))
         await self._repeat(lambda connection: segments.drop_oldest(connection, limit_ms, now_ms))
         await self._repeat(segments.clear_next)
-        await self._repeat(lambda connection: self._shorten(connection, now_ms))
-        minutes_ms = now_ms - _MINUTES_KEPT_MS
+        await self._repeat(lambda connection: self._shorten(connection, old_by_ms))
+        minutes_ms = old_by_ms - _MINUTES_KEPT_MS
         for span, before_ms in ((MINUTE_MS, minutes_ms), (HOUR_MS, min(limit_ms, minutes_ms))):
             await self._repeat(lambda connection, s=span, b=before_ms: rollup.prune(connection, s, b, _SPANS))  # type: ignore[misc]
         await self._repeat(self._shrink)
@@ -333,14 +342,14 @@ class Journal:
         while await self._database.write(step):
             pass
 
-    def _shorten(self, connection: Connection, now_ms: int) -> int:
+    def _shorten(self, connection: Connection, old_by_ms: int) -> int:
         """One step towards `max_bytes`: the oldest closed table; failing that the oldest minutes, the open table."""
         if not self.max_bytes or used_bytes(connection) <= self.max_bytes:
             return 0
         return (
             segments.clear_next(connection)
             or segments.drop_oldest(connection, 1 << 62)
-            or rollup.prune(connection, MINUTE_MS, now_ms - HOUR_MS, _SPANS)
+            or rollup.prune(connection, MINUTE_MS, old_by_ms - HOUR_MS, _SPANS)
             or segments.close_open(connection)
         )
 

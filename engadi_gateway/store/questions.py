@@ -25,7 +25,8 @@ ERRORS = Query(of_kind=(IS_ERROR_SQL,))
 @dataclass(frozen=True, slots=True)
 class LogFilter:
     """What GET /logs asks for; None: not asked. A `path` with a last `/*` is one of a route: that and all below it.
-    `status_class` 5: 500 to 599. Times in epoch ms, `cursor` as a page gave it."""
+    `status_class` 5: 500 to 599. Times in epoch ms, `cursor` as a page gave it. `min_response_time_ms`: took so
+    long, or longer."""
 
     method: str | None = None
     path: str | None = None
@@ -37,6 +38,7 @@ class LogFilter:
     status_class: int | None = None
     reason: str | None = None
     route_id: str | None = None
+    min_response_time_ms: int | None = None
     start_ms: int | None = None
     end_ms: int | None = None
     limit: int = 100
@@ -86,6 +88,7 @@ def query_of(wanted: LogFilter) -> Query:
         1 << 62 if wanted.end_ms is None else wanted.end_ms,
         1 << 62 if wanted.cursor is None else id_of(wanted.cursor),
         below_path,
+        wanted.min_response_time_ms,
     )
 
 

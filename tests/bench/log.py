@@ -37,6 +37,9 @@ _SPREAD = 0x9E3779B97F4A7C15F39CC0605CEDC835
 #: One row in so many has the rare value of every column.
 RARE_EVERY = 50_000
 _RARE_AT = 17
+#: Two rows in so many took as long as nothing else did.
+SLOW_EVERY = 20_000
+SLOW_MS = 5_000
 #: While retention runs: rows put at once, and how often.
 _STEP_ROWS = 200
 _STEP_S = 0.02
@@ -68,8 +71,9 @@ def row_of(number: int, created_ms: int) -> LogRow:
         method, service = "POST" if number % 5 == 0 else "GET", _SERVICES[number % 9]
         path, user = f"/api/v1/{service}/{number % 1009}", f"user-{number % 1013}"
         address, (status, reason) = f"10.0.{number % 16}.{number % 251}", _end_of(number)
+    slow_ms = SLOW_MS if number % SLOW_EVERY < 2 else 0
     return LogRow(
-        id_of(number), method, path, service, user, address, status, 1.0 + number % 997 / 10, "", created_ms,
+        id_of(number), method, path, service, user, address, status, slow_ms + 1.0 + number % 997 / 10, "", created_ms,
         reason, "00000000-0000-4000-8000-000000000000", 1, 0, 1024, 0.9 + number % 997 / 10, 3,
     )  # fmt: skip
 
@@ -176,6 +180,10 @@ def filters(log: Log) -> Iterator[tuple[str, LogFilter]]:
     yield "below a path, of a status", LogFilter(path="/api/v1/content/*", status_code=429)
     yield "status 4xx", LogFilter(status_class=4)
     yield "status 5xx", LogFilter(status_class=5)
+    for how, took_ms in (("many", 50), ("few", SLOW_MS), ("none", 1_000_000)):
+        yield f"slow, {how}", LogFilter(min_response_time_ms=took_ms)
+    yield "slow, few, of a service", LogFilter(min_response_time_ms=SLOW_MS, target_service="content")
+    yield "slow, few, of a user", LogFilter(min_response_time_ms=SLOW_MS, user_id="user-7")
     yield "many by user and 404", LogFilter(user_id="user-7", status_code=404)
 
 
