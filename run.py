@@ -20,7 +20,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    from engadi_gateway.cli import main as cli_main
+    from engadi_gateway.cli.commands import main as cli_main
 
     return cli_main()
 

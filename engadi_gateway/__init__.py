@@ -2,10 +2,10 @@
 
 Four floors; a file imports only from lower floors or its own room (`tests/test_floors.py` proves it):
 
-    words      model  errors  parsing  options  coherence  settings
+    words      model  errors  settings/
     decisions  pipeline/  wire/
     effects    net/  store/
-    flow       health  authority  admin/  explain  metrics  gateway  serve  cli  and their helpers
+    flow       health  authority  explain  record/  admin/  gateway/  cli/
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engadi_gateway.gateway import Gateway
-    from engadi_gateway.settings import Settings
+    from engadi_gateway.gateway.gateway import Gateway
+    from engadi_gateway.settings.load import Settings
 
 __all__ = ["Gateway", "Settings", "__version__"]
 __version__ = "0.1.0"
 
-_HOMES = {"Gateway": "engadi_gateway.gateway", "Settings": "engadi_gateway.settings"}
+_HOMES = {"Gateway": "engadi_gateway.gateway.gateway", "Settings": "engadi_gateway.settings.load"}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,6 @@
 
 import sys
 
-from engadi_gateway.cli import main
+from engadi_gateway.cli.commands import main
 
 sys.exit(main())

@@ -18,12 +18,12 @@ from weakref import WeakValueDictionary
 
 from engadi_gateway.errors import Reason, Refusal
 from engadi_gateway.net.fetch import Fetch, FetchError
-from engadi_gateway.pauses import Pause
+from engadi_gateway.net.pauses import Pause
 from engadi_gateway.pipeline.claims import claims_fault, identity_of
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
 from engadi_gateway.pipeline.identity import NOT_OURS, TokenCache, TokenJudge, invalid, parse_jwks, stated_expiry
 from engadi_gateway.pipeline.limits import network_of
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
 
 _MAX_JWKS_BYTES = 256 << 10
 _MAX_ANSWER_BYTES = 64 << 10

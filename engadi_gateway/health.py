@@ -16,8 +16,8 @@ from typing import Any
 
 from engadi_gateway.model import HealthStatus, Service, ServiceHealth
 from engadi_gateway.net.fetch import Fetch, FetchError
-from engadi_gateway.pauses import Pause
-from engadi_gateway.settings import Settings
+from engadi_gateway.net.pauses import Pause
+from engadi_gateway.settings.load import Settings
 
 _MAX_BODY_BYTES = 64 << 10
 _JITTER = 0.1

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from engadi_gateway.store.database import Database
+from engadi_gateway.store.database import Connection
+from engadi_gateway.store.in_use import Database
 from engadi_gateway.store.schema import Migration, Schema
-from engadi_gateway.store.sqlite import Connection
 
 APPLICATION = 77
 TABLE: Migration = ("CREATE TABLE item (n INTEGER PRIMARY KEY, text TEXT) STRICT",)

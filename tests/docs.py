@@ -11,7 +11,7 @@ from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.admin.schemas import CORS, EXPLAIN, ROUTE, RULE, SPLIT
 from engadi_gateway.errors import Reason
 from engadi_gateway.model import RateLimitRule, Route, SplitTarget
-from engadi_gateway.options import DEFAULT_SERVICES, OPTIONS, service_env
+from engadi_gateway.settings.options import DEFAULT_SERVICES, OPTIONS, service_env
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway.gateway import Gateway
 from engadi_gateway.pipeline.identity import make_token
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
 from tests.fakes import RawClient, Reply, Upstream, raw_client
 
 SECRET = "a secret of the tests, long enough for HS256"

@@ -9,10 +9,10 @@ from typing import Any
 
 from engadi_gateway.model import LogRow
 from engadi_gateway.store import segments
+from engadi_gateway.store.database import Connection
 from engadi_gateway.store.find import Query, find
 from engadi_gateway.store.history import FIRST_SCHEMA, set_kinds_apart
 from engadi_gateway.store.segments import COLUMNS
-from engadi_gateway.store.sqlite import Connection
 
 NOW = 1_790_000_000_000
 DAY_MS = 86_400_000

@@ -10,10 +10,10 @@ from email.utils import format_datetime
 
 import pytest
 
-from engadi_gateway.accesslog import AccessLog, Extra, as_json, combined, extra_of, redacted
-from engadi_gateway.lines import LineWriter
 from engadi_gateway.model import LogRow
 from engadi_gateway.pipeline.exchange import Target
+from engadi_gateway.record.accesslog import AccessLog, Extra, as_json, combined, extra_of, redacted
+from engadi_gateway.record.lines import LineWriter
 from tests.exchanges import exchange_of, head_of
 
 ROW = LogRow(

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from engadi_gateway import __version__, compiler
+from engadi_gateway import __version__
 from engadi_gateway.admin import handlers_config, jsonio
 from engadi_gateway.admin.api import Call, local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.admin.handlers_observe import list_services
 from engadi_gateway.errors import Fault, Reason, RefusedError
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway import compiler
+from engadi_gateway.gateway.gateway import Gateway
 from engadi_gateway.model import CorsPolicy, Route
 from engadi_gateway.pipeline.cors import Cors, cors_faults
 from engadi_gateway.pipeline.routing import RoutingTable

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway.gateway import Gateway
 from tests.fakes import upstream
 from tests.harness import ADMIN, ask, json_of, running, settings_for, token
 

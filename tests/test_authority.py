@@ -25,7 +25,7 @@ from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.claims import IdentityPolicy
 from engadi_gateway.pipeline.exchange import Exchange, Identity
 from engadi_gateway.pipeline.identity import IdentityStage, Keyring, TokenCache, TokenJudge, invalid, keyring_of
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
 from tests.fakes import Seen, Upstream, Wire, upstream
 from tests.world import until
 

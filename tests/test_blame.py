@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from engadi_gateway.errors import Reason
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway.gateway import Gateway
 from engadi_gateway.net.blame import Failure, of_a_lost_connection, of_no_reply
 from engadi_gateway.net.forward import Forward
 from engadi_gateway.pipeline.identity import make_token

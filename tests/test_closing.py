@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway.gateway import Gateway
 from engadi_gateway.net.client import ClientConnection
 from engadi_gateway.net.forward import Forward
 from tests.certificates import certify

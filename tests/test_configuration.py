@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from engadi_gateway.compiler import Compiled, Compiler, State
-from engadi_gateway.configuration import Configuration
 from engadi_gateway.errors import Reason, RefusedError
+from engadi_gateway.gateway.compiler import Compiled, Compiler, State
+from engadi_gateway.gateway.configuration import Configuration
 from engadi_gateway.model import Route
-from engadi_gateway.seed import seed_of
 from engadi_gateway.store.catalog import Catalog
 from engadi_gateway.store.changes import Change
 from engadi_gateway.store.errors import StoreError
+from engadi_gateway.store.seed import seed_of
 from tests.harness import settings_for
 
 NOW = "2026-01-01T00:00:00Z"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engadi_gateway.errors import Reason
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway.gateway import Gateway
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.wire.response import ReplyHead, ReplyParser
 from tests.fakes import OK, Seen, Wire, raw_client, upstream

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from engadi_gateway.cli import EX_CONFIG, build_parser
-from engadi_gateway.options import OPTIONS
-from engadi_gateway.settings import Settings
+from engadi_gateway.cli.commands import EX_CONFIG, build_parser
+from engadi_gateway.settings.load import Settings
+from engadi_gateway.settings.options import OPTIONS
 from tests.docs import ROOT, filled, ini_text
 from tests.harness import ADMIN, ask, json_of, running
 from tests.processes import PYTHON, environment_of

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway.gateway import Gateway
 from engadi_gateway.model import BreakerState
 from engadi_gateway.store.errors import UnavailableError
 from engadi_gateway.store.journal import MIGRATIONS
@@ -470,7 +470,7 @@ def test_a_log_of_a_clock_that_is_set_is_in_the_order_of_what_happened(
 def test_a_clock_that_is_set_ahead_takes_no_rows_away(
     tmp_path: Path, set_clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engadi_gateway.upkeep._PRUNE_EVERY_S", 0.001)
+    monkeypatch.setattr("engadi_gateway.gateway.upkeep._PRUNE_EVERY_S", 0.001)
 
     async def run() -> None:
         async with upstream() as auth, running(tmp_path, auth, log_retention_days=3) as gateway:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway.gateway import Gateway
 from engadi_gateway.model import BreakerState
 from engadi_gateway.pipeline.breaker import Breaker
 from tests.fakes import OK, Reply, Script, Seen, Upstream, Wire, answer_ok, raw_client, upstream

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from engadi_gateway.cli.offline import Offline
 from engadi_gateway.explain import MistakenError, explain, raw_head
-from engadi_gateway.offline import Offline
 from tests.fakes import Reply, Seen, raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, running, settings_for, token
 

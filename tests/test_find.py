@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from engadi_gateway.model import LogRow
 from engadi_gateway.store import segments
+from engadi_gateway.store.database import Connection
 from engadi_gateway.store.find import Query, find
 from engadi_gateway.store.kinds import KIND as KIND_FIELDS
 from engadi_gateway.store.segments import COLUMNS
-from engadi_gateway.store.sqlite import Connection
 from tests.logrows import a_row, random_rows
 from tests.logtables import DAY_MS, NOW, closed, found, indexed, tables
 

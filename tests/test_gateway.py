@@ -18,9 +18,9 @@ from unittest import mock
 import pytest
 
 from engadi_gateway import Gateway, Settings
-from engadi_gateway.metrics import open_fds, resident_bytes
 from engadi_gateway.net.client import ClientConnection
 from engadi_gateway.net.forward import Forward
+from engadi_gateway.record.metrics import open_fds, resident_bytes
 from tests.fakes import OK, Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, SECRET, ask, ask_on, json_of, running, settings_for, token
 from tests.world import until

@@ -17,7 +17,7 @@ from typing import Any
 import jwt
 import pytest
 
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway.gateway import Gateway
 from engadi_gateway.pipeline.identity import make_token
 from tests.fakes import Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, running, token

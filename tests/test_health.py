@@ -14,7 +14,7 @@ from engadi_gateway.errors import HeaderLine
 from engadi_gateway.health import HealthChecker, judged
 from engadi_gateway.model import HealthStatus, Service, ServiceHealth
 from engadi_gateway.net.fetch import Fetcher, FetchError, FetchReply
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
 from tests.fakes import Seen, Upstream, Wire, upstream
 
 UP, SLOW, DOWN, UNKNOWN = HealthStatus.HEALTHY, HealthStatus.DEGRADED, HealthStatus.UNHEALTHY, HealthStatus.UNKNOWN

@@ -19,13 +19,13 @@ import pytest
 from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
 from engadi_gateway.store import journal as journal_module
 from engadi_gateway.store import segments, tally
+from engadi_gateway.store.database import Connection
 from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.find import Query
 from engadi_gateway.store.journal import Journal, JournalStats
 from engadi_gateway.store.kinds import KnownKinds
 from engadi_gateway.store.pages import file_bytes
 from engadi_gateway.store.questions import LogFilter, query_of
-from engadi_gateway.store.sqlite import Connection
 from tests.logrows import a_row, random_rows
 
 NOW = 1_790_000_000_000

@@ -8,9 +8,9 @@ import pytest
 
 from engadi_gateway.store import kinds as module
 from engadi_gateway.store import segments
+from engadi_gateway.store.database import Connection
 from engadi_gateway.store.find import Query
 from engadi_gateway.store.kinds import KIND, KnownKinds
-from engadi_gateway.store.sqlite import Connection
 from tests.logrows import a_row
 from tests.logtables import COLUMN, found, indexed, tables
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from engadi_gateway.lines import LineWriter, descriptor_of, stream_to
+from engadi_gateway.record.lines import LineWriter, descriptor_of, stream_to
 from tests.fakes import upstream
 from tests.harness import ask
 from tests.processes import PYTHON, ROOT, environment_of, free_port, ini_of, started
@@ -130,7 +130,7 @@ def test_a_line_that_was_lost_half_way_spoils_no_other(pipe: Pipe) -> None:
         return real(descriptor, data[:taken])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engadi_gateway.lines.os.write", full)
+        patch.setattr("engadi_gateway.record.lines.os.write", full)
         writer.write(b"lost\n")
         _read(pipe, lambda found: found == b"los")
         while writer.lost == 0:

@@ -19,9 +19,9 @@ from typing import Any, cast
 
 import pytest
 
-from engadi_gateway.assembly import files_wanted, seats
-from engadi_gateway.gateway import Gateway
-from engadi_gateway.listeners import allow_open_files
+from engadi_gateway.gateway.assembly import files_wanted, seats
+from engadi_gateway.gateway.gateway import Gateway
+from engadi_gateway.gateway.listeners import allow_open_files
 from engadi_gateway.net.accept import Acceptor, Handshake
 from engadi_gateway.net.batch import Batch
 from engadi_gateway.net.client import ClientConnection

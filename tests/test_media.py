@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engadi_gateway.admin.media import preferred
-from engadi_gateway.metrics import OPENMETRICS, TEXT
+from engadi_gateway.record.metrics import OPENMETRICS, TEXT
 
 JSON = "application/json"
 ASKED: dict[str, tuple[bytes, str]] = {

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from engadi_gateway import metrics as prometheus
 from engadi_gateway.errors import Reason
-from engadi_gateway.metrics import BUCKETS_S, Family, Histogram, Metrics, histogram_samples, render
 from engadi_gateway.model import BreakerState, HealthStatus, LogRow, ServiceHealth
 from engadi_gateway.pipeline.breaker import Thresholds
+from engadi_gateway.record import metrics as prometheus
+from engadi_gateway.record.metrics import BUCKETS_S, Family, Histogram, Metrics, histogram_samples, render
 from engadi_gateway.store.journal import JournalStats
 from tests.fakes import upstream
 from tests.harness import ADMIN, ask, json_of, running

@@ -18,10 +18,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from engadi_gateway.cli import _loop_factory
+from engadi_gateway.cli.commands import _loop_factory
 from engadi_gateway.errors import ConfigurationError
-from engadi_gateway.options import OPTIONS
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
+from engadi_gateway.settings.options import OPTIONS
 from tests import probes_stages as stages
 from tests import probes_traffic as traffic
 from tests.fakes import raw_client, upstream
@@ -331,7 +331,7 @@ def test_the_event_loop_is_the_one_that_was_asked_for(monkeypatch: pytest.Monkey
             loop = factory()
             loop.close()
             assert type(loop).__module__ == "uvloop"
-    monkeypatch.setattr("engadi_gateway.cli.find_spec", lambda name: None)
+    monkeypatch.setattr("engadi_gateway.cli.commands.find_spec", lambda name: None)
     assert _loop_factory(Settings.of(server_loop="auto")) is None
     with pytest.raises(ConfigurationError, match="uvloop is not installed"):
         _loop_factory(Settings.of(server_loop="uvloop"))

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from engadi_gateway.pauses import Pause
+from engadi_gateway.net.pauses import Pause
 
 
 def test_news_end_a_pause_once() -> None:

@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 
 from engadi_gateway import Gateway, Settings
-from engadi_gateway.listeners import bind_tcp
+from engadi_gateway.gateway.listeners import bind_tcp
 from engadi_gateway.model import CorsPolicy, Route
-from engadi_gateway.seed import seed_of, timestamp
 from engadi_gateway.store.catalog import Catalog
 from engadi_gateway.store.changes import Change, Seed
+from engadi_gateway.store.seed import seed_of, timestamp
 from tests.certificates import certify
 from tests.fakes import OK, RawClient, Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, running, settings_for

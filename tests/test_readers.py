@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from engadi_gateway.store import readers
+from engadi_gateway.store.database import Connection
 from engadi_gateway.store.errors import StoreError
-from engadi_gateway.store.sqlite import Connection
 from tests.databases import ENDLESS, add, count, database, opened
 
 

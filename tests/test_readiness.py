@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engadi_gateway import Settings
-from engadi_gateway.readiness import why_not_ready
+from engadi_gateway.cli.readiness import why_not_ready
 from tests.certificates import certify
 from tests.harness import SECRET
 from tests.processes import PYTHON, ROOT, environment_of, free_port, started
@@ -72,7 +72,7 @@ def test_a_slip_that_a_reload_refuses_makes_nobody_unready(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("answer", [b"", b"220 mail\r\n", None], ids=["nothing", "another protocol", "silence"])
 def test_who_is_no_gateway_is_not_ready(monkeypatch: pytest.MonkeyPatch, answer: bytes | None) -> None:
-    monkeypatch.setattr("engadi_gateway.readiness._TIMEOUT_S", 0.1)
+    monkeypatch.setattr("engadi_gateway.cli.readiness._TIMEOUT_S", 0.1)
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if answer is None:

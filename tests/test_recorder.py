@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from engadi_gateway.accesslog import AccessLog
-from engadi_gateway.gateway import Gateway
-from engadi_gateway.metrics import Metrics
-from engadi_gateway.recorder import CALM_S, Recorder
+from engadi_gateway.gateway.gateway import Gateway
+from engadi_gateway.record.accesslog import AccessLog
+from engadi_gateway.record.metrics import Metrics
+from engadi_gateway.record.recorder import CALM_S, Recorder
 from engadi_gateway.store.journal import Journal
 from tests.exchanges import exchange_of
 from tests.fakes import upstream

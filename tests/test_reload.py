@@ -25,11 +25,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from engadi_gateway import Gateway, Settings
 from engadi_gateway.errors import ConfigurationError
+from engadi_gateway.gateway.upcalls import GatewayUpcalls
 from engadi_gateway.model import Snapshot
-from engadi_gateway.options import OPTIONS
+from engadi_gateway.settings.options import OPTIONS
 from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.questions import LogFilter
-from engadi_gateway.upcalls import GatewayUpcalls
 from tests.fakes import Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, settings_for
 from tests.test_settings import other_text
@@ -170,7 +170,7 @@ def test_a_refused_reload_changes_nothing(tmp_path: Path, bad: dict[str, Any], p
 
 
 def test_a_reload_that_cannot_be_written_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engadi_gateway.store.sqlite.BUSY_MS", 50)
+    monkeypatch.setattr("engadi_gateway.store.database.BUSY_MS", 50)
 
     async def run() -> None:
         async with upstream() as auth, upstream() as other:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway.gateway import Gateway
 from tests.fakes import OK, Seen, Wire, upstream
 from tests.harness import ADMIN, ask, json_of, running, settings_for
 from tests.test_closing import rows

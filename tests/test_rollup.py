@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from engadi_gateway.model import LogRow
 from engadi_gateway.store import rollup
+from engadi_gateway.store.database import Connection
 from engadi_gateway.store.rollup import OTHER
-from engadi_gateway.store.sqlite import Connection
 from engadi_gateway.store.sums import HOUR_MS, MINUTE_MS, UNMATCHED, Sums, template_of
 from tests.logrows import a_row, random_rows
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from engadi_gateway.store.database import Connection
 from engadi_gateway.store.errors import HeldError, StoreError
 from engadi_gateway.store.schema import Migration
-from engadi_gateway.store.sqlite import Connection
 from tests.databases import TABLE, add, ask, count, database, descriptors_of, opened
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from engadi_gateway.model import LimitMode, Origin, RateLimitRule, Snapshot
-from engadi_gateway.seed import default_rules, overruled
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
+from engadi_gateway.store.seed import default_rules, overruled
 
 SETTINGS = Settings.of({}, jwt_secret_key="k" * 32, limits_per_ip=50)
 USER, ADDRESS = default_rules(SETTINGS, "2026-01-01T00:00:00Z")

@@ -8,10 +8,10 @@ import sqlite3
 import pytest
 
 from engadi_gateway.store import segments
+from engadi_gateway.store.database import Connection
 from engadi_gateway.store.find import Query
 from engadi_gateway.store.history import FIRST_SCHEMA, set_kinds_apart
 from engadi_gateway.store.segments import COLUMNS, INDEXES, VIEW, Segment
-from engadi_gateway.store.sqlite import Connection
 from tests.logrows import a_row, random_rows
 from tests.logtables import COLUMN, DAY_MS, NOW, closed, found, indexed, tables
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from engadi_gateway import Gateway, Settings
+from engadi_gateway.cli.serve import Process
 from engadi_gateway.model import CorsPolicy
-from engadi_gateway.serve import Process
 from engadi_gateway.store.catalog import Catalog
 from engadi_gateway.store.changes import Seed
 from tests.fakes import upstream

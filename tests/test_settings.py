@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from engadi_gateway.errors import ConfigurationError, Fault
-from engadi_gateway.options import DEFAULT_SERVICES, OPTIONS, Option, option_env, service_env
-from engadi_gateway.parsing import (
+from engadi_gateway.gateway.secret import needs_own_secret
+from engadi_gateway.settings.load import _LONGEST_KEY, Settings
+from engadi_gateway.settings.options import DEFAULT_SERVICES, OPTIONS, Option, option_env, service_env
+from engadi_gateway.settings.parsing import (
     as_text,
     parse_bool,
     parse_duration_s,
@@ -20,8 +22,6 @@ from engadi_gateway.parsing import (
     parse_sqlite_path,
     parse_str,
 )
-from engadi_gateway.secret import needs_own_secret
-from engadi_gateway.settings import _LONGEST_KEY, Settings
 from engadi_gateway.wire.forwarded import is_trusted, plain_address
 
 KEY = "k" * 64

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from engadi_gateway import gateway as gateway_module
-from engadi_gateway.cli import main
+from engadi_gateway.cli.commands import main
 from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal, RefusedError
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway import gateway as gateway_module
+from engadi_gateway.gateway.gateway import Gateway
+from engadi_gateway.gateway.sharing import LOOK_S, Sharing, when_free
 from engadi_gateway.model import CorsPolicy, Route, Service, Snapshot
-from engadi_gateway.sharing import LOOK_S, Sharing, when_free
 from engadi_gateway.store.catalog import Catalog
 from engadi_gateway.store.changes import Change, Seed
 from engadi_gateway.store.codec import to_json

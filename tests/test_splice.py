@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway.gateway import Gateway
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.wire.response import ReplyParser
 from tests.fakes import RawClient, Seen, Wire, raw_client, upstream

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engadi_gateway.store import rollup, segments, tally
+from engadi_gateway.store.database import Connection
 from engadi_gateway.store.history import FIRST_SCHEMA, set_kinds_apart
-from engadi_gateway.store.sqlite import Connection
 from engadi_gateway.store.sums import HOUR_MS
 from engadi_gateway.store.tally import Tally
 from tests.logrows import random_rows

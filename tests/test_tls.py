@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from engadi_gateway.errors import ConfigurationError
-from engadi_gateway.settings import Settings
-from engadi_gateway.tls import Validity, client_tls, server_tls, validity_of, warning_of
+from engadi_gateway.gateway.tls import Validity, client_tls, server_tls, validity_of, warning_of
+from engadi_gateway.settings.load import Settings
 from tests.certificates import certify
 from tests.harness import SECRET, running
 from tests.processes import PYTHON, ROOT, environment_of

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from engadi_gateway import upkeep
+from engadi_gateway.gateway import upkeep
 from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.questions import LogFilter
 from tests.fakes import upstream
@@ -25,7 +25,7 @@ _DAY_MS = 86_400_000
 def test_old_rows_go_by_themselves_and_health_is_kept_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("engadi_gateway.upkeep._PRUNE_EVERY_S", 0.01)
+    monkeypatch.setattr("engadi_gateway.gateway.upkeep._PRUNE_EVERY_S", 0.01)
     caplog.set_level(logging.CRITICAL, "engadi")
 
     async def run() -> None:

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from engadi_gateway.gateway import Gateway
-from engadi_gateway.listeners import BindError, bind_unix
+from engadi_gateway.gateway.gateway import Gateway
+from engadi_gateway.gateway.listeners import BindError, bind_unix
 from tests.certificates import certify
 from tests.fakes import raw_client
 from tests.harness import ADMIN, ask, ask_on, json_of, token

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway.gateway import Gateway
 from tests.fakes import OK, Reply, Seen, Upstream, Wire, upstream
 from tests.harness import SECRET, ask, settings_for, token
 

@@ -15,7 +15,6 @@ from engadi_gateway.admin.schemas import MAX_FAULTS, Object, Schema, Text, escap
 from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedError
 from engadi_gateway.explain import Explained
 from engadi_gateway.health import HealthChecker
-from engadi_gateway.metrics import Metrics
 from engadi_gateway.model import Framing, Route, Service, Snapshot
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.pipeline.breaker import BreakerRegistry
@@ -23,7 +22,8 @@ from engadi_gateway.pipeline.cors import Cors
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.patterns import parameter_names
 from engadi_gateway.pipeline.routing import LOCAL_SERVICE, RoutingTable
-from engadi_gateway.settings import Settings
+from engadi_gateway.record.metrics import Metrics
+from engadi_gateway.settings.load import Settings
 from engadi_gateway.store.catalog import Catalog
 from engadi_gateway.store.changes import Change
 from engadi_gateway.store.errors import StoreError

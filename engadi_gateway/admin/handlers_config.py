@@ -17,9 +17,9 @@ from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedErr
 from engadi_gateway.model import CorsPolicy, Origin, RateLimitRule, Revision, Route
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.pipeline.cors import cors_faults
-from engadi_gateway.seed import timestamp
 from engadi_gateway.store.changes import Change
 from engadi_gateway.store.codec import cors_from_json, route_from_json, rule_from_json, to_json
+from engadi_gateway.store.seed import timestamp
 
 
 def etag_of(document: Any) -> bytes:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from engadi_gateway import metrics as prometheus
 from engadi_gateway.admin.api import Call, next_page
 from engadi_gateway.admin.jsonio import listing, reply
 from engadi_gateway.admin.media import preferred
@@ -17,8 +16,9 @@ from engadi_gateway.errors import Fault, Reason, Refusal, RefusedError
 from engadi_gateway.explain import explained
 from engadi_gateway.model import BreakerState, Service, ServiceHealth
 from engadi_gateway.net.context import LocalReply
-from engadi_gateway.seed import timestamp
+from engadi_gateway.record import metrics as prometheus
 from engadi_gateway.store.questions import LogFilter
+from engadi_gateway.store.seed import timestamp
 
 _DEFAULT_HOURS = 24
 _SLICE = 20  # services, looked at in a millisecond or two

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 from engadi_gateway.errors import Fault
 from engadi_gateway.model import LimitMode, LimitType
-from engadi_gateway.options import MAX_REQUESTS, SERVICE_NAME
-from engadi_gateway.parsing import as_text, parse_url
 from engadi_gateway.pipeline.patterns import parse_pattern
 from engadi_gateway.pipeline.routing import METHOD
+from engadi_gateway.settings.options import MAX_REQUESTS, SERVICE_NAME
+from engadi_gateway.settings.parsing import as_text, parse_url
 
 Json = dict[str, Any]
 #: A body can hold a hundred thousand faults; nobody reads more than these.

@@ -19,9 +19,9 @@ from engadi_gateway.net.deadlines import FixedWait, Sweep
 from engadi_gateway.net.pools import Pools
 from engadi_gateway.net.seats import Lingering, Seats
 from engadi_gateway.net.sockets import Unread
-from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
+from engadi_gateway.settings.parsing import IpNetwork
 from engadi_gateway.wire.forwarded import Client
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits

@@ -1,6 +1,6 @@
 """Decisions about a request: pure functions of the exchange, the snapshot, the state handed in, and `now`.
 
-No socket, clock, file, thread or `async` in this room. The order is fixed and stands in `assembly.Compiler`'s one call:
+No socket, clock, file, thread or `async` in this room. The order is fixed and stands in `gateway.compiler`'s one call:
 routing, CORS, JWT, token buckets, circuit breaker.
 """
 

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal
 from engadi_gateway.model import LimitMode, LimitType, RateLimitRule
-from engadi_gateway.options import MAX_REQUESTS
 from engadi_gateway.pipeline.buckets import Buckets, BucketStore
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.patterns import parse_pattern, pattern_readings, readings, segments_match
+from engadi_gateway.settings.options import MAX_REQUESTS
 
 #: A thousandth of a token is forgiven: rounding after months must not cost a whole one.
 _ROUNDING = 0.001

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from engadi_gateway.store import files
+from engadi_gateway.store.database import Connection, connect_to_memory, connect_to_read, errors_of
 from engadi_gateway.store.errors import CorruptError, UnavailableError, file_errors_of
 from engadi_gateway.store.locks import refuse_unusable
 from engadi_gateway.store.schema import Schema
-from engadi_gateway.store.sqlite import Connection, connect_to_memory, connect_to_read, errors_of
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ from engadi_gateway.model import CorsPolicy, Revision, Service, Snapshot
 from engadi_gateway.store import at_rest
 from engadi_gateway.store import catalog_tables as tables
 from engadi_gateway.store.changes import Change, Seed, following, seeded, with_change
-from engadi_gateway.store.database import Database
-from engadi_gateway.store.sqlite import Connection
+from engadi_gateway.store.database import Connection
+from engadi_gateway.store.in_use import Database
 
 
 class Catalog:

@@ -19,9 +19,9 @@ from engadi_gateway.store.codec import (
     rule_from_json,
     to_json,
 )
+from engadi_gateway.store.database import Connection, first_row
 from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.schema import Migration, Schema
-from engadi_gateway.store.sqlite import Connection, first_row
 
 _APPLICATION_ID = 0x456E4743  # "EnGC"
 

@@ -1,291 +1,112 @@
-"""One sqlite file in use: opened or begun, written by one thread, read by a few, closed.
-
-All writes and checkpoints of a file go through one connection on one thread. That is a rule of safety: versions before
-3.51.3 can corrupt a WAL when two connections write and checkpoint at once. So a second process is kept out, or, where
-the file is shared, takes its turn (`store.locks`).
-"""
+"""The only door to sqlite3: connections, transactions, pragmas, and its errors in words of ours."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Future
-from typing import Literal, TypeVar
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from engadi_gateway.store import files, sqlite
-from engadi_gateway.store.errors import CorruptError, HeldError, StoreError, UnavailableError, file_errors_of
-from engadi_gateway.store.locks import Locks
-from engadi_gateway.store.readers import Readers
-from engadi_gateway.store.schema import Schema, back_up
-from engadi_gateway.store.sqlite import Connection, errors_of, pragma, transaction
-from engadi_gateway.store.worker import Worker
+from engadi_gateway.store.errors import CorruptError, StoreError, UnavailableError, UnfitError
 
-T = TypeVar("T")
-Work = Callable[[Connection], T]
+Connection = sqlite3.Connection
 
-_PAGE_BYTES = 4096
-#: Rows that come by the thousand, and indexes written whole, are less work on fewer pages: 4096 costs 8 % more.
-_LOG_PAGE_BYTES = 16_384
-_CHECKPOINT_BYTES = 4 * 1024 * 1024
-_CLOSING_S = 2.0  # others' locks hold up the end no longer, however much waits to be written
-_OPENING_MS = 30_000  # others may be migrating or checking
-_PRAGMAS = (
-    "foreign_keys=ON",
-    "trusted_schema=OFF",
-    "cell_size_check=ON",
-    "temp_store=MEMORY",
-    "cache_size=-8000",
-    "mmap_size=0",
-    "journal_size_limit=67108864",
-    "analysis_limit=400",
-)
+SQLITE_VERSION = sqlite3.sqlite_version
+BUSY_MS = 5000
+_PROGRESS_STEPS = 10_000
+#: By the primary code; what extends it stands in the bits above.
+_KINDS: dict[int, type[StoreError]] = {
+    sqlite3.SQLITE_CORRUPT: CorruptError,
+    sqlite3.SQLITE_NOTADB: CorruptError,
+    sqlite3.SQLITE_IOERR: UnavailableError,
+    sqlite3.SQLITE_FULL: UnavailableError,
+    sqlite3.SQLITE_BUSY: UnavailableError,
+    sqlite3.SQLITE_CONSTRAINT: UnfitError,
+    sqlite3.SQLITE_MISMATCH: UnfitError,
+    sqlite3.SQLITE_TOOBIG: UnfitError,
+    sqlite3.SQLITE_OK: UnfitError,  # the module itself refused: a value of a type that it does not know, say
+}
 
 
-class Database:
-    """See the module.
+# connections; whoever has one may use it in any thread, one at a time
 
-    Args:
-        path: the file; its folder must exist. A new one can be read by its owner only.
-        schema: what its tables are to be; a file of an older version is brought up to date.
-        synchronous: NORMAL may lose the last commits on a power cut, never more.
-        is_expendable: a log: a broken file is moved aside and a new one begun, once in a run; one that cannot be had
-            now is opened by a later write; its pages are large. One that is not is checked whole when it is opened (so
-            it should be small), and left as it is.
-        is_shared: other processes may have it open too, and all take turns to write.
-    """
 
-    def __init__(
-        self,
-        path: str,
-        schema: Schema,
-        *,
-        synchronous: Literal["FULL", "NORMAL"],
-        is_expendable: bool = False,
-        is_shared: bool = False,
-    ) -> None:
-        path = self.path = files.at_home(path)
-        self.moved_aside = ""  # where the broken file went
-        self.missing = ""  # why it could not be opened yet
-        self.times_removed = 0  # by somebody, while it was open; a new one was begun
-        self._schema = schema
-        self._synchronous = synchronous
-        self._page_bytes = _LOG_PAGE_BYTES if is_expendable else _PAGE_BYTES
-        self._is_expendable = is_expendable
-        self.is_shared = is_shared
-        self._locks = Locks(path, is_shared=is_shared)
-        self._file: tuple[int, int] | None = None  # which one is open
-        self._broken: tuple[int, int] | None = None  # which file it was
-        self._connection: Connection | None = None  # the writer thread's, once that runs
-        self._writer = Worker("engadi-writer", lambda: StoreError(f"{self.path}: closed"))
-        self._readers = Readers(path, lambda: self._writer.is_closing)
-        self._closing_until = 0.0
+def connect(path: str) -> Connection:
+    """To write; transactions are begun by hand. Raises sqlite3.Error: see `errors_of`."""
+    return sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
 
-    # opening
 
-    def open(self) -> None:
-        """Create or migrate the file and start the writer. Blocking.
-
-        Raises:
-            HeldError, CorruptError, StoreError: nothing is left open.
-        """
-        try:
-            with self._turn(_OPENING_MS):
-                self._connection = self._usable()
-        except UnavailableError as error:
-            if not self._is_expendable:
-                self._locks.close()
-                raise
-            self.missing = str(error)
-        except BaseException:
-            self._locks.close()
-            raise
-        self._readers.start()
-        self._writer.start(self._finish)
-
-    def give_up(self) -> None:
-        """Whoever opens it in another thread need not go on waiting for others to end their turn."""
-        self._locks.give_up()
-
-    def _usable(self) -> Connection:
-        """The file opened, or what takes its place."""
-        if self._broken is None or self._broken != files.identity(self.path):
-            try:
-                return self._opened()
-            except CorruptError:
-                if not self._is_expendable or self.moved_aside:
-                    raise
-                self._broken = files.identity(self.path)
-        self._move_aside()
-        return self._opened()
-
-    def _opened(self) -> Connection:
-        with file_errors_of(self.path), errors_of(self.path):
-            files.create(self.path)
-            if not self._locks.enter():
-                raise HeldError(f"{self.path}: another process has it open ([server] reuse_port = yes shares it)")
-            connection = sqlite.connect(self.path)
-            try:
-                self._prepare(connection)
-            except BaseException:
-                connection.close()
-                raise
-            self._file = files.identity(self.path)
-            return connection
-
-    def _prepare(self, connection: Connection) -> None:
-        if pragma(connection, "page_count") == 0:  # these only work before the first table
-            pragma(connection, f"page_size={self._page_bytes}")
-            pragma(connection, "auto_vacuum=INCREMENTAL")
-        for text in (*_PRAGMAS, f"synchronous={self._synchronous}"):
-            pragma(connection, text)
-        pragma(connection, f"wal_autocheckpoint={_CHECKPOINT_BYTES // self._page_bytes}")
-        version = self._schema.version_of(connection, self.path, is_all_read=not self._is_expendable)
-        if pragma(connection, "journal_mode=WAL") != "wal":
-            raise StoreError(f"{self.path}: no write-ahead log is possible here (a network file system?)")
-        if 0 < version < self._schema.newest:
-            self._enter_alone()
-            back_up(connection, self.path, version)
-        self._schema.bring_up_to_date(connection, version)
-        self._locks.enter()
-
-    def _enter_alone(self) -> None:
-        """What others have open is not changed under them."""
-        if not self._locks.is_alone():
-            raise HeldError(f"{self.path}: of an older version that is still running; end all its processes first")
-
-    def _move_aside(self) -> None:
-        """Raises UnavailableError while other processes have it open: they would go on writing to it."""
-        if not self._locks.is_alone():
-            raise UnavailableError(f"{self.path}: damaged; moved aside when no other process has it open")
-        with file_errors_of(self.path):
-            self.moved_aside = files.move_aside(self.path)
-        if self.is_shared:
-            self._locks.leave()  # whoever comes first makes the new one, and shares it
-
-    # writing
-
-    async def write(self, work: Work[T]) -> T:
-        """Run `work` on the writer thread in one transaction; its result, or StoreError."""
-        return await asyncio.wrap_future(self.submit(work))
-
-    def submit(self, work: Work[T], done: Callable[[Future[T]], None] | None = None) -> Future[T]:
-        """As `write`, for callers that do not wait. Never blocks; a closed database fails the future.
-
-        `done` is called on the writer thread after the commit or failure, before the next work; if closed, at once.
-        """
-        return self._writer.submit(lambda: self._transact(work), done)
-
-    @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Until the end of the block nobody else writes, in any process; one block at a time.
-
-        Raises:
-            StoreError: another process did not end its turn in time.
-        """
-        taken = self._writer.submit(lambda: self._take_turn(sqlite.BUSY_MS, is_held=True))
-        try:
-            await asyncio.wrap_future(taken)
-            yield
-        finally:
-            self._writer.submit(self._locks.end_turn)  # after what was taken, even if nobody waited for that any more
-
-    def _take_turn(self, wait_ms: int, *, is_held: bool = False) -> None:
-        with file_errors_of(self.path):
-            if not self._locks.take_turn(wait_ms / 1000, is_held=is_held):
-                raise UnavailableError(f"{self.path}: another process has been writing for {wait_ms} ms")
-
-    @contextlib.contextmanager
-    def _turn(self, wait_ms: int) -> Iterator[None]:
-        self._take_turn(wait_ms)
-        try:
-            yield
-        finally:
-            self._locks.give_turn()
-
-    def _finish(self) -> None:
-        with contextlib.suppress(StoreError), self._turn(sqlite.BUSY_MS):
-            self._close_whole()
-        if self._connection is not None:  # somebody is writing and has it open, so that this close changes nothing
-            self._connection.close()
-        self._locks.close()
-
-    def _close_whole(self) -> None:
-        if self._connection is not None:
-            with contextlib.suppress(StoreError), errors_of(self.path):
-                pragma(self._connection, "optimize")
-                pragma(self._connection, "wal_checkpoint(TRUNCATE)")
-            self._connection.close()
-            self._connection = None
-
-    def _transact(self, work: Work[T]) -> T:
-        busy_ms = sqlite.BUSY_MS
-        is_closing = self._writer.is_closing
-        if is_closing:
-            busy_ms = max(0, int((self._closing_until - time.monotonic()) * 1000))
-        with self._turn(busy_ms):
-            try:
-                with errors_of(self.path):
-                    connection = self._connected()
-                    if is_closing:
-                        pragma(connection, f"busy_timeout={busy_ms}")
-                    with transaction(connection):
-                        return work(connection)
-            except CorruptError:
-                self._begin_anew()
-                raise
-
-    def _connected(self) -> Connection:
-        found = files.identity(self.path)
-        if self._connection is not None and found != self._file:
-            self._leave_what_is_gone(self._connection, is_removed=found is None)
-        if self._connection is None:
-            self._connection = self._usable()
-            self._readers.leave()
-            self.missing = ""
-        return self._connection
-
-    def _leave_what_is_gone(self, connection: Connection, *, is_removed: bool) -> None:
-        """The file has no name any more: what is written to it ends with the process, and its room is not free before.
-
-        Raises:
-            UnavailableError: what is in its place, or would be, is not for this process to take or to make.
-        """
-        if not self._is_expendable or not (is_removed or self.is_shared):
-            raise UnavailableError(f"{self.path}: removed or replaced while in use; this needs a restart")
+def connect_to_read(path: str, *, is_at_rest: bool = False) -> Connection:
+    """To look only. `is_at_rest`: nobody has it open, and no companions of a WAL are made. Raises sqlite3.Error."""
+    uri = f"{Path(path).absolute().as_uri()}?mode=ro{'&immutable=1' if is_at_rest else ''}"
+    connection = sqlite3.connect(uri, timeout=BUSY_MS / 1000, uri=True, isolation_level=None, check_same_thread=False)
+    try:
+        pragma(connection, "query_only=ON")
+        pragma(connection, "trusted_schema=OFF")
+    except BaseException:
         connection.close()
-        self._connection = None
-        if is_removed:
-            with file_errors_of(self.path):
-                files.remove_companions(self.path)
-        self.times_removed += 1
+        raise
+    return connection
 
-    def _begin_anew(self) -> None:
-        """The next write opens a new file; where the old one cannot be moved, every write says so."""
-        if not self._is_expendable or self.moved_aside or self._connection is None:
-            return
-        self._connection.close()
-        self._connection = None
-        self._broken = files.identity(self.path)
-        with contextlib.suppress(StoreError):
-            self._move_aside()
-        self._readers.leave()
 
-    # reading
+def connect_to_memory() -> Connection:
+    return sqlite3.connect(":memory:", isolation_level=None)
 
-    async def read(self, work: Work[T]) -> T:
-        """See `Readers.read`."""
-        return await self._readers.read(work)
 
-    def size_bytes(self) -> int:
-        """The file with its WAL."""
-        return files.size_bytes(self.path)
+# statements
 
-    def close(self) -> None:
-        """Finish what was submitted, checkpoint, close; reads under way are cut short. Blocking."""
-        self._closing_until = self._closing_until or time.monotonic() + _CLOSING_S
-        if not self._writer.begin_closing():
-            return
-        self._readers.close()
-        self._writer.join()  # last, because a reader that closes last leaves an empty WAL behind
+
+@contextlib.contextmanager
+def transaction(connection: Connection) -> Iterator[None]:
+    """Of the block's writes all are kept, or none."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def first_row(connection: Connection, query: str, values: Sequence[Any] = ()) -> Any:
+    """The first row of what a query finds, as a tuple, or None.
+
+    Ends the statement: one left half-way holds its transaction's view, and locks, until its cursor is collected, which
+    only CPython does at once.
+    """
+    with contextlib.closing(connection.execute(query, values)) as cursor:
+        return cursor.fetchone()
+
+
+def pragma(connection: Connection, text: str) -> Any:
+    """What it says; None where it says nothing."""
+    row = first_row(connection, f"PRAGMA {text}")
+    return row and row[0]
+
+
+def end_when(connection: Connection, is_over: Callable[[], bool]) -> None:
+    """From now on ask that every some steps of a statement; one that is over fails with "took too long"."""
+    connection.set_progress_handler(is_over, _PROGRESS_STEPS)
+
+
+# errors
+
+
+@contextlib.contextmanager
+def errors_of(path: str) -> Iterator[None]:
+    """What sqlite3 raises in the block is a StoreError of that database."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _store_error(path, error) from None
+
+
+def _store_error(path: str, error: sqlite3.Error) -> StoreError:
+    extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)
+    code = extended & 0xFF
+    text = "took too long" if code == sqlite3.SQLITE_INTERRUPT else str(error)
+    if code == sqlite3.SQLITE_IOERR:
+        text = f"{text} ({getattr(error, 'sqlite_errorname', extended)}; is the disk full?)"
+    return _KINDS.get(code, StoreError)(f"{path}: {text}")

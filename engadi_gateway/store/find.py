@@ -7,9 +7,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engadi_gateway.store.database import Connection, first_row
 from engadi_gateway.store.kinds import kind_table
 from engadi_gateway.store.segments import SHOWN, Segment, both, row_table, segments
-from engadi_gateway.store.sqlite import Connection, first_row
 
 #: Kinds that have more than this share of a table's rows are found soon without their index.
 _FEW = 1 / 50

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engadi_gateway.model import LogRow
 from engadi_gateway.store import segments
-from engadi_gateway.store.sqlite import Connection
+from engadi_gateway.store.database import Connection
 
 _ROWS_AT_ONCE = 1000
 

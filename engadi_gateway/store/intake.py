@@ -15,9 +15,9 @@ from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from engadi_gateway.model import LogRow
-from engadi_gateway.store.database import Database
+from engadi_gateway.store.database import Connection
 from engadi_gateway.store.errors import StoreError, UnfitError
-from engadi_gateway.store.sqlite import Connection
+from engadi_gateway.store.in_use import Database
 
 _RETRY_S = 1.0
 #: Batches that are halved with nothing written in between: after that it is not one row's fault.

@@ -17,14 +17,14 @@ from typing import Any
 
 from engadi_gateway.model import HealthStatus, LogRow, ServiceHealth
 from engadi_gateway.store import at_rest, history, questions, rollup, segments
-from engadi_gateway.store.database import Database
+from engadi_gateway.store.database import Connection, first_row
 from engadi_gateway.store.errors import StoreError
+from engadi_gateway.store.in_use import Database
 from engadi_gateway.store.intake import Intake, Written
 from engadi_gateway.store.kinds import KnownKinds
 from engadi_gateway.store.pages import file_bytes, free_share, shrink, used_bytes
 from engadi_gateway.store.questions import LogFilter, LogPage
 from engadi_gateway.store.schema import Migration, Schema
-from engadi_gateway.store.sqlite import Connection, first_row
 from engadi_gateway.store.sums import HOUR_MS, MINUTE_MS
 from engadi_gateway.store.tally import Tally
 

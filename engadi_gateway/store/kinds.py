@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engadi_gateway.store.sqlite import Connection
+from engadi_gateway.store.database import Connection
 
 #: What makes a row's kind. Paths, people and addresses would make more kinds than it saves rows.
 KIND = ("method", "target_service", "status_code", "error_message", "reason", "route_id", "attempts", "revision")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engadi_gateway.store.sqlite import Connection, pragma
+from engadi_gateway.store.database import Connection, pragma
 
 
 def file_bytes(connection: Connection) -> int:

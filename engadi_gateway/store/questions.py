@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from engadi_gateway.errors import IS_ERROR_SQL
+from engadi_gateway.store.database import Connection
 from engadi_gateway.store.find import Query, find
 from engadi_gateway.store.kinds import KIND
 from engadi_gateway.store.segments import COLUMNS
-from engadi_gateway.store.sqlite import Connection
 
 ERRORS = Query(of_kind=(IS_ERROR_SQL,))
 

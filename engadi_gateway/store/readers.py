@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from engadi_gateway.store.database import Connection, connect_to_read, end_when, errors_of
 from engadi_gateway.store.errors import StoreError
-from engadi_gateway.store.sqlite import Connection, connect_to_read, end_when, errors_of
 
 T = TypeVar("T")
 _READERS = 2

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from engadi_gateway.errors import is_error
-from engadi_gateway.store.sqlite import Connection, first_row
+from engadi_gateway.store.database import Connection, first_row
 from engadi_gateway.store.sums import HOUR_MS, MINUTE_MS, Endpoint, Latencies, Span, Sums, add_endpoint, value_of
 
 OTHER = "_OTHER"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engadi_gateway.store.database import Connection, first_row, pragma, transaction
 from engadi_gateway.store.errors import CorruptError, StoreError
-from engadi_gateway.store.sqlite import Connection, first_row, pragma, transaction
 
 #: SQL statements, or a function; each runs in a transaction of its own.
 Migration = tuple[str, ...] | Callable[[Connection], None]

@@ -22,8 +22,8 @@ from operator import itemgetter
 from typing import Any
 
 from engadi_gateway.model import LogRow
+from engadi_gateway.store.database import Connection, first_row
 from engadi_gateway.store.kinds import KIND, Kinds, KnownKinds, create_kinds, kind_table
-from engadi_gateway.store.sqlite import Connection, first_row
 
 #: The open table, by a name that stays.
 VIEW = "gateway_log"

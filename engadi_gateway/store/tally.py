@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from engadi_gateway.model import LogRow
 from engadi_gateway.store import rollup, segments
-from engadi_gateway.store.sqlite import Connection
+from engadi_gateway.store.database import Connection
 from engadi_gateway.store.sums import Sums
 
 #: So many rows are stored together, and read again at most at once.

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from engadi_gateway.model import Framing, Listener, RequestHead
-from engadi_gateway.parsing import IpNetwork
+from engadi_gateway.settings.parsing import IpNetwork
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=:-]{1,128}")
 #: As it is written canonically, which is the only way that is taken.

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from engadi_gateway.cli import main as cli_main
+from engadi_gateway.cli.commands import main as cli_main
 
 BEGIN, END = int(signal.SIGRTMIN), int(signal.SIGRTMIN) + 1
 _TICK_S = 0.001  # asked for; the kernel gives what its ticks allow

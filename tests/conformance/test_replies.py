@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway.gateway import Gateway
 from tests.conformance.case import P
 from tests.conformance.misbehaving import Fault, Stage
 from tests.conformance.reply_bodies import CASES as BODIES

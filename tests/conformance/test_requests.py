@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway.gateway import Gateway
 from tests.conformance.case import Case, Got, P, Saw, head
 from tests.conformance.tables import CASES
 from tests.fakes import RawClient, Reply, Seen, Upstream, raw_client, upstream

@@ -23,7 +23,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from engadi_gateway.gateway import Gateway
+from engadi_gateway.gateway.gateway import Gateway
 from tests.fakes import Upstream, raw_client, upstream
 from tests.harness import ADMIN, SECRET, ask, json_of, running, token
 

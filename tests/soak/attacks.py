@@ -13,7 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from engadi_gateway.listeners import allow_open_files
+from engadi_gateway.gateway.listeners import allow_open_files
 
 Attack = Callable[[int, int], Awaitable[Any]]
 HOST = "127.0.0.1"

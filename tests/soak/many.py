@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engadi_gateway.listeners import allow_open_files
+from engadi_gateway.gateway.listeners import allow_open_files
 from tests.fakes import OK, Seen, Wire, upstream
 from tests.processes import ROOT, Process, environment_of, ini_of, started
 from tests.soak.attacks import ATTACKS

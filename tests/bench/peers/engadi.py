@@ -12,12 +12,12 @@ from importlib.util import find_spec
 
 from engadi_gateway import __version__
 from engadi_gateway.model import LimitType, RateLimitRule, Route
-from engadi_gateway.seed import seed_of, timestamp
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
 from engadi_gateway.store import catalog_tables
 from engadi_gateway.store.catalog import Catalog
-from engadi_gateway.store.database import Database
-from engadi_gateway.store.sqlite import Connection
+from engadi_gateway.store.database import Connection
+from engadi_gateway.store.in_use import Database
+from engadi_gateway.store.seed import seed_of, timestamp
 from tests.bench.peers import ALL_DUTIES, ROOT, Command, Peer, Place, Setup
 from tests.bench.requests import ORIGIN, SECRET
 

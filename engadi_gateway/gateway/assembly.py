@@ -17,7 +17,7 @@ from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.breaker import Thresholds
 from engadi_gateway.pipeline.claims import IdentityPolicy
 from engadi_gateway.pipeline.identity import Keyring, TokenJudge, keyring_of
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
 

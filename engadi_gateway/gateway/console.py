@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from engadi_gateway.admin.endpoints import GATE
-from engadi_gateway.configuration import Configuration
 from engadi_gateway.errors import Refusal
-from engadi_gateway.front import Front
+from engadi_gateway.gateway.configuration import Configuration
+from engadi_gateway.gateway.front import Front
 from engadi_gateway.health import HealthChecker
-from engadi_gateway.metrics import Metrics
 from engadi_gateway.model import Listener, Service, Snapshot
 from engadi_gateway.net.context import Context
-from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.breaker import BreakerRegistry
 from engadi_gateway.pipeline.cors import Cors
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.routing import RoutingTable
-from engadi_gateway.recorder import Recorder
-from engadi_gateway.settings import Settings
+from engadi_gateway.record.metrics import Metrics
+from engadi_gateway.record.recorder import Recorder
+from engadi_gateway.settings.load import Settings
+from engadi_gateway.settings.parsing import IpNetwork
 from engadi_gateway.store.catalog import Catalog
 from engadi_gateway.store.changes import Change
 from engadi_gateway.store.journal import Journal

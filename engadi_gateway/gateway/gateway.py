@@ -17,36 +17,36 @@ from enum import StrEnum
 from typing import Any
 
 from engadi_gateway import __version__
-from engadi_gateway.accesslog import AccessLog
 from engadi_gateway.admin.api import Api
 from engadi_gateway.admin.endpoints import GATE
-from engadi_gateway.amiss import amiss, say
-from engadi_gateway.assembly import context_of, pinned, pool_limits, refresh, waiting_for_a_restart
 from engadi_gateway.authority import Authority
-from engadi_gateway.compiler import Compiled, Compiler, State
-from engadi_gateway.configuration import Configuration
-from engadi_gateway.console import GatewayConsole
 from engadi_gateway.errors import ConfigurationError
-from engadi_gateway.front import Front
+from engadi_gateway.gateway.amiss import amiss, say
+from engadi_gateway.gateway.assembly import context_of, pinned, pool_limits, refresh, waiting_for_a_restart
+from engadi_gateway.gateway.compiler import Compiled, Compiler, State
+from engadi_gateway.gateway.configuration import Configuration
+from engadi_gateway.gateway.console import GatewayConsole
+from engadi_gateway.gateway.front import Front
+from engadi_gateway.gateway.listeners import Inherited, notify_systemd, open_doors, with_admin_door
+from engadi_gateway.gateway.secret import with_secret
+from engadi_gateway.gateway.sharing import when_free
+from engadi_gateway.gateway.tls import client_tls, renew_tls, server_tls, validity_of, warning_of
+from engadi_gateway.gateway.trial import refuse_faults
+from engadi_gateway.gateway.upcalls import GatewayUpcalls
+from engadi_gateway.gateway.upkeep import Upkeep
 from engadi_gateway.health import HealthChecker
-from engadi_gateway.listeners import Inherited, notify_systemd, open_doors, with_admin_door
-from engadi_gateway.metrics import Metrics
 from engadi_gateway.model import Snapshot
 from engadi_gateway.net.batch import Batch
 from engadi_gateway.net.deadlines import Ticker
 from engadi_gateway.net.fetch import Fetcher
 from engadi_gateway.net.pools import Pools
-from engadi_gateway.recorder import Recorder
-from engadi_gateway.secret import with_secret
-from engadi_gateway.seed import seed_of, timestamp
-from engadi_gateway.settings import Settings
-from engadi_gateway.sharing import when_free
+from engadi_gateway.record.accesslog import AccessLog
+from engadi_gateway.record.metrics import Metrics
+from engadi_gateway.record.recorder import Recorder
+from engadi_gateway.settings.load import Settings
 from engadi_gateway.store.catalog import Catalog
 from engadi_gateway.store.journal import Journal
-from engadi_gateway.tls import client_tls, renew_tls, server_tls, validity_of, warning_of
-from engadi_gateway.trial import refuse_faults
-from engadi_gateway.upcalls import GatewayUpcalls
-from engadi_gateway.upkeep import Upkeep
+from engadi_gateway.store.seed import seed_of, timestamp
 
 #: Beyond its drain, for a process before this one to let go of the databases.
 _PATIENCE_S = 5.0

@@ -20,23 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from engadi_gateway import __version__
-from engadi_gateway.assembly import files_wanted
-from engadi_gateway.demo import demo_upstreams
+from engadi_gateway.cli.demo import demo_upstreams
+from engadi_gateway.cli.offline import Offline, all_faults, overruled_at_rest
+from engadi_gateway.cli.readiness import why_not_ready
+from engadi_gateway.cli.serve import Process
 from engadi_gateway.errors import ConfigurationError, Fault, RefusedError
 from engadi_gateway.explain import MistakenError
-from engadi_gateway.gateway import Gateway
-from engadi_gateway.lines import LineWriter, descriptor_of, stream_to
-from engadi_gateway.listeners import BindError, allow_open_files, inherited_sockets
-from engadi_gateway.offline import Offline, all_faults, overruled_at_rest
-from engadi_gateway.parsing import as_text, parse_duration_s
+from engadi_gateway.gateway.assembly import files_wanted
+from engadi_gateway.gateway.gateway import Gateway
+from engadi_gateway.gateway.listeners import BindError, allow_open_files, inherited_sockets
+from engadi_gateway.gateway.secret import with_secret
+from engadi_gateway.gateway.tls import server_tls, validity_of, warning_of
+from engadi_gateway.gateway.trial import trial_faults
 from engadi_gateway.pipeline.identity import make_token
-from engadi_gateway.readiness import why_not_ready
-from engadi_gateway.secret import with_secret
-from engadi_gateway.serve import Process
-from engadi_gateway.settings import Settings
+from engadi_gateway.record.lines import LineWriter, descriptor_of, stream_to
+from engadi_gateway.settings.load import Settings
+from engadi_gateway.settings.parsing import as_text, parse_duration_s
 from engadi_gateway.store.errors import HeldError, StoreError, UnavailableError
-from engadi_gateway.tls import server_tls, validity_of, warning_of
-from engadi_gateway.trial import trial_faults
 
 EX_FAILED = 1
 EX_UNAVAILABLE = 69

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engadi_gateway.coherence import coherence_faults
 from engadi_gateway.errors import ConfigurationError, Fault
 from engadi_gateway.model import CorsPolicy, Service
-from engadi_gateway.options import (
+from engadi_gateway.settings.coherence import coherence_faults
+from engadi_gateway.settings.options import (
     DEFAULT_SERVICES,
     FREE_SECTIONS,
     OPTIONS,
@@ -33,7 +33,7 @@ from engadi_gateway.options import (
     option_env,
     service_env,
 )
-from engadi_gateway.parsing import as_text, parse_path, parse_url
+from engadi_gateway.settings.parsing import as_text, parse_path, parse_url
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from engadi_gateway.amiss import dead_ends, say
-from engadi_gateway.compiler import Compiled, Compiler, Ways
 from engadi_gateway.errors import ConfigurationError, Reason, Refusal, RefusedError
+from engadi_gateway.gateway.amiss import dead_ends, say
+from engadi_gateway.gateway.compiler import Compiled, Compiler, Ways
+from engadi_gateway.gateway.sharing import Sharing
 from engadi_gateway.model import Snapshot
-from engadi_gateway.sharing import Sharing
 from engadi_gateway.store.catalog import Catalog
 from engadi_gateway.store.changes import Change, Seed, with_change
 from engadi_gateway.store.errors import StoreError

@@ -6,12 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from engadi_gateway.accesslog import AccessLog
-from engadi_gateway.metrics import Metrics
 from engadi_gateway.model import LogRow
 from engadi_gateway.pipeline.exchange import Exchange
-from engadi_gateway.rows import rows_of
-from engadi_gateway.settings import Settings
+from engadi_gateway.record.accesslog import AccessLog
+from engadi_gateway.record.metrics import Metrics
+from engadi_gateway.record.rows import rows_of
+from engadi_gateway.settings.load import Settings
 from engadi_gateway.store.journal import Journal
 
 #: Made into rows at once, a third of a millisecond's worth: a whole batch would hold everybody up for ten times that.

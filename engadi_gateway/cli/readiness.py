@@ -9,7 +9,7 @@ import socket
 import ssl
 import time
 
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
 
 #: Less than what checks have themselves (Docker: 30 s, Kubernetes: 1 s unless told otherwise).
 _TIMEOUT_S = 3.0

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from operator import attrgetter
 
 from engadi_gateway.model import LimitType, Origin, RateLimitRule, Snapshot
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
 from engadi_gateway.store.changes import Seed
 
 #: Default rules keep their ids over restarts and machines, so that they can be told from those of the API.

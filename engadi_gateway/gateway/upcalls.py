@@ -7,12 +7,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from engadi_gateway.admin.endpoints import GATE
-from engadi_gateway.configuration import Configuration
 from engadi_gateway.errors import Reason, Refusal
-from engadi_gateway.metrics import Metrics
+from engadi_gateway.gateway.configuration import Configuration
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.pipeline.exchange import Exchange, Identity, Wait
-from engadi_gateway.recorder import Recorder
+from engadi_gateway.record.metrics import Metrics
+from engadi_gateway.record.recorder import Recorder
 
 
 class GatewayUpcalls:

@@ -6,23 +6,23 @@ import time
 from typing import Any
 
 from engadi_gateway.admin.endpoints import GATE
-from engadi_gateway.assembly import head_limits, header_policy
-from engadi_gateway.compiler import Compiler, State
 from engadi_gateway.errors import ConfigurationError, Fault, Refusal, RefusedError
 from engadi_gateway.explain import MistakenError, explain
+from engadi_gateway.gateway.assembly import head_limits, header_policy
+from engadi_gateway.gateway.compiler import Compiler, State
+from engadi_gateway.gateway.secret import secret_faults
+from engadi_gateway.gateway.trial import trial_faults
 from engadi_gateway.model import Listener
 from engadi_gateway.net.context import RequestIds
-from engadi_gateway.parsing import IpNetwork
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.routing import RoutingTable
-from engadi_gateway.secret import secret_faults
-from engadi_gateway.seed import overruled, seed_of, timestamp
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
+from engadi_gateway.settings.parsing import IpNetwork
 from engadi_gateway.store.catalog import snapshot_at_rest
 from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.journal import refuse_unusable
-from engadi_gateway.trial import trial_faults
+from engadi_gateway.store.seed import overruled, seed_of, timestamp
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from engadi_gateway.store import database as module
-from engadi_gateway.store import sqlite
+from engadi_gateway.store import database as door
+from engadi_gateway.store import in_use as module
 from engadi_gateway.store.at_rest import peek
+from engadi_gateway.store.database import Connection
 from engadi_gateway.store.errors import CorruptError, HeldError, StoreError, UnavailableError
 from engadi_gateway.store.locks import FileLock
-from engadi_gateway.store.sqlite import Connection
 from tests.databases import (
     APPLICATION,
     SCHEMA,
@@ -380,7 +380,7 @@ def test_the_turn_is_had_while_opening_writing_and_closing(tmp_path: Path) -> No
 def test_a_turn_that_another_keeps_is_a_store_error_and_the_end_comes_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_MS", 20)
+    monkeypatch.setattr(door, "BUSY_MS", 20)
     path = tmp_path / "a.db"
     lock = FileLock(f"{path}.turn")
     with opened(path, is_shared=True) as store:
@@ -396,7 +396,7 @@ def test_a_turn_that_another_keeps_is_a_store_error_and_the_end_comes_all_the_sa
 
 
 def test_a_turn_of_several_writes_lets_nobody_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_MS", 20)
+    monkeypatch.setattr(door, "BUSY_MS", 20)
     path = tmp_path / "a.db"
 
     async def run() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from engadi_gateway.admin.api import local_routes
 from engadi_gateway.admin.endpoints import ENDPOINTS
-from engadi_gateway.assembly import thresholds, token_judge
+from engadi_gateway.gateway.assembly import thresholds, token_judge
 from engadi_gateway.model import BreakerState, CorsPolicy, Route, Service, Snapshot
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.breaker import BreakerRegistry, BreakerStage, Transition
@@ -19,7 +19,7 @@ from engadi_gateway.pipeline.identity import IdentityStage, TokenCache
 from engadi_gateway.pipeline.limits import Limits
 from engadi_gateway.pipeline.routing import Routing, RoutingTable
 from engadi_gateway.pipeline.targets import TargetPicker, services_of, urls_of
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from engadi_gateway.compiler import Compiled
+from engadi_gateway.gateway.compiler import Compiled
 from engadi_gateway.model import Snapshot
 from engadi_gateway.pipeline.targets import without_route, without_target
-from engadi_gateway.seed import overruled
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
+from engadi_gateway.store.seed import overruled
 
 
 class Notice(NamedTuple):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from engadi_gateway.listeners import Door
+from engadi_gateway.gateway.listeners import Door
 from engadi_gateway.model import Listener
 from engadi_gateway.net.accept import Acceptor
 from engadi_gateway.net.batch import Batch

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engadi_gateway.errors import ConfigurationError, Fault
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
 
 _KEY_BYTES = 48  # 64 characters, enough for HS512 too
 _LEAST_CHARACTERS = 32

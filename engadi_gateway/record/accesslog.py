@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from engadi_gateway.lines import LineWriter, descriptor_of
 from engadi_gateway.model import LogRow
 from engadi_gateway.pipeline.exchange import Exchange
+from engadi_gateway.record.lines import LineWriter, descriptor_of
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _UNSAFE = re.compile(r'["\\]|[^ -~]')

@@ -20,7 +20,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from engadi_gateway.model import Listener
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
 
 _FIRST_FD = 3
 

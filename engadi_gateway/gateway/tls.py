@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from engadi_gateway.errors import ConfigurationError, Fault
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 #: X509_V_FLAG_NO_CHECK_TIME (x509_vfy.h), which the ssl module has no name for.

@@ -1,6 +1,6 @@
 """The table of options: every name, its type, default, bounds, environment name, one sentence and the default's reason.
 
-Nothing here reads a file or the environment; `parsing` says what a text means, and `settings` puts both together.
+Nothing here reads a file or the environment; `parsing` says what a text means, and `load` puts both together.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from engadi_gateway.model import CorsPolicy
-from engadi_gateway.parsing import (
+from engadi_gateway.settings.parsing import (
     OneOf,
     one_of,
     parse_address,

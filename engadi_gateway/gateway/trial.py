@@ -8,12 +8,12 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from engadi_gateway.assembly import token_judge
 from engadi_gateway.errors import ConfigurationError, Fault
+from engadi_gateway.gateway.assembly import token_judge
+from engadi_gateway.gateway.tls import client_tls, server_tls
 from engadi_gateway.pipeline.cors import cors_faults
-from engadi_gateway.settings import Settings
+from engadi_gateway.settings.load import Settings
 from engadi_gateway.store.files import at_home
-from engadi_gateway.tls import client_tls, server_tls
 from engadi_gateway.wire.headers import RESERVED
 
 

@@ -14,13 +14,13 @@ import traceback
 from collections.abc import Callable
 
 from engadi_gateway import __version__
-from engadi_gateway.assembly import files_wanted
 from engadi_gateway.errors import ConfigurationError, RefusedError
-from engadi_gateway.gateway import Gateway
-from engadi_gateway.listeners import allow_open_files, notify_systemd, watchdog_interval_s
-from engadi_gateway.settings import Settings
+from engadi_gateway.gateway.assembly import files_wanted
+from engadi_gateway.gateway.gateway import Gateway
+from engadi_gateway.gateway.listeners import allow_open_files, notify_systemd, watchdog_interval_s
+from engadi_gateway.settings.load import Settings
+from engadi_gateway.store.database import SQLITE_VERSION
 from engadi_gateway.store.errors import StoreError
-from engadi_gateway.store.sqlite import SQLITE_VERSION
 
 #: What is said whatever `log.level` is: starts, stops, reloads.
 _LOG = logging.getLogger("engadi.cli")

@@ -1,0 +1,1 @@
+"""The composition: builds the house from settings, listens, swaps configurations, reloads, drains."""
