@@ -1,8 +1,7 @@
-"""One exchange on its way to an upstream and back: an attempt, the reply's relay, and the ends of both.
+"""One exchange on its way to an upstream and back: the request, the reply, and the next attempt where one fails.
 
-The states of the reply decide everything: WAITING until an upstream's head came, when an attempt may be made again;
-RELAYING once the client has seen a byte of it, when a failure can only cut the connection, because a body that was cut
-short must never look whole (RFC 9112 section 8); DONE. What follows a 101 is a `Splice`.
+What every request does, from top to bottom. How it ends without a whole reply is in `giving_up`, with the states that
+decide it; whether there is another attempt, in `retries`; what follows a 101, in `splice`.
 """
 
 from __future__ import annotations
