@@ -14,7 +14,7 @@ from engadi_gateway.net.origin import origin_of
 from engadi_gateway.net.outgoing import upstream_request
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange, Wait
-from engadi_gateway.pipeline.routing import RoutingTable
+from engadi_gateway.pipeline.table import RoutingTable
 from engadi_gateway.settings.parsing import IpNetwork
 from engadi_gateway.wire.forwarded import (
     Client,

@@ -27,7 +27,7 @@ from engadi_gateway.gateway import compiler
 from engadi_gateway.gateway.gateway import Gateway
 from engadi_gateway.model import CorsPolicy, Route
 from engadi_gateway.pipeline.cors import Cors, cors_faults
-from engadi_gateway.pipeline.routing import RoutingTable
+from engadi_gateway.pipeline.table import RoutingTable
 from tests.exchanges import exchange_of, head_of
 from tests.fakes import Reply, raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, running, token

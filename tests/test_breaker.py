@@ -13,7 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engadi_gateway.errors import Reason, Refusal
 from engadi_gateway.model import BreakerState, Route
-from engadi_gateway.pipeline.breaker import Breaker, BreakerRegistry, BreakerStage, Permit, Thresholds
+from engadi_gateway.pipeline import permits
+from engadi_gateway.pipeline.breaker import BreakerRegistry, BreakerStage
+from engadi_gateway.pipeline.circuit import Breaker, Permit, Thresholds
 from engadi_gateway.pipeline.exchange import Exchange, Target
 from tests.exchanges import exchange_of
 
@@ -135,7 +137,7 @@ def test_a_good_reply_that_goes_on_ends_the_row_when_it_begins() -> None:
         service.fail(2)
         stream = service.begin()
         stream.upstream_status = 200
-        service.stage.goes_on(stream)
+        permits.goes_on(stream)
     assert service.state is CLOSED
     service.fail(3)
     assert service.state is OPEN
@@ -146,7 +148,7 @@ def test_a_failure_that_goes_on_ends_no_row() -> None:
     for _ in range(3):
         exchange = service.begin()
         exchange.upstream_status = 503
-        service.stage.goes_on(exchange)
+        permits.goes_on(exchange)
         service.end(exchange, Reason.UPSTREAM_5XX, 503)
     assert service.state is OPEN
 
@@ -158,7 +160,7 @@ def test_replies_that_begin_well_and_are_all_cut_short_are_failures_in_a_row(rea
         assert service.state is CLOSED, number
         stream = service.begin()
         stream.upstream_status = 200
-        service.stage.goes_on(stream)
+        permits.goes_on(stream)
         service.end(stream, reason, 200)
     assert service.state is OPEN
 
@@ -180,7 +182,7 @@ def test_a_stream_from_before_it_opened_ends_no_row_of_now() -> None:
     service.registry.reset("content", 1.0)
     service.fail(2)
     stream.upstream_status = 200
-    service.stage.goes_on(stream)
+    permits.goes_on(stream)
     service.fail(1)
     assert service.state is OPEN
 
@@ -252,30 +254,30 @@ def test_a_probe_whose_reply_goes_on_lets_others_probe_and_counts_when_it_ends()
     """It may be a stream of hours, while the upstream is well."""
     service = probing()
     stream = service.begin()
-    service.stage.goes_on(stream)
+    permits.goes_on(stream)
     assert service.state is HALF_OPEN
     assert service.ask(), "the next one"
     assert service.state is HALF_OPEN, "one success; the stream's is not known"
     service.end(stream)
     assert service.state is CLOSED
-    service.stage.goes_on(service.begin())
+    permits.goes_on(service.begin())
 
 
 def test_an_upload_has_the_place_once_its_body_has_come() -> None:
     service = probing()
     upload = service.begin()
-    assert service.stage.awaits_body(upload, service.now)
+    assert permits.awaits_body(upload, service.now)
     probe = service.begin()
     assert probe.refusal is None, "it may take minutes, and the service is well"
     assert not service.passes()
-    service.stage.has_body(upload, service.now)
+    permits.has_body(upload, service.now)
     service.end(probe)
     assert service.passes(), "it was not waited for"
     service.end(upload, Reason.CLIENT_CLOSED, 0)
     late = service.begin()
-    assert service.stage.awaits_body(late, service.now)
+    assert permits.awaits_body(late, service.now)
     service.now = 100.0
-    service.stage.has_body(late, service.now)
+    permits.has_body(late, service.now)
     assert not service.passes()
     assert service.registry.of("content").probe_since == 100.0
     service.end(late)
@@ -286,7 +288,7 @@ def _another_uploads(service: Service) -> bool:
     """Whether one more upload may be a probe; it is gone again."""
     upload = service.begin()
     assert upload.refusal is None
-    may_upload = service.stage.awaits_body(upload, service.now)
+    may_upload = permits.awaits_body(upload, service.now)
     service.end(upload, Reason.CLIENT_CLOSED if may_upload else Reason.BREAKER_OPEN, 0)
     return may_upload
 
@@ -295,8 +297,8 @@ def test_one_upload_at_a_time_is_a_probe() -> None:
     """It keeps no other request from being one, and other uploads for a minute at most."""
     service = probing()
     upload = service.begin()
-    assert service.stage.awaits_body(upload, service.now)
-    assert service.stage.awaits_body(upload, service.now), "it is tried again"
+    assert permits.awaits_body(upload, service.now)
+    assert permits.awaits_body(upload, service.now), "it is tried again"
     assert not _another_uploads(service)
     service.now += 61.0
     assert _another_uploads(service)
@@ -308,13 +310,13 @@ def test_one_upload_at_a_time_is_a_probe() -> None:
 def test_the_next_upload_may_probe_when_the_one_before_it_is_none_any_more(how: str) -> None:
     service = probing()
     upload = service.begin()
-    assert service.stage.awaits_body(upload, service.now)
+    assert permits.awaits_body(upload, service.now)
     if how == "it ends":
         service.end(upload, Reason.CLIENT_CLOSED, 0)
     elif how == "its reply has begun":
-        service.stage.goes_on(upload)
+        permits.goes_on(upload)
     else:
-        service.stage.has_body(upload, service.now)
+        permits.has_body(upload, service.now)
         assert not service.passes(), "it is the probe now"
         service.end(upload)
     assert _another_uploads(service)
@@ -323,9 +325,9 @@ def test_the_next_upload_may_probe_when_the_one_before_it_is_none_any_more(how: 
 def test_an_upload_that_has_come_while_another_probe_is_waited_for_is_still_one_of_two() -> None:
     service = probing()
     upload = service.begin()
-    assert service.stage.awaits_body(upload, service.now)
+    assert permits.awaits_body(upload, service.now)
     probe = service.begin()
-    service.stage.has_body(upload, service.now)
+    permits.has_body(upload, service.now)
     service.end(probe, Reason.CLIENT_CLOSED, 0)
     assert not _another_uploads(service)
     service.end(upload)
@@ -334,18 +336,18 @@ def test_an_upload_that_has_come_while_another_probe_is_waited_for_is_still_one_
 
 def test_an_upload_through_a_closed_circuit_is_one_of_many() -> None:
     service = Service()
-    assert all(service.stage.awaits_body(service.begin(), service.now) for _ in range(3))
+    assert all(permits.awaits_body(service.begin(), service.now) for _ in range(3))
 
 
 def test_an_upload_of_an_earlier_era_takes_no_place() -> None:
     service = probing()
     upload = service.begin()
-    assert service.stage.awaits_body(upload, service.now)
+    assert permits.awaits_body(upload, service.now)
     service.ask(Reason.UPSTREAM_5XX, 503)
     assert service.state is OPEN
     service.now = 120.0
     service.end(service.begin(), Reason.CLIENT_CLOSED, 0)
-    service.stage.has_body(upload, service.now)
+    permits.has_body(upload, service.now)
     assert service.passes()
     service.end(upload, Reason.UPSTREAM_TIMEOUT, 0)
     assert service.state is HALF_OPEN
@@ -676,16 +678,16 @@ def test_the_next_attempt_goes_to_the_next_share_and_each_circuit_learns_of_its_
 def test_no_attempt_is_made_again_once_the_circuit_has_opened() -> None:
     shares = Shares("a")
     exchange = shares.begin()
-    assert shares.stage.may_ask_again(exchange)
+    assert permits.may_ask_again(exchange)
     shares.trip("a")
-    assert not shares.stage.may_ask_again(exchange)
+    assert not permits.may_ask_again(exchange)
     shares.now = 60.0
     probe = shares.begin()
-    assert [shares.stage.may_ask_again(one) for one in (exchange, probe)] == [False, True], "it is not the probe"
+    assert [permits.may_ask_again(one) for one in (exchange, probe)] == [False, True], "it is not the probe"
     shares.registry.reset("a", shares.now)
-    assert shares.stage.may_ask_again(exchange), "all may ask"
+    assert permits.may_ask_again(exchange), "all may ask"
     unasked = Shares("a", is_enabled=False).begin()
-    assert shares.stage.may_ask_again(unasked)
+    assert permits.may_ask_again(unasked)
 
 
 def test_nor_is_one_at_another_target_of_the_same_service() -> None:
@@ -758,7 +760,7 @@ def test_targets_of_one_service_have_one_circuit_which_counts_the_end() -> None:
     assert shares.registry.peek("a").successes == 1
     slow = shares.begin()
     assert shares.goes_to(slow) == "a2"
-    shares.stage.ran_out_of_time(slow)
+    permits.ran_out_of_time(slow)
     shares.end(slow, Reason.UPSTREAM_TIMEOUT, 0)
     assert shares.registry.peek("a").state is OPEN, "both were its own"
 
@@ -769,12 +771,12 @@ def test_what_is_given_little_time_is_not_blamed_for_it() -> None:
     shares.now = 60.0
     exchange = shares.begin()
     assert shares.goes_to(exchange, Reason.UPSTREAM_CLOSED) == "b"
-    shares.stage.ran_out_of_time(exchange)
+    permits.ran_out_of_time(exchange)
     shares.end(exchange, Reason.UPSTREAM_TIMEOUT, 0)
     two = shares.registry.peek("b")
     assert (two.state, two.probe_since) == (HALF_OPEN, None)
     first = shares.begin()
-    shares.stage.ran_out_of_time(first)
+    permits.ran_out_of_time(first)
     shares.end(first, Reason.UPSTREAM_TIMEOUT, 0)
     assert shares.failures()["a"] == 2, "one that had all of it is"
 
@@ -784,7 +786,7 @@ def test_without_circuits_it_goes_round_and_nothing_is_counted() -> None:
     shares.registry.unhealthy = frozenset("b")
     exchange = shares.begin()
     assert [shares.goes_to(exchange) for _ in range(3)] == ["b", "a", "b"], "a share that stands there twice is one"
-    shares.stage.ran_out_of_time(exchange)
+    permits.ran_out_of_time(exchange)
     shares.end(exchange, Reason.CONNECT_REFUSED, 0)
     assert shares.registry.names() == []
 
@@ -845,7 +847,7 @@ def test_every_permit_is_given_back_once_wherever_a_request_went(
         assert sum(ledger.out for ledger in ledgers.values()) == len(under_way)
         if not times:
             if is_late:
-                shares.stage.ran_out_of_time(exchange)
+                permits.ran_out_of_time(exchange)
             shares.end(under_way.pop(slot), reason, status)
     for exchange in under_way.values():
         shares.end(exchange, Reason.CLIENT_CLOSED, 0)

@@ -14,7 +14,7 @@ import pytest
 
 from engadi_gateway.gateway.gateway import Gateway
 from engadi_gateway.model import BreakerState
-from engadi_gateway.pipeline.breaker import Breaker
+from engadi_gateway.pipeline.circuit import Breaker
 from tests.fakes import OK, Reply, Script, Seen, Upstream, Wire, answer_ok, raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, running, token
 from tests.world import until

@@ -15,7 +15,7 @@ import pytest
 
 from engadi_gateway.errors import Reason
 from engadi_gateway.model import BreakerState, HealthStatus, LogRow, ServiceHealth
-from engadi_gateway.pipeline.breaker import Thresholds
+from engadi_gateway.pipeline.circuit import Thresholds
 from engadi_gateway.record import metrics as prometheus
 from engadi_gateway.record.metrics import BUCKETS_S, Family, Histogram, Metrics, histogram_samples, render
 from engadi_gateway.store.journal import JournalStats

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from engadi_gateway.errors import Reason, Refusal
 from engadi_gateway.model import Route
 from engadi_gateway.pipeline.patterns import parse_pattern, pattern_readings, readings
-from engadi_gateway.pipeline.routing import Clash, Match, Routing, RoutingTable
+from engadi_gateway.pipeline.routing import Routing
+from engadi_gateway.pipeline.table import Clash, Match, RoutingTable
 from tests.exchanges import exchange_of, head_of
 from tests.fuzz.identity import SEGMENTS, SLASHES, astray
 from tests.fuzz.lenient import STEPS, landing

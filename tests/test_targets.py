@@ -11,7 +11,7 @@ import pytest
 from engadi_gateway.model import CorsPolicy, Route, Service, Snapshot, SplitTarget
 from engadi_gateway.pipeline import targets
 from engadi_gateway.pipeline.exchange import Identity, Target
-from engadi_gateway.pipeline.routing import RoutingTable
+from engadi_gateway.pipeline.table import RoutingTable
 from engadi_gateway.pipeline.targets import TargetPicker, services_of, urls_of, without_route, without_target
 from tests.exchanges import exchange_of
 

@@ -21,7 +21,7 @@ from engadi_gateway.pipeline.breaker import BreakerRegistry
 from engadi_gateway.pipeline.cors import Cors
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.patterns import parameter_names
-from engadi_gateway.pipeline.routing import LOCAL_SERVICE, RoutingTable
+from engadi_gateway.pipeline.table import LOCAL_SERVICE, RoutingTable
 from engadi_gateway.record.metrics import Metrics
 from engadi_gateway.settings.load import Settings
 from engadi_gateway.store.catalog import Catalog

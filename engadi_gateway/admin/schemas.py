@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from engadi_gateway.errors import Fault
 from engadi_gateway.model import LimitMode, LimitType
 from engadi_gateway.pipeline.patterns import parse_pattern
-from engadi_gateway.pipeline.routing import METHOD
+from engadi_gateway.pipeline.table import METHOD
 from engadi_gateway.settings.options import MAX_REQUESTS, SERVICE_NAME
 from engadi_gateway.settings.parsing import as_text, parse_url
 

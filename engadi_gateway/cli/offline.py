@@ -16,7 +16,7 @@ from engadi_gateway.model import Listener
 from engadi_gateway.net.context import RequestIds
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange
-from engadi_gateway.pipeline.routing import RoutingTable
+from engadi_gateway.pipeline.table import RoutingTable
 from engadi_gateway.settings.load import Settings
 from engadi_gateway.settings.parsing import IpNetwork
 from engadi_gateway.store.catalog import snapshot_at_rest

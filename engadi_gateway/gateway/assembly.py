@@ -14,7 +14,7 @@ from engadi_gateway.net.pool import PoolLimits
 from engadi_gateway.net.pools import Pools
 from engadi_gateway.net.seats import Seats
 from engadi_gateway.pipeline import Pipeline
-from engadi_gateway.pipeline.breaker import Thresholds
+from engadi_gateway.pipeline.circuit import Thresholds
 from engadi_gateway.pipeline.claims import IdentityPolicy
 from engadi_gateway.pipeline.identity import Keyring, TokenJudge, keyring_of
 from engadi_gateway.settings.load import Settings

@@ -12,12 +12,14 @@ from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.gateway.assembly import thresholds, token_judge
 from engadi_gateway.model import BreakerState, CorsPolicy, Route, Service, Snapshot
 from engadi_gateway.pipeline import Pipeline
-from engadi_gateway.pipeline.breaker import BreakerRegistry, BreakerStage, Transition
+from engadi_gateway.pipeline.breaker import BreakerRegistry, BreakerStage
 from engadi_gateway.pipeline.buckets import BucketStore
+from engadi_gateway.pipeline.circuit import Transition
 from engadi_gateway.pipeline.cors import Cors
 from engadi_gateway.pipeline.identity import IdentityStage, TokenCache
 from engadi_gateway.pipeline.limits import Limits
-from engadi_gateway.pipeline.routing import Routing, RoutingTable
+from engadi_gateway.pipeline.routing import Routing
+from engadi_gateway.pipeline.table import RoutingTable
 from engadi_gateway.pipeline.targets import TargetPicker, services_of, urls_of
 from engadi_gateway.settings.load import Settings
 

@@ -19,7 +19,7 @@ from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.breaker import BreakerRegistry
 from engadi_gateway.pipeline.cors import Cors
 from engadi_gateway.pipeline.exchange import Exchange
-from engadi_gateway.pipeline.routing import RoutingTable
+from engadi_gateway.pipeline.table import RoutingTable
 from engadi_gateway.record.metrics import Metrics
 from engadi_gateway.record.recorder import Recorder
 from engadi_gateway.settings.load import Settings

@@ -19,7 +19,7 @@ from engadi_gateway.net.pool import Pool
 from engadi_gateway.net.retries import Retries
 from engadi_gateway.net.splice import Splice
 from engadi_gateway.net.upstream import UpstreamConnection
-from engadi_gateway.pipeline.breaker import BreakerStage
+from engadi_gateway.pipeline import permits
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.wire.chunked import LAST_CHUNK, chunk
 from engadi_gateway.wire.forwarded import Client
@@ -97,7 +97,7 @@ class Forward(GivingUp):
 
     def _may_upload(self, now: float) -> bool:
         """Whether the target may be sent a request of whose body more is to come; else that is the end of it."""
-        may_upload = BreakerStage.awaits_body(self.exchange, now)
+        may_upload = permits.awaits_body(self.exchange, now)
         if not may_upload:
             self._not_tried(Reason.BREAKER_OPEN, "another upload is the circuit's probe")
         return may_upload
@@ -136,7 +136,7 @@ class Forward(GivingUp):
         self.deadline = now + self._timeout_s
         is_late = self._pool is not None and self._pool.upload_ends(self)
         if self._phase is _WAITING:
-            BreakerStage.has_body(self.exchange, now)
+            permits.has_body(self.exchange, now)
         if self._connection is not None:
             if self._framing is Framing.CHUNKED:
                 self._connection.send(LAST_CHUNK)
@@ -179,7 +179,7 @@ class Forward(GivingUp):
         if is_end:
             self._complete()
         else:
-            BreakerStage.goes_on(exchange)
+            permits.goes_on(exchange)
 
     def _choose_rate_lines(self, head: ReplyHead) -> None:
         lines, own = self.exchange.reply_lines, self.exchange.rate_line
@@ -234,7 +234,7 @@ class Forward(GivingUp):
             self._choose_rate_lines(head)
         exchange.upstream_status = exchange.status = 101
         exchange.upstream_s = time.monotonic() - self._started
-        BreakerStage.goes_on(exchange)
+        permits.goes_on(exchange)
         connection, self._connection = self._connection, None
         self._phase = _RELAYING
         self._end(exchange.reason)
@@ -296,7 +296,7 @@ class Forward(GivingUp):
         if self._goes_elsewhere(now):
             if self._is_body_complete or self._may_upload(now):
                 self._attempt()
-        elif BreakerStage.may_ask_again(exchange):
+        elif permits.may_ask_again(exchange):
             self._attempt()
         else:
             self._not_tried(Reason.BREAKER_OPEN, "the circuit has opened")

@@ -16,7 +16,7 @@ from engadi_gateway.net.pool import Pool
 from engadi_gateway.net.retries import Retries
 from engadi_gateway.net.upload import Upload
 from engadi_gateway.net.upstream import UpstreamConnection
-from engadi_gateway.pipeline.breaker import BreakerStage
+from engadi_gateway.pipeline import permits
 
 
 class Phase(Enum):
@@ -98,7 +98,7 @@ class GivingUp(Upload):
             self._cut(Reason.UPSTREAM_STALLED, "silence within the reply's body")
         else:
             if self._failure is None:
-                BreakerStage.ran_out_of_time(self.exchange)
+                permits.ran_out_of_time(self.exchange)
             reason, detail = self._no_reply()
             if reason is Reason.CONNECT_TIMEOUT:
                 self.exchange.attempts += 1  # that has gone as far as the time did

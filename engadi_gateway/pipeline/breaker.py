@@ -1,9 +1,4 @@
-"""The circuit breaker: per service, so that an upstream in trouble is left alone and asked again carefully.
-
-CLOSED passes. OPEN refuses, after `failure_threshold` failures in a row. HALF_OPEN, `timeout` later, lets one probe at
-a time through: `success_threshold` good ones close it, one bad one opens it again. The place of the probe is of who
-waits for the upstream: it is free while the request's body comes, and once the reply has begun. Beside it one such
-upload at a time may be on its way.
+"""The circuit breaker: a circuit per service (`circuit`), and the stage that asks it.
 
 A failure is a transport error, a time-out, or a 502 503 504 of the upstream; never a 4xx, never a client that left. Any
 other reply's head ends the row, for its body may take hours; one that is then cut short is a failure. Of attempts at
@@ -14,201 +9,19 @@ changes.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from engadi_gateway.errors import FAILURE_STATUSES, Reason, Refusal
 from engadi_gateway.model import BreakerState
+from engadi_gateway.pipeline.circuit import Breaker, Permit, Thresholds, Transition
 from engadi_gateway.pipeline.exchange import Exchange, Target
+from engadi_gateway.pipeline.permits import may_ask_again
 
-_HISTORY = 20
 #: How long a service that is gone may come back to a circuit that was open.
 _REMEMBERED_S = 3600.0
-#: So long an upload on its way, as slow as it likes, keeps others from being a probe.
-_UPLOAD_S = 60.0
-_CLOSED, _OPEN, _HALF_OPEN = BreakerState  # looking them up in their class costs 45 ns each time
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """When to open, when to close, how long to stay open (seconds)."""
-
-    failure_threshold: int = 5
-    success_threshold: int = 2
-    timeout_s: float = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """One change of state; `at` in monotonic seconds."""
-
-    at: float
-    before: BreakerState
-    after: BreakerState
-    cause: str
-
-
-class Permit(NamedTuple):
-    """What a request that passed gives back, once. `era` tells which stay in a state it belongs to."""
-
-    breaker: Breaker
-    era: int
-    probe: int  # 0: no probe
-
-
-class Breaker:
-    """The machine of one service.
-
-    Each change of state begins a new era, and what was let pass in an earlier one says nothing any more: a request that
-    hung since before the trip must neither re-open nor close.
-    """
-
-    __slots__ = (
-        "_era",
-        "_pass",
-        "_probe",
-        "_tell",
-        "_upload",
-        "cuts",
-        "failures",
-        "history",
-        "moves",
-        "opened_at",
-        "probe_since",
-        "state",
-        "successes",
-        "upload_since",
-    )
-
-    def __init__(self, tell: Callable[[Transition], None] = lambda move: None) -> None:
-        self._tell = tell
-        self.state = _CLOSED
-        self.failures = 0  # in a row
-        self.cuts = 0  # as many of these had begun well: another beginning does not end their row
-        self.successes = 0
-        self.moves = dict.fromkeys(BreakerState, 0)  # into each state
-        self.opened_at = 0.0
-        self.probe_since: float | None = None
-        self.upload_since: float | None = None
-        self.history: deque[Transition] = deque(maxlen=_HISTORY)
-        self._era = 0
-        self._probe = 0
-        self._upload = 0  # the probe that is one whose body is on its way
-        self._pass = Permit(self, 0, 0)  # the same for all requests of one closed era
-
-    @property
-    def trips(self) -> int:
-        return self.moves[_OPEN]
-
-    def wait_s(self, now: float, limits: Thresholds) -> float:
-        """Seconds until a request may pass; 0 when one may pass now. Changes nothing."""
-        if self.state is _CLOSED:
-            return 0.0
-        if self.state is _OPEN:
-            return max(0.0, limits.timeout_s - (now - self.opened_at))
-        if self.probe_since is None:
-            return 0.0
-        return max(0.0, limits.timeout_s - (now - self.probe_since))
-
-    def take_permit(self, now: float) -> Permit:
-        """Pass one request that `wait_s` let pass."""
-        if self.state is _CLOSED:
-            return self._pass
-        if self.state is _OPEN:
-            self._move(now, _HALF_OPEN, "time to probe")
-        self.probe_since = now
-        self._probe += 1
-        return Permit(self, self._era, self._probe)
-
-    def began_well(self, permit: Permit) -> None:
-        if permit.era == self._era:
-            self.failures = self.cuts
-
-    def succeeded(self, permit: Permit, now: float, limits: Thresholds) -> None:
-        self.gave_up(permit)
-        if permit.era != self._era:
-            return
-        if not permit.probe:
-            self.failures = self.cuts = 0
-            return
-        self.successes += 1
-        if self.successes >= limits.success_threshold:
-            self._move(now, _CLOSED, f"{self.successes} successful probes")
-
-    def failed(self, permit: Permit, now: float, limits: Thresholds, cause: str, *, is_cut: bool = False) -> None:
-        if permit.era != self._era:
-            return
-        self.failures += 1
-        self.cuts += is_cut
-        if permit.probe:
-            self._open(now, f"probe failed: {cause}")
-        elif self.failures >= limits.failure_threshold:
-            self._open(now, f"{self.failures} failures in a row, the last: {cause}")
-
-    def gave_up(self, permit: Permit) -> None:
-        """It ended without a word about the upstream."""
-        self.makes_way(permit)
-
-    def makes_way(self, permit: Permit) -> None:
-        """It goes on, and others may probe meanwhile; only the newest probe frees the probe's place."""
-        if not permit.probe:
-            return
-        if permit.probe == self._probe:
-            self.probe_since = None
-        if permit.probe == self._upload:
-            self.upload_since = None
-
-    def may_upload(self, permit: Permit, now: float) -> bool:
-        """Whether a request may be sent of whose body more is to come; others may then probe meanwhile, but not so."""
-        if not permit.probe or permit.era != self._era:
-            return True
-        is_taken = self.upload_since is not None and now - self.upload_since < _UPLOAD_S
-        if is_taken and permit.probe != self._upload:
-            return False
-        self.makes_way(permit)
-        self._upload, self.upload_since = permit.probe, now
-        return True
-
-    def still_passes(self, permit: Permit) -> bool:
-        """Whether its request may be sent once more: not where the circuit has opened since, and is not closed yet."""
-        return permit.era == self._era or self.state is _CLOSED
-
-    def probe_again(self, permit: Permit, now: float) -> Permit:
-        """One that made way asks now, and has the place if it is free; the permit to give back from now on."""
-        if not permit.probe or permit.era != self._era or self.probe_since is not None:
-            return permit
-        self.makes_way(permit)
-        return self.take_permit(now)
-
-    def healthy(self, now: float) -> None:
-        """A health check was good: the probes begin early."""
-        if self.state is _OPEN:
-            self._move(now, _HALF_OPEN, "health check passed")
-
-    def reset(self, now: float) -> None:
-        self.failures = self.cuts = 0
-        if self.state is not _CLOSED:
-            self._move(now, _CLOSED, "reset")
-
-    def _open(self, now: float, cause: str) -> None:
-        self.opened_at = now
-        self._move(now, _OPEN, cause)
-
-    def _move(self, now: float, state: BreakerState, cause: str) -> None:
-        move = Transition(now, self.state, state, cause)
-        self.history.append(move)
-        self.moves[state] += 1
-        self.state = state
-        self.successes = 0
-        self.probe_since = self.upload_since = None
-        self._era += 1
-        if state is _CLOSED:
-            self.failures = self.cuts = 0
-            self._pass = Permit(self, self._era, 0)
-        self._tell(move)
+_CLOSED, _OPEN = BreakerState.CLOSED, BreakerState.OPEN  # looking them up in their class costs 45 ns each time
 
 
 class BreakerRegistry:
@@ -401,7 +214,7 @@ class BreakerStage:
                 permit.breaker.failed(permit, now, self._registry.limits, reason.code)
                 exchange.permit = self._registry.of(target.service).take_permit(now)
                 exchange.has_moved = True
-            elif not self.may_ask_again(exchange):
+            elif not may_ask_again(exchange):
                 continue
             if target.service != failed.service:
                 here = exchange.attempts - sum(attempts for _, attempts in exchange.left)
@@ -413,48 +226,3 @@ class BreakerStage:
     def _is_well(self, service: str, now: float) -> bool:
         registry = self._registry
         return service not in registry.unhealthy and registry.peek(service).wait_s(now, registry.limits) == 0.0
-
-    @staticmethod
-    def may_ask_again(exchange: Exchange) -> bool:
-        """Whether its target may get another attempt: a service whose circuit has opened is left alone by those too."""
-        permit = exchange.permit
-        return not isinstance(permit, Permit) or permit.breaker.still_passes(permit)
-
-    @staticmethod
-    def ran_out_of_time(exchange: Exchange) -> None:
-        """Where that was what another service had left of it, it says nothing about this one."""
-        permit = exchange.permit
-        if exchange.has_moved and isinstance(permit, Permit):
-            exchange.permit = None
-            permit.breaker.gave_up(permit)
-
-    @staticmethod
-    def awaits_body(exchange: Exchange, now: float) -> bool:
-        """The rest of its body is still to come, which is the client's time: no probe waits for a slow upload.
-
-        Whether it may be sent, for of the probes one at a time may be like that.
-        """
-        permit = exchange.permit
-        return not isinstance(permit, Permit) or permit.breaker.may_upload(permit, now)
-
-    @staticmethod
-    def has_body(exchange: Exchange, now: float) -> None:
-        """Its body is complete: from now on the upstream's time runs."""
-        permit = exchange.permit
-        if isinstance(permit, Permit):
-            exchange.permit = permit.breaker.probe_again(permit, now)
-
-    @staticmethod
-    def goes_on(exchange: Exchange) -> None:
-        """The reply has begun and may last for hours: neither the next probe nor a row of failures waits for it.
-
-        Nor does it keep the configuration that it began with, but for what settles it.
-        """
-        exchange.pipeline = exchange.pipeline.rest()
-        permit = exchange.permit
-        if not isinstance(permit, Permit):
-            return
-        if permit.probe:
-            permit.breaker.makes_way(permit)
-        elif permit.breaker.failures and exchange.upstream_status not in FAILURE_STATUSES:
-            permit.breaker.began_well(permit)

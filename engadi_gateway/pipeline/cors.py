@@ -11,7 +11,7 @@ import re
 from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal
 from engadi_gateway.model import CorsPolicy
 from engadi_gateway.pipeline.exchange import Exchange
-from engadi_gateway.pipeline.routing import METHOD
+from engadi_gateway.pipeline.table import METHOD
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
 _LABELS = rf"{_LABEL}(?:\.{_LABEL})*"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from engadi_gateway.model import Route, Service, Snapshot, SplitTarget
 from engadi_gateway.pipeline.exchange import Exchange, Target
-from engadi_gateway.pipeline.routing import RoutingTable
+from engadi_gateway.pipeline.table import RoutingTable
 
 
 class TargetPicker:

@@ -8,7 +8,8 @@ from random import Random
 
 from engadi_gateway.errors import RefusedError
 from engadi_gateway.model import Listener, Route
-from engadi_gateway.pipeline.routing import Match, Routing, RoutingTable
+from engadi_gateway.pipeline.routing import Routing
+from engadi_gateway.pipeline.table import Match, RoutingTable
 from engadi_gateway.wire.forwarded import resolve_client, upstream_head
 from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits, first_head, parse_head

@@ -20,7 +20,7 @@ from typing import Any
 
 from engadi_gateway.gateway.gateway import Gateway
 from engadi_gateway.model import BreakerState
-from engadi_gateway.pipeline.breaker import Breaker, Transition
+from engadi_gateway.pipeline.circuit import Breaker, Transition
 from engadi_gateway.record.metrics import open_fds
 from tests.harness import ADMIN, ask, settings_for
 from tests.soak.flapping import FATES, GOOD, Flapping
