@@ -144,6 +144,48 @@ def test_what_has_served_and_died_is_not_given_to_who_waits_but_another_is_made(
     told_in_pool(check, limits=replace(LIMITS, max_connections=1))
 
 
+def test_who_met_a_dead_connection_gets_one_that_nobody_has_used() -> None:
+    """Or the next may be dead as well, where an upstream closes each after one reply and does not say so."""
+    names = Names("127.0.0.1")
+
+    async def check(pool: Pool, server: Upstream) -> None:
+        used = (await asked(pool)).connection
+        used.served = 1
+        names.may_answer.clear()
+        plain, wary, last = Waits(), Waits(), Waits()
+        assert [pool.take(plain), pool.take(wary, is_new=True), pool.take(last)] == [None, None, None]
+        for waiter in (plain, last):
+            pool.give_back(used)
+            assert (waiter.got, wary.got) == (used, None)
+        pool.give_back(used)
+        assert (wary.got, pool.counts()["idle"]) == (None, 1)
+        names.may_answer.set()
+        await until(lambda: wary.got is not None)
+        assert wary.connection is not used
+
+    told_in_pool(check, limits=replace(LIMITS, max_connections=3, queue_size=3), names=names)
+
+
+def test_a_new_connection_goes_first_to_who_met_a_dead_one() -> None:
+    names = Names("127.0.0.1")
+    order: list[Waits] = []
+
+    class Noted(Waits):
+        def connected(self, connection: UpstreamConnection) -> None:
+            super().connected(connection)
+            order.append(self)
+
+    async def check(pool: Pool, server: Upstream) -> None:
+        names.may_answer.clear()
+        plain, wary = Noted(), Noted()
+        assert [pool.take(plain), pool.take(wary, is_new=True)] == [None, None]
+        names.may_answer.set()
+        await until(lambda: len(order) == 2)
+        assert order == [wary, plain]
+
+    told_in_pool(check, names=names)
+
+
 # what is closed
 
 

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from engadi_gateway.errors import Reason
 from engadi_gateway.net.dial import Dial, dial_failure
@@ -52,6 +52,14 @@ class Waiter(Protocol):
         """Waited too long for others to finish; nothing was tried."""
 
 
+class _Place(NamedTuple):
+    """Of one who waits. `is_wary`: it has met a dead connection, and gets the one that is dialled for it, or another
+    that nobody has used."""
+
+    since: float
+    is_wary: bool = False
+
+
 class Pool:
     """The connections to one target."""
 
@@ -64,9 +72,9 @@ class Pool:
         self._all: set[UpstreamConnection] = set()
         self._upgraded: set[UpstreamConnection] = set()  # and these beside them
         self._dials: set[asyncio.Task[None]] = set()
-        self._waiters: OrderedDict[Waiter, float] = OrderedDict()  # and since when; whoever leaves is found at once
+        self._waiters: OrderedDict[Waiter, _Place] = OrderedDict()  # whoever leaves is found at once
         self._uploads: set[Waiter] = set()  # that are not complete, with a connection or among those who wait for one
-        self._late: OrderedDict[Waiter, float] = OrderedDict()  # uploads beyond their share, which wait before that
+        self._late: OrderedDict[Waiter, _Place] = OrderedDict()  # uploads beyond their share, which wait before that
 
     def __repr__(self) -> str:
         return f"<Pool {self._origin.authority.decode()} {self.counts()}>"
@@ -101,18 +109,18 @@ class Pool:
                 return connection
             connection.drop()
         if len(self._all) + len(self._dials) < self._limits.max_connections:
-            self._waiters[waiter] = time.monotonic()
+            self._waiters[waiter] = _Place(time.monotonic(), is_wary=is_new)
             self._dial()
             return None
         if len(self._waiters) - len(self._dials) >= self._limits.queue_size:
             return Reason.OVERLOADED
-        self._waiters[waiter] = time.monotonic()
+        self._waiters[waiter] = _Place(time.monotonic())
         return None
 
     def _queue(self, upload: Waiter) -> Reason | None:
         if len(self._late) >= self._limits.queue_size:
             return Reason.OVERLOADED
-        self._late[upload] = time.monotonic()
+        self._late[upload] = _Place(time.monotonic())
         return None
 
     @property
@@ -174,13 +182,22 @@ class Pool:
         """To who waits, or to the idle; what an upstream sent behind its reply must be nobody's answer."""
         if connection.tls is not self._tls:
             connection.drop()  # opened under other authorities than those of now
-        elif not self._waiters:
+        elif (waiter := self._next_for(connection)) is None:
             self._keep(connection)
         elif connection.served == 0 or connection.is_fresh():
             connection.idle_since = time.monotonic()
-            self._waiters.popitem(last=False)[0].connected(connection)
+            del self._waiters[waiter]
+            waiter.connected(connection)
         else:
             connection.drop()  # once it is gone, another is dialled for who waits
+
+    def _next_for(self, connection: UpstreamConnection) -> Waiter | None:
+        """Who waits longest; but the wary come first to a new one, and have no use for a used one."""
+        if not self._waiters:
+            return None
+        is_new = connection.served == 0
+        fits = (waiter for waiter, place in self._waiters.items() if place.is_wary is is_new)
+        return next(fits, next(iter(self._waiters)) if is_new else None)
 
     def _keep(self, connection: UpstreamConnection) -> None:
         if len(self._idle) < self._limits.max_idle:
@@ -214,10 +231,10 @@ class Pool:
         return late
 
     @staticmethod
-    def _turn_away(queue: OrderedDict[Waiter, float], limit: float, most: int, kept: int = 0) -> int:
+    def _turn_away(queue: OrderedDict[Waiter, _Place], limit: float, most: int, kept: int = 0) -> int:
         """Those who are there since before the limit, and are not the last `kept`."""
         count = 0
-        while count < most and len(queue) > kept and next(iter(queue.values())) < limit:
+        while count < most and len(queue) > kept and next(iter(queue.values())).since < limit:
             queue.popitem(last=False)[0].not_connected()
             count += 1
         return count
