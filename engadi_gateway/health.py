@@ -1,5 +1,7 @@
 """Health checks: every interval a GET on each service, all at once, jittered; what they saw, and what follows.
 
+One that is new is checked as soon as it is there.
+
 healthy: 2xx in time. degraded: another answer below 500, or a slow one. unhealthy: `fall` bad checks in a row; healthy
 again after `rise` good ones. unknown: never checked.
 """
@@ -22,6 +24,7 @@ from engadi_gateway.settings.load import Settings
 _MAX_BODY_BYTES = 64 << 10
 _JITTER = 0.1
 _OFF_S = 60.0  # other settings end it early
+_LONG_S = 3600.0
 
 
 def judged(health: ServiceHealth, seen: HealthStatus, fall: int, rise: int) -> ServiceHealth:
@@ -73,10 +76,19 @@ class HealthChecker:
         self._services: dict[str, Service] = {}
         self._health: dict[str, ServiceHealth] = {}
         self._pause = Pause()
-        self.replace_services(services)
+        self._arrivals = Pause()
+        self._take(services)
 
     def replace_services(self, services: Mapping[str, Service]) -> None:
         """Take another set; what is known of those that stay at their address is kept."""
+        self._take(services)
+        if self._unseen():
+            self._arrivals.cut_short()
+
+    def _unseen(self) -> list[str]:
+        return [name for name, health in self._health.items() if health.last_check is None]
+
+    def _take(self, services: Mapping[str, Service]) -> None:
         self._services = dict(services)
         self._health = {
             name: known
@@ -166,7 +178,9 @@ class HealthChecker:
 
     async def check_all(self) -> None:
         """All services at once; one check's fault is not the others'."""
-        names = list(self._services)
+        await self._check(list(self._services))
+
+    async def _check(self, names: list[str]) -> None:
         ended = await asyncio.gather(*(self.check_now(name) for name in names), return_exceptions=True)
         for name, end in zip(names, ended, strict=True):
             if isinstance(end, Exception):
@@ -181,3 +195,9 @@ class HealthChecker:
                 await self.check_all()
             jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter, not a secret
             await sleep((interval_s or _OFF_S) * jitter)
+
+    async def run_for_arrivals(self) -> None:
+        """For ever: check services that are new, or at another address, before the next round does."""
+        while True:
+            await self._arrivals.sleep(_LONG_S)
+            await self._check(self._unseen() if self._settings.health_interval > 0 else [])

@@ -398,3 +398,27 @@ def test_other_settings_are_not_waited_for() -> None:
         task.cancel()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("interval_s", [3600.0, 0.0])
+def test_who_is_new_is_not_left_unknown_until_the_next_round(interval_s: float) -> None:
+    asked: list[str] = []
+
+    async def answer(url: str) -> FetchReply:
+        asked.append(url[7])
+        return FetchReply(200, b"")
+
+    async def run() -> None:
+        checker = checker_with(answer, "a", health_interval=interval_s)
+        watching = asyncio.create_task(checker.run_for_arrivals())
+        await asyncio.sleep(0)
+        assert asked == [], "the first round is not its own"
+        await checker.check_now("a")
+        for names in ("ab", "ab", "abc"):
+            checker.replace_services({name: Service(name, f"http://{name}") for name in names})
+            for _ in range(10):
+                await asyncio.sleep(0)
+        watching.cancel()
+
+    asyncio.run(run())
+    assert asked == (["a", "b", "c"] if interval_s else ["a"])

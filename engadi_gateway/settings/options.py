@@ -238,7 +238,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("breaker", "timeout", parse_duration_s, "60s", "how long it stays open", "CIRCUIT_BREAKER_TIMEOUT", low=0.01,
            why="what Mission Engadi has promised; a restart takes less"),
 
-    Option("health", "interval", parse_duration_s, "60s", "time between checks, 10 % jitter; 0: no checks",
+    Option("health", "interval", parse_duration_s, "60s",
+           "time between checks, 10 % jitter, new services at once; 0: no checks",
            "HEALTH_CHECK_INTERVAL", why="what Mission Engadi has promised; traffic itself tells sooner"),
     Option("health", "timeout", parse_duration_s, "5s", "longest time of one check", "HEALTH_CHECK_TIMEOUT", low=0.01,
            why="what Mission Engadi has promised"),
