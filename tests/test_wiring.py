@@ -241,7 +241,7 @@ def test_the_state_is_of_this_moment(tmp_path: Path) -> None:
             await client.send(b"GET /api/v1/auth/hold HTTP/1.1\r\nHost: h\r\n\r\n")
             await until(lambda: world.auth.raw and world.auth.raw[0])
             gateway._started_at -= 1000
-            gateway._ticker.lag_s = 1.25  # until the next tick
+            gateway._ticker._lags_s.append(1.25)
             state = gateway.state()
             assert (state["in_flight"], state["connections"], state["loop_lag_s"]) == (1, 1, 1.25)
             assert 1000 <= state["uptime_s"] < 2000

@@ -7,6 +7,7 @@ ten times a second looks at who is past it; a time-out fires up to a tenth of a 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from heapq import nsmallest
 from itertools import islice
@@ -17,6 +18,8 @@ TICK_S = 0.1
 _TOLD_AT_ONCE = 200
 #: Most of these are idle clients, and closed: 20 us each.
 _ENDED_AT_ONCE = 400
+#: For so long it is shown how late a tick was: of whoever scrapes, many ask once a minute.
+_LAG_SHOWN_S = 60.0
 
 
 class Expiring(Protocol):
@@ -96,7 +99,7 @@ class Sweep:
 
 
 class Ticker:
-    """Runs all sweeps every tick, and tells how late the loop is.
+    """Runs all sweeps every tick, and tells how late the loop was, at most, within the last minute.
 
     Args:
         call_later: the loop's.
@@ -111,7 +114,11 @@ class Ticker:
         self._on_error = on_error
         self._is_running = False
         self._due = 0.0
-        self.lag_s = 0.0
+        self._lags_s: deque[float] = deque(maxlen=round(_LAG_SHOWN_S / TICK_S))
+
+    @property
+    def lag_s(self) -> float:
+        return max(self._lags_s, default=0.0)
 
     def start(self) -> None:
         self._is_running = True
@@ -125,7 +132,7 @@ class Ticker:
         if not self._is_running:
             return
         now = time.monotonic()
-        self.lag_s = max(0.0, now - self._due)
+        self._lags_s.append(max(0.0, now - self._due))
         for sweep in self._sweeps:
             try:
                 sweep(now)

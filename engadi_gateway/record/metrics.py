@@ -326,7 +326,12 @@ def _self(facts: Mapping[str, Any], started_at: float) -> list[Family]:
         ("engadi_log_queue_depth", "gauge", "Rows that wait for the writer.", log["queue_depth"]),
         ("engadi_log_size_bytes", "gauge", "What the request log takes on the disk.", log["size_bytes"]),
         ("engadi_access_lines_lost_total", "counter", "Access lines nobody took in time.", state["access_lines_lost"]),
-        ("engadi_event_loop_lag_seconds", "gauge", "How late the last tick was.", state["loop_lag_s"]),
+        (
+            "engadi_event_loop_lag_seconds",
+            "gauge",
+            "How late a tick was, at most, in the last minute.",
+            state["loop_lag_s"],
+        ),
         ("process_cpu_seconds_total", "counter", "CPU time of this process.", usage.ru_utime + usage.ru_stime),
         ("process_resident_memory_bytes", "gauge", "Resident memory.", resident_bytes()),
         ("process_start_time_seconds", "gauge", "When it started.", started_at),
