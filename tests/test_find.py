@@ -194,6 +194,16 @@ LONG = {
         2,
         "SEARCH log_row_1 USING INDEX log_row_1_user_id (user_id=?)",
     ),
+    "fewer than of somebody quiet": (
+        replace(SLOW, conditions=("user_id = ?",), values=("bob",)),
+        1,
+        "SEARCH log_row_1 USING INDEX log_row_1_response_time (response_time>?)",
+    ),
+    "as few as of somebody quiet": (
+        replace(SLOW, conditions=("user_id = ?",), values=("bob",)),
+        2,
+        "SEARCH log_row_1 USING INDEX log_row_1_user_id (user_id=?)",
+    ),
     "few, below a busy path": (
         replace(SLOW, below_path="/api"),
         2,
@@ -209,7 +219,8 @@ LONG = {
 
 @pytest.mark.parametrize(("query", "count", "first"), LONG.values(), ids=LONG.keys())
 def test_what_took_long_is_found_by_what_is_rarest_of_all_that_is_asked(query: Query, count: int, first: str) -> None:
-    rows = [a_row(created_at=NOW + n, response_time=900.0 if n < count else 899.9) for n in range(99)]
+    rows = [a_row(created_at=NOW + n, response_time=900.0 if n < count else 899.9) for n in range(97)]
+    rows += [a_row(created_at=NOW + n, user_id="bob") for n in (97, 98)]
     with tables() as connection:
         closed(connection, [*rows, a_row(created_at=NOW + 99, status_code=503, user_id="mallory", path="/x")])
         plan = plan_of(indexed(connection), query)

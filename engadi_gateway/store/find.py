@@ -91,22 +91,24 @@ def _select(
 def _hint(connection: Connection, segment: Segment, query: Query, at_most: int) -> str:
     """Which index is told to sqlite, by numbers that it does not have; "": its choice among those of equalities.
 
-    One that few rows are found by; where there is none, the newest that fit are met soon on the way back.
+    The one that fewest rows are found by; where all find many, the newest that fit are met soon on the way back.
     """
     few = int(segment.rows * _FEW)
     is_rare = bool(query.of_kind) and at_most <= few
     ranges = _ranges(query)
     if not segment.is_indexed or len(query.conditions) > 1 or not (is_rare or ranges):
         return ""
-    most = at_most if is_rare else few
-    if query.conditions and not _has_more(connection, segment, query.conditions[0], query.values, most):
-        return ""
-    for column, condition, values in ranges:
-        if not _has_more(connection, segment, condition.format(column), values, most):
-            return f" INDEXED BY {row_table(segment.number)}_{column}"
+    table = row_table(segment.number)
+    fewest, hint = few + 1, "" if query.conditions else " NOT INDEXED"
     if is_rare:
-        return f" INDEXED BY {row_table(segment.number)}_kind"
-    return "" if query.conditions else " NOT INDEXED"
+        fewest, hint = at_most + 1, f" INDEXED BY {table}_kind"  # where others find as many, these need less sorting
+    others = [(condition, query.values, "") for condition in query.conditions]
+    others += [(text.format(column), values, f" INDEXED BY {table}_{column}") for column, text, values in ranges]
+    for condition, values, other in others:
+        count = _count(connection, segment, condition, values, fewest)
+        if count < fewest:
+            fewest, hint = count, other
+    return hint
 
 
 def _ranges(query: Query) -> list[tuple[str, str, tuple[Any, ...]]]:
@@ -121,7 +123,7 @@ def _ranges(query: Query) -> list[tuple[str, str, tuple[Any, ...]]]:
     return ranges
 
 
-def _has_more(connection: Connection, segment: Segment, condition: str, values: Sequence[Any], count: int) -> bool:
-    """Whether more than so many rows fit; the index alone says it."""
+def _count(connection: Connection, segment: Segment, condition: str, values: Sequence[Any], most: int) -> int:
+    """How many rows fit, or `most` where there are more; the index alone says it."""
     rows = f"SELECT 1 FROM {row_table(segment.number)} WHERE {condition} LIMIT ?"  # noqa: S608 - ours
-    return int(first_row(connection, f"SELECT count(*) FROM ({rows})", (*values, count + 1))[0]) > count  # noqa: S608
+    return int(first_row(connection, f"SELECT count(*) FROM ({rows})", (*values, most))[0])  # noqa: S608
