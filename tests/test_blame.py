@@ -106,6 +106,7 @@ def test_who_was_kept_waiting_may_close(not_sent_s: float, not_read_s: float, re
         (False, True, None, True, Reason.OVERLOADED, "no free connection within 30 s"),
         (False, False, None, True, Reason.OVERLOADED, "no free connection in time"),
         (False, True, None, False, Reason.CONNECT_TIMEOUT, "no connection within 30 s"),
+        (False, True, CLOSED, False, Reason.CONNECT_TIMEOUT, "no connection within 30 s"),
     ],
 )
 def test_what_took_long(

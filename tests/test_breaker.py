@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engadi_gateway.errors import Reason, Refusal
-from engadi_gateway.model import BreakerState, Route
+from engadi_gateway.model import BreakerState, Framing, Route
 from engadi_gateway.pipeline import permits
 from engadi_gateway.pipeline.breaker import BreakerRegistry, BreakerStage
 from engadi_gateway.pipeline.circuit import Breaker, Permit, Thresholds
 from engadi_gateway.pipeline.exchange import Exchange, Target
-from tests.exchanges import exchange_of
+from tests.exchanges import exchange_of, head_of
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 LIMITS = Thresholds(failure_threshold=3, success_threshold=2, timeout_s=60.0)
@@ -635,8 +635,8 @@ class Shares:
         self.stage = BreakerStage(self.registry, lambda exchange: self.targets, is_enabled)
         self.now = 0.0
 
-    def begin(self) -> Exchange:
-        exchange = exchange_of(now=self.now, route=ROUTE)
+    def begin(self, framing: Framing = Framing.NONE) -> Exchange:
+        exchange = exchange_of(replace(head_of(), framing=framing), now=self.now, route=ROUTE)
         assert self.stage.decide(exchange) is None
         return exchange
 
@@ -789,6 +789,30 @@ def test_without_circuits_it_goes_round_and_nothing_is_counted() -> None:
     permits.ran_out_of_time(exchange)
     shares.end(exchange, Reason.CONNECT_REFUSED, 0)
     assert shares.registry.names() == []
+
+
+def test_where_one_upload_is_the_probe_the_next_goes_to_another_share() -> None:
+    shares = Shares("a", "b")
+    shares.trip("a")
+    shares.now = 60.0
+    assert permits.awaits_body(shares.begin(Framing.LENGTH), shares.now)
+    one, two = shares.targets
+    others = [shares.begin(framing) for framing in (Framing.CHUNKED, Framing.NONE)]
+    assert [other.target for other in others] == [two, one]
+    for other in others:
+        shares.end(other, Reason.CLIENT_CLOSED, 0)
+    shares.trip("b")
+    assert shares.begin(Framing.LENGTH).target == one, "it may have come whole, and then it is no upload"
+
+
+@pytest.mark.parametrize(("framing", "goes_to"), [(Framing.LENGTH, "c"), (Framing.NONE, "b")])
+def test_so_does_one_whose_attempt_has_failed(framing: Framing, goes_to: str) -> None:
+    shares = Shares("b", "a", "c")
+    shares.trip("b")
+    shares.now = 60.0
+    assert permits.awaits_body(shares.begin(Framing.LENGTH), shares.now)
+    shares.targets = [shares.targets[1], shares.targets[0], shares.targets[2]]
+    assert shares.goes_to(shares.begin(framing)) == goes_to
 
 
 def test_a_route_of_one_target_has_no_other() -> None:

@@ -166,6 +166,31 @@ def test_who_met_a_dead_connection_gets_one_that_nobody_has_used() -> None:
     told_in_pool(check, limits=replace(LIMITS, max_connections=3, queue_size=3), names=names)
 
 
+def test_who_met_a_dead_connection_of_a_full_pool_gets_the_one_in_its_place() -> None:
+    """Who waited before is served by the others."""
+    names = Names("127.0.0.1")
+
+    async def check(pool: Pool, server: Upstream) -> None:
+        used, dead = (await asked(pool)).connection, (await asked(pool)).connection
+        used.served = 1
+        names.may_answer.clear()
+        plain = ask(pool)
+        dead.drop()
+        await until(lambda: pool.counts()["dialling"] == 1)
+        wary, other = Waits(), Waits()
+        assert [pool.take(wary, is_new=True), pool.take(other, is_new=True)] == [None, None]
+        for waiter in (plain, other):
+            pool.give_back(used)
+            assert (waiter.got, wary.got) == (used, None), "of one dial the other would wait in vain"
+        pool.give_back(used)
+        assert (wary.got, pool.counts()["idle"]) == (None, 1)
+        names.may_answer.set()
+        await until(lambda: wary.got is not None)
+        assert wary.connection is not used
+
+    told_in_pool(check, limits=replace(LIMITS, queue_size=3), names=names)
+
+
 def test_a_new_connection_goes_first_to_who_met_a_dead_one() -> None:
     names = Names("127.0.0.1")
     order: list[Waits] = []

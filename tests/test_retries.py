@@ -135,6 +135,8 @@ def test_a_get_never_suffers_from_connections_that_died_idle(tmp_path: Path) -> 
             await asyncio.gather(*(ask(gateway.port, "GET", "/api/v1/auth/warm") for _ in range(count)))
             replies = [await ask(gateway.port, "GET", "/api/v1/auth/x") for _ in range(count + 1)]
             assert [reply.status for reply in replies] == [200] * (count + 1)
+            said = {(row["attempts"], row["error_message"]) for row in await rows(gateway, 2 * count + 1)}
+            assert said == {(1, None), (2, "attempt 1 failed: closed before the reply's head")}
 
     asyncio.run(run())
 

@@ -691,6 +691,29 @@ def test_dialling_that_took_all_the_time_is_an_attempt_that_failed(tmp_path: Pat
     asyncio.run(run())
 
 
+def test_dialling_again_that_took_the_rest_of_the_time_is_an_attempt_too(tmp_path: Path) -> None:
+    """It is what the row tells of; there was another attempt, after the one that failed."""
+    met: list[asyncio.StreamWriter] = []
+
+    async def hang_up_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        met.append(writer)
+        if len(met) > 1:
+            await reader.read()
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(hang_up_once, "127.0.0.1", 0)
+        secure = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, Gateway(settings_for(tmp_path, {"auth": secure}, upstream_timeout=0.3)) as gateway:
+            reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
+            assert (reply.status, json_of(reply)["code"], len(met)) == (504, "connect_timeout", 2)
+            page = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs?path=/api/v1/auth/x", bearer=ADMIN))
+            said = [(row["error_message"], row["attempts"]) for row in page["items"]]
+            assert said == [("no connection within 0.3 s", 2)]
+
+    asyncio.run(run())
+
+
 def test_who_hangs_up_on_tls_was_reached(tmp_path: Path) -> None:
     """A plain server behind an https URL: it takes the connection, so that "not reachable" would send people astray."""
 

@@ -34,12 +34,12 @@ def of_no_reply(timeout_s: float, before: Failure | None, *, is_asked: bool, is_
         before: how the last attempt failed, where one has.
         is_asked: there is a connection to the upstream.
         is_sent: the request is complete.
-        is_queued: nothing is being dialled for it; others have the connections.
+        is_queued: nothing is being dialled for it; others have the connections, or it waits to try again.
     """
     within = f"within {timeout_s:g} s" if is_sent else "in time"
     if is_asked:
         return Reason.UPSTREAM_TIMEOUT, f"no reply {within}" if is_sent else "it does not read"
-    if before is not None:
+    if before is not None and is_queued:
         return Reason.UPSTREAM_TIMEOUT, f"{before[1]}; no other attempt {within}"
     if is_queued:
         return Reason.OVERLOADED, f"no free connection {within}"

@@ -282,6 +282,7 @@ class Forward(GivingUp):
         if self._body is None or not may_follow:
             self._give_up(*failure)
         elif is_free:
+            self._note_failure()
             self._attempt(is_new=True)
         else:
             retries.later(self._attempt_again)
@@ -290,9 +291,7 @@ class Forward(GivingUp):
         if self._phase is not _WAITING:
             return
         exchange, now = self.exchange, time.monotonic()
-        assert self._failure is not None
-        # stays if this one goes well
-        exchange.error_message = f"attempt {exchange.attempts} failed: {self._failure[1]}"
+        self._note_failure()
         if self._goes_elsewhere(now):
             if self._is_body_complete or self._may_upload(now):
                 self._attempt()
@@ -300,6 +299,11 @@ class Forward(GivingUp):
             self._attempt()
         else:
             self._not_tried(Reason.BREAKER_OPEN, "the circuit has opened")
+
+    def _note_failure(self) -> None:
+        """It stays in the row if the next attempt goes well."""
+        assert self._failure is not None
+        self.exchange.error_message = f"attempt {self.exchange.attempts} failed: {self._failure[1]}"
 
     def _goes_elsewhere(self, now: float) -> bool:
         """Where another target may be asked, it is; how the one before it failed says nothing about it."""

@@ -53,8 +53,8 @@ class Waiter(Protocol):
 
 
 class _Place(NamedTuple):
-    """Of one who waits. `is_wary`: it has met a dead connection, and gets the one that is dialled for it, or another
-    that nobody has used."""
+    """Of one who waits. `is_wary`: it has met a dead connection, and gets one that is dialled and nobody has used; for
+    each of these a dial is under way."""
 
     since: float
     is_wary: bool = False
@@ -114,8 +114,13 @@ class Pool:
             return None
         if len(self._waiters) - len(self._dials) >= self._limits.queue_size:
             return Reason.OVERLOADED
-        self._waiters[waiter] = _Place(time.monotonic())
+        self._waiters[waiter] = _Place(time.monotonic(), is_wary=is_new and self._has_dial_to_spare)
         return None
+
+    @property
+    def _has_dial_to_spare(self) -> bool:
+        """One that no wary one gets. In a full pool there is: where a connection died, another is dialled at once."""
+        return len(self._dials) > sum(place.is_wary for place in self._waiters.values())
 
     def _queue(self, upload: Waiter) -> Reason | None:
         if len(self._late) >= self._limits.queue_size:

@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any
 
 from engadi_gateway.errors import FAILURE_STATUSES, Reason, Refusal
-from engadi_gateway.model import BreakerState
+from engadi_gateway.model import BreakerState, Framing
 from engadi_gateway.pipeline.circuit import Breaker, Permit, Thresholds, Transition
 from engadi_gateway.pipeline.exchange import Exchange, Target
 from engadi_gateway.pipeline.permits import may_ask_again
@@ -121,7 +121,8 @@ class BreakerRegistry:
 class BreakerStage:
     """The fifth stage: picks the target, and asks its service's breaker.
 
-    While that is open, or its health checks have found it down, another share of a split serves.
+    While that is open, its health checks have found it down, or it has no place for one more upload, another share of a
+    split serves.
 
     Args:
         targets: which may serve this exchange, in their order.
@@ -153,7 +154,8 @@ class BreakerStage:
                 return None
             breaker = registry.peek(target.service) if exchange.is_rehearsal else registry.of(target.service)
             wait_s = breaker.wait_s(now, registry.limits)
-            if wait_s == 0.0 and target.service not in registry.unhealthy:
+            is_asked = wait_s == 0.0 and target.service not in registry.unhealthy
+            if is_asked and (breaker.upload_since is None or not _has_no_place(breaker, exchange, now)):
                 break
             passed_over += ((wait_s, target),)
         else:  # nobody is well; but health checks may be wrong
@@ -209,7 +211,7 @@ class BreakerStage:
         at = order.index(failed)
         for target in order[at + 1 :] + order[:at]:
             if isinstance(permit, Permit) and target.service != failed.service:
-                if not self._is_well(target.service, now):
+                if not self._is_well(target.service, exchange, now):
                     continue
                 permit.breaker.failed(permit, now, self._registry.limits, reason.code)
                 exchange.permit = self._registry.of(target.service).take_permit(now)
@@ -223,6 +225,13 @@ class BreakerStage:
             return True
         return False
 
-    def _is_well(self, service: str, now: float) -> bool:
+    def _is_well(self, service: str, exchange: Exchange, now: float) -> bool:
         registry = self._registry
-        return service not in registry.unhealthy and registry.peek(service).wait_s(now, registry.limits) == 0.0
+        breaker = registry.peek(service)
+        is_asked = service not in registry.unhealthy and breaker.wait_s(now, registry.limits) == 0.0
+        return is_asked and not _has_no_place(breaker, exchange, now)
+
+
+def _has_no_place(breaker: Breaker, exchange: Exchange, now: float) -> bool:
+    """For one more upload, and who has a body may be one: nobody knows yet whether all of it has come."""
+    return exchange.head.framing is not Framing.NONE and breaker.is_uploading(now)

@@ -150,12 +150,15 @@ class Breaker:
         if permit.probe == self._upload:
             self.upload_since = None
 
+    def is_uploading(self, now: float) -> bool:
+        """Whether an upload is on its way that leaves no place for another one."""
+        return self.upload_since is not None and now - self.upload_since < _UPLOAD_S
+
     def may_upload(self, permit: Permit, now: float) -> bool:
         """Whether a request may be sent of whose body more is to come; others may then probe meanwhile, but not so."""
         if not permit.probe or permit.era != self._era:
             return True
-        is_taken = self.upload_since is not None and now - self.upload_since < _UPLOAD_S
-        if is_taken and permit.probe != self._upload:
+        if self.is_uploading(now) and permit.probe != self._upload:
             return False
         self.makes_way(permit)
         self._upload, self.upload_since = permit.probe, now
