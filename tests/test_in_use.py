@@ -579,3 +579,27 @@ def test_a_log_begun_anew_in_an_emptied_folder_is_as_much_its_own_as_before(tmp_
         store.submit(add).result()
         with pytest.raises(HeldError):
             database(path, is_expendable=True).open()
+
+
+def test_of_a_log_that_somebody_removed_nothing_stays_open_or_its_room_is_not_free(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    is_reading, may_end = threading.Event(), threading.Event()
+
+    def read_slowly(connection: Connection) -> int:
+        is_reading.set()
+        may_end.wait(30)
+        return count(connection)
+
+    async def run() -> None:
+        with opened(path, is_expendable=True) as store:
+            await store.write(add)
+            slow, quick = asyncio.create_task(store.read(read_slowly)), store.read(count)
+            await asyncio.to_thread(is_reading.wait, 30)
+            await quick
+            path.unlink()
+            await store.write(add)
+            may_end.set()
+            assert await slow == 1
+            assert [name for name in descriptors_of(tmp_path) if name.endswith(" (deleted)")] == []
+
+    asyncio.run(run())
