@@ -216,4 +216,8 @@ class HealthChecker:
             while True:
                 await self._arrivals.sleep(_LONG_S)
                 if self._settings.health_interval > 0:
-                    checks.create_task(self._check(self._unseen()))
+                    checks.create_task(self._check_unseen())
+
+    async def _check_unseen(self) -> None:
+        await asyncio.sleep(0)  # a round that begins just now, as after a reload, asks for them too
+        await self._check(self._unseen())
