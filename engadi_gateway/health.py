@@ -77,6 +77,7 @@ class HealthChecker:
         self._health: dict[str, ServiceHealth] = {}
         self._pause = Pause()
         self._arrivals = Pause()
+        self._asked: set[tuple[str, str]] = set()  # the services, with their URLs, that are being looked at
         self._take(services)
 
     def replace_services(self, services: Mapping[str, Service]) -> None:
@@ -86,7 +87,12 @@ class HealthChecker:
             self._arrivals.cut_short()
 
     def _unseen(self) -> list[str]:
-        return [name for name, health in self._health.items() if health.last_check is None]
+        """Those of which nothing is known, nor about to be."""
+        return [
+            name
+            for name, health in self._health.items()
+            if health.last_check is None and (name, health.service_url) not in self._asked
+        ]
 
     def _take(self, services: Mapping[str, Service]) -> None:
         self._services = dict(services)
@@ -135,7 +141,12 @@ class HealthChecker:
         service = self._services.get(name)
         if service is None:
             return None
-        seen, took_s, error = await self._look(service)
+        asked = name, service.url
+        self._asked.add(asked)
+        try:
+            seen, took_s, error = await self._look(service)
+        finally:
+            self._asked.discard(asked)
         known = self._health.get(name)
         if known is None or known.service_url != service.url:
             return known  # replaced while we looked
@@ -197,7 +208,16 @@ class HealthChecker:
             await sleep((interval_s or _OFF_S) * jitter)
 
     async def run_for_arrivals(self) -> None:
-        """For ever: check services that are new, or at another address, before the next round does."""
-        while True:
-            await self._arrivals.sleep(_LONG_S)
-            await self._check(self._unseen() if self._settings.health_interval > 0 else [])
+        """For ever: check services that are new, or at another address, before the next round does.
+
+        One that does not answer is not waited for, or the next to come would be.
+        """
+        async with asyncio.TaskGroup() as checks:
+            while True:
+                await self._arrivals.sleep(_LONG_S)
+                if self._settings.health_interval > 0:
+                    checks.create_task(self._check_unseen())
+
+    async def _check_unseen(self) -> None:
+        await asyncio.sleep(0)  # a round that begins just now, as after a reload, asks for them too
+        await self._check(self._unseen())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -130,3 +131,17 @@ def test_what_other_settings_make_of_it_is_served_when_it_is_taken(tmp_path: Pat
         assert configuration.compiler is compiler
 
     with_configuration(tmp_path, session)
+
+
+def test_rules_that_follow_the_settings_are_a_line_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def session(configuration: Configuration, catalog: Catalog, served: list[Compiled]) -> None:
+        for per_user in (7, 7, 8):
+            settings = settings_for(tmp_path, SERVICES, limits_per_user=per_user)
+            compiler = Compiler(settings, State.of(settings))
+            async with configuration.held():
+                configuration.take(await configuration.followed(seed_of(settings, NOW), compiler), compiler)
+
+    with caplog.at_level(logging.INFO, "engadi"):
+        with_configuration(tmp_path, session)
+    said = "configuration revision %d: rules written by the settings"
+    assert [message for message in caplog.messages if "revision" in message] == [said % 2, said % 3]

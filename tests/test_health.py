@@ -422,3 +422,61 @@ def test_who_is_new_is_not_left_unknown_until_the_next_round(interval_s: float) 
 
     asyncio.run(run())
     assert asked == (["a", "b", "c"] if interval_s else ["a"])
+
+
+def test_what_is_new_waits_for_no_other_check_and_has_one(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither for one that is silent, nor where a round is under way."""
+    asked: list[str] = []
+    gone: list[str] = []
+
+    async def answer(url: str) -> FetchReply:
+        name = url[7]
+        asked.append(name)
+        if name in "ab":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                gone.append(name)
+        return FetchReply(200, b"")
+
+    async def run() -> None:
+        checker = checker_with(answer, "a")
+        tasks = [asyncio.create_task(work()) for work in (checker.run, checker.run_for_arrivals)]
+        for names in ("a", "ab", "abc"):
+            for _ in range(10):
+                await asyncio.sleep(0)
+            checker.replace_services({name: Service(name, f"http://{name}") for name in names})
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert asked == ["a", "b", "c"]
+        assert checker.status()["c"].status is UP
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+    assert sorted(gone) == ["a", "b"], "a stop waits for none"
+    assert not caplog.records
+
+
+def test_a_reload_asks_each_service_once() -> None:
+    asked: list[str] = []
+
+    async def answer(url: str) -> FetchReply:
+        asked.append(url[7])
+        return FetchReply(200, b"")
+
+    async def run() -> None:
+        checker = checker_with(answer, "a")
+        tasks = [asyncio.create_task(work()) for work in (checker.run, checker.run_for_arrivals)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        checker.replace_settings(Settings.of({}))
+        checker.replace_services({name: Service(name, f"http://{name}") for name in "ab"})
+        for _ in range(20):
+            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+
+    asyncio.run(run())
+    assert asked == ["a", "a", "b"]

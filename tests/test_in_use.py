@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -519,3 +520,86 @@ def test_those_that_share_a_log_go_on_together_in_a_new_one(tmp_path: Path) -> N
 
     asyncio.run(run())
     assert ask(path, "PRAGMA integrity_check") == "ok"
+
+
+def test_what_stands_in_a_wal_that_somebody_removed_is_saved(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    killed = tmp_path / "killed"
+    killed.mkdir()
+
+    async def run() -> None:
+        with opened(path) as store:
+            await store.write(add)
+            assert await store.read(count) == 1
+            Path(f"{path}-wal").unlink()
+            for expected in (2, 3):
+                await store.write(add)
+                assert await store.read(count) == expected
+            for name in names_in(tmp_path):
+                if (tmp_path / name).is_file():
+                    shutil.copy(tmp_path / name, killed)
+
+    asyncio.run(run())
+    assert ask(killed / "a.db", "SELECT count(*) FROM item") == 3, "as after kill -9"
+
+
+def test_a_wal_in_which_somebody_reads_is_saved_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.db"
+    monkeypatch.setattr(door, "BUSY_MS", 10)
+    with opened(path) as store, contextlib.closing(door.connect_to_read(str(path))) as reader:
+        store.submit(add).result()
+        reader.execute("BEGIN")
+        assert count(reader) == 1
+        Path(f"{path}-wal").unlink()
+        with pytest.raises(UnavailableError, match="removed while in use, and somebody reads from it"):
+            store.submit(add).result()
+        reader.execute("COMMIT")
+        store.submit(add).result()
+    assert ask(path, "SELECT count(*) FROM item") == 2
+
+
+def test_a_wal_that_is_not_ours_alone_any_more_is_not_written(tmp_path: Path) -> None:
+    for name, is_shared in (("a.db", True), ("b.db", False)):
+        path = tmp_path / name
+        with opened(path, is_shared=is_shared) as store:
+            store.submit(add).result()
+            Path(f"{path}-wal").unlink()
+            if not is_shared:
+                Path(f"{path}-wal").write_bytes(b"")
+            with pytest.raises(UnavailableError, match="-wal: removed or replaced while in use; this needs a restart"):
+                store.submit(add).result()
+
+
+def test_a_log_begun_anew_in_an_emptied_folder_is_as_much_its_own_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with opened(path, is_expendable=True) as store:
+        store.submit(add).result()
+        for entry in tmp_path.iterdir():
+            entry.unlink()
+        store.submit(add).result()
+        with pytest.raises(HeldError):
+            database(path, is_expendable=True).open()
+
+
+def test_of_a_log_that_somebody_removed_nothing_stays_open_or_its_room_is_not_free(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    is_reading, may_end = threading.Event(), threading.Event()
+
+    def read_slowly(connection: Connection) -> int:
+        is_reading.set()
+        may_end.wait(30)
+        return count(connection)
+
+    async def run() -> None:
+        with opened(path, is_expendable=True) as store:
+            await store.write(add)
+            slow, quick = asyncio.create_task(store.read(read_slowly)), store.read(count)
+            await asyncio.to_thread(is_reading.wait, 30)
+            await quick
+            path.unlink()
+            await store.write(add)
+            may_end.set()
+            assert await slow == 1
+            assert [name for name in descriptors_of(tmp_path) if name.endswith(" (deleted)")] == []
+
+    asyncio.run(run())

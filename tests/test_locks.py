@@ -98,3 +98,16 @@ def test_who_asks_whether_it_is_alone_and_is_not_has_left(tmp_path: Path) -> Non
 def test_where_there_can_be_no_lock_the_system_says_why(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         FileLock(str(tmp_path / "no" / "a.lock")).take()
+
+
+def test_a_turn_whose_file_somebody_removed_is_taken_anew(tmp_path: Path) -> None:
+    one, two = pair(tmp_path, True, True)
+    assert one.take_turn(0)
+    one.give_turn()
+    (tmp_path / "a.db.turn").unlink()
+    assert two.take_turn(0)
+    assert not one.take_turn(0)
+    two.give_turn()
+    assert one.take_turn(0)
+    one.close()
+    two.close()

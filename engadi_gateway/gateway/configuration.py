@@ -106,9 +106,12 @@ class Configuration:
         Raises:
             ConfigurationError, RefusedError, StoreError: nothing is changed.
         """
+        before = await self.catalog.current_revision()
         snapshot = await self.catalog.preview(seed)
         compiled = await self._compiled_aside(snapshot, compiler)
         kept = await self.catalog.follow(seed, snapshot)
+        if kept.revision != before:
+            self._log.info("configuration revision %d: rules written by the settings", kept.revision)
         return compiled if kept is snapshot else _compiled_now(kept, compiler, compiled.ways)
 
     def take(self, compiled: Compiled, compiler: Compiler) -> None:

@@ -7,6 +7,9 @@ import os
 import time
 from pathlib import Path
 
+#: Which file it is, by whatever name: device and inode.
+Identity = tuple[int, int]
+
 
 def at_home(path: str) -> str:
     """The name of the file itself, where `path` is a link to it: sqlite has its companions there, and so have we."""
@@ -37,13 +40,18 @@ def is_there(path: str) -> bool:
     return True
 
 
-def identity(path: str) -> tuple[int, int] | None:
-    """Which file it is, by whatever name; None: there is none."""
+def identity(path: str) -> Identity | None:
+    """None: there is none."""
     try:
         status = os.stat(path)  # noqa: PTH116 - at each transaction; a Path costs three times as much as what it asks
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def wal_identity(path: str) -> Identity | None:
+    """The same of its WAL."""
+    return identity(f"{path}-wal")
 
 
 def move_aside(path: str) -> str:

@@ -75,8 +75,9 @@ class Database:
         self._is_expendable = is_expendable
         self.is_shared = is_shared
         self._locks = Locks(path, is_shared=is_shared)
-        self._file: tuple[int, int] | None = None  # which one is open
-        self._broken: tuple[int, int] | None = None  # which file it was
+        self._file: files.Identity | None = None  # which one is open
+        self._wal: files.Identity | None = None  # and its companion, which is there as long as it is open
+        self._broken: files.Identity | None = None  # which file it was
         self._connection: Connection | None = None  # the writer thread's, once that runs
         self._writer = Worker("engadi-writer", lambda: StoreError(f"{self.path}: closed"))
         self._readers = Readers(path, lambda: self._writer.is_closing)
@@ -131,7 +132,7 @@ class Database:
             except BaseException:
                 connection.close()
                 raise
-            self._file = files.identity(self.path)
+            self._file, self._wal = files.identity(self.path), files.wal_identity(self.path)
             return connection
 
     def _prepare(self, connection: Connection) -> None:
@@ -240,6 +241,8 @@ class Database:
         found = files.identity(self.path)
         if self._connection is not None and found != self._file:
             self._leave_what_is_gone(self._connection, is_removed=found is None)
+        elif self._connection is not None and (wal := files.wal_identity(self.path)) != self._wal:
+            self._save_what_wal_holds(self._connection, is_removed=wal is None)
         if self._connection is None:
             self._connection = self._usable()
             self._readers.leave()
@@ -260,6 +263,19 @@ class Database:
             with file_errors_of(self.path):
                 files.remove_companions(self.path)
         self.times_removed += 1
+
+    def _save_what_wal_holds(self, connection: Connection, *, is_removed: bool) -> None:
+        """The WAL has no name any more: what is written to it ends with the process, however often it was kept.
+
+        Raises:
+            UnavailableError: somebody reads just now; others have it open too, or there is another in its place.
+        """
+        if self.is_shared or not is_removed:
+            raise UnavailableError(f"{self.path}-wal: removed or replaced while in use; this needs a restart")
+        if pragma(connection, "wal_checkpoint(TRUNCATE)"):
+            raise UnavailableError(f"{self.path}-wal: removed while in use, and somebody reads from it")
+        connection.close()
+        self._connection = None
 
     def _begin_anew(self) -> None:
         """The next write opens a new file; where the old one cannot be moved, every write says so."""

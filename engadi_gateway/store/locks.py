@@ -13,6 +13,8 @@ import os
 import threading
 import time
 
+from engadi_gateway.store import files
+
 _LEAST_PAUSE_S = 0.0005
 _MOST_PAUSE_S = 0.02
 
@@ -36,7 +38,8 @@ class FileLock:
         Raises:
             OSError: there can be no such file here, or no lock.
         """
-        if self._descriptor < 0:
+        if not self._has_name():  # a lock on a file that somebody removed keeps nobody out
+            self.close()
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         operation = (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
         deadline, pause_s = time.monotonic() + wait_s, _LEAST_PAUSE_S
@@ -50,6 +53,13 @@ class FileLock:
                 return True
             self.has_given_up.wait(pause_s)  # flock knows no time-out
             pause_s = min(pause_s * 2, _MOST_PAUSE_S)
+
+    def _has_name(self) -> bool:
+        """Whether what is open is still what others would open by its name."""
+        if self._descriptor < 0:
+            return False
+        mine = os.fstat(self._descriptor)
+        return files.identity(self._path) == (mine.st_dev, mine.st_ino)
 
     def give(self) -> None:
         if self._descriptor >= 0:

@@ -36,8 +36,12 @@ class Readers:
         self._pool = ThreadPoolExecutor(_READERS, "engadi-reader")
 
     def leave(self) -> None:
-        """Another file has that name: from the next question on it is asked. From any thread."""
+        """Another file has that name: from the next question on it is asked, and nothing is left open of the other.
+
+        From any thread.
+        """
         self._era += 1
+        self._close_idle()
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` on a connection in a thread, in one transaction, at most some seconds.
@@ -71,6 +75,8 @@ class Readers:
             connection.close()
             raise
         self._idle.put((era, connection))
+        if era != self._era:  # left meanwhile
+            self._close_idle()
 
     def _idle_reader(self) -> tuple[int, Connection]:
         while True:
@@ -87,5 +93,9 @@ class Readers:
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown()
-        while not self._idle.empty():
-            self._idle.get()[1].close()
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait()[1].close()
