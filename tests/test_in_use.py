@@ -543,6 +543,24 @@ def test_what_stands_in_a_wal_that_somebody_removed_is_saved(tmp_path: Path) -> 
     assert ask(killed / "a.db", "SELECT count(*) FROM item") == 3, "as after kill -9"
 
 
+@pytest.mark.parametrize("is_expendable", [False, True], ids=["a database", "a log"])
+def test_what_comes_from_a_backup_is_written_again_and_again(tmp_path: Path, is_expendable: bool) -> None:
+    """It is in another journal mode, in which there is no WAL yet."""
+    path = tmp_path / "a.db"
+
+    async def run() -> None:
+        with opened(path, is_expendable=is_expendable) as store:
+            await store.write(add)
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("PRAGMA journal_mode=DELETE").fetchone() == ("delete",)
+        with opened(path, is_expendable=is_expendable) as store:
+            for number in range(2, 5):
+                await store.write(add)
+                assert await store.read(count) == number
+
+    asyncio.run(run())
+
+
 def test_a_wal_in_which_somebody_reads_is_saved_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.db"
     monkeypatch.setattr(door, "BUSY_MS", 10)

@@ -149,6 +149,7 @@ class Database:
             self._enter_alone()
             back_up(connection, self.path, version)
         self._schema.bring_up_to_date(connection, version)
+        pragma(connection, "schema_version")  # what was in another mode before, a backup say, has its WAL from here on
         self._locks.enter()
 
     def _enter_alone(self) -> None:
