@@ -621,3 +621,23 @@ def test_of_a_log_that_somebody_removed_nothing_stays_open_or_its_room_is_not_fr
             assert [name for name in descriptors_of(tmp_path) if name.endswith(" (deleted)")] == []
 
     asyncio.run(run())
+
+
+def test_a_log_whose_folder_is_away_for_a_while_is_no_other(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path = folder / "a.db"
+    with opened(path, is_expendable=True) as store:
+        store.submit(add).result()
+        folder.rename(tmp_path / "away")
+        for _ in range(2):
+            with pytest.raises(StoreError, match="No such file or directory"):
+                store.submit(add).result()
+        (tmp_path / "away").rename(folder)
+        store.submit(add).result()
+        assert store.submit(count).result() == 2
+        assert store.times_removed == 0
+        path.unlink()
+        for _ in range(2):
+            store.submit(add).result()
+        assert store.times_removed == 1

@@ -245,9 +245,11 @@ class Database:
         elif self._connection is not None and (wal := files.wal_identity(self.path)) != self._wal:
             self._save_what_wal_holds(self._connection, is_removed=wal is None)
         if self._connection is None:
+            is_another = self._file is not None and found != self._file
             self._connection = self._usable()
             self._readers.leave()
             self.missing = ""
+            self.times_removed += is_another
         return self._connection
 
     def _leave_what_is_gone(self, connection: Connection, *, is_removed: bool) -> None:
@@ -263,7 +265,6 @@ class Database:
         if is_removed:
             with file_errors_of(self.path):
                 files.remove_companions(self.path)
-        self.times_removed += 1
 
     def _save_what_wal_holds(self, connection: Connection, *, is_removed: bool) -> None:
         """The WAL has no name any more: what is written to it ends with the process, however often it was kept.
@@ -283,7 +284,7 @@ class Database:
         if not self._is_expendable or self.moved_aside or self._connection is None:
             return
         self._connection.close()
-        self._connection = None
+        self._connection = self._file = None
         self._broken = files.identity(self.path)
         with contextlib.suppress(StoreError):
             self._move_aside()
