@@ -1,7 +1,4 @@
-"""The composition: builds a gateway's rooms from settings and connects them; starts, reloads and stops them.
-
-What they do stands there: `configuration` (what is served, and writes), `upcalls` (what connections ask), `console`
-(what the admin API asks), `amiss` (what is said though it serves), `upkeep` (what is kept over days).
+"""A gateway's life: its rooms are built from settings and connected, started, reloaded and stopped.
 
 Embedding: `async with Gateway(settings) as gateway: ...`. Nothing is global; two gateways live in one process.
 """
