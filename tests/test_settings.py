@@ -11,7 +11,7 @@ import pytest
 
 from engadi_gateway.errors import ConfigurationError, Fault
 from engadi_gateway.gateway.secret import needs_own_secret
-from engadi_gateway.settings.load import _LONGEST_KEY, Settings
+from engadi_gateway.settings.load import Settings
 from engadi_gateway.settings.options import DEFAULT_SERVICES, OPTIONS, Option, option_env, service_env
 from engadi_gateway.settings.parsing import (
     as_text,
@@ -22,6 +22,7 @@ from engadi_gateway.settings.parsing import (
     parse_sqlite_path,
     parse_str,
 )
+from engadi_gateway.settings.sources import LONGEST_KEY
 from engadi_gateway.wire.forwarded import is_trusted, plain_address
 
 KEY = "k" * 64
@@ -367,7 +368,7 @@ def test_a_slip_in_the_file_is_told_by_its_line_and_shows_no_secret(ini: str, sa
 
 
 def test_no_option_has_a_name_that_would_not_be_repeated() -> None:
-    assert max(len(option.key) for option in OPTIONS) < _LONGEST_KEY
+    assert max(len(option.key) for option in OPTIONS) < LONGEST_KEY
 
 
 #: Options whose default is text that stands for itself.
