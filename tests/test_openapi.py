@@ -12,7 +12,6 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from engadi_gateway import __version__
 from engadi_gateway.admin.api import BASE, Endpoint
 from engadi_gateway.admin.endpoints import ENDPOINTS
-from engadi_gateway.admin.handlers_observe import _DEFAULT_HOURS
 from engadi_gateway.admin.openapi import document_of
 from engadi_gateway.store.questions import LogFilter
 
@@ -90,8 +89,9 @@ def test_defaults_and_what_filters_find_are_said() -> None:
     said = {name for name, schema in schemas.items() if "description" in schema}
     assert {"path", "status_code", "reason", "cursor", "offset"} <= said
     for endpoint in ENDPOINTS:
-        hours = [one["schema"]["default"] for one in _operation(endpoint)["parameters"] if one["name"] == "hours"]
-        assert set(hours) <= {_DEFAULT_HOURS}
+        parameters = _operation(endpoint)["parameters"]
+        told = {one["name"]: one["schema"]["default"] for one in parameters if "default" in one["schema"]}
+        assert endpoint.defaults == told
 
 
 def test_public_pages_know_no_bad_parameter() -> None:

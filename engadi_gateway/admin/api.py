@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
 from engadi_gateway.admin import jsonio
-from engadi_gateway.admin.schemas import MAX_FAULTS, Object, Schema, Text, escaped
+from engadi_gateway.admin.schemas import MAX_FAULTS, Number, Object, Schema, Text, escaped
 from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedError
 from engadi_gateway.explain import Explained
 from engadi_gateway.health import HealthChecker
@@ -72,6 +72,11 @@ class Call:
     params: Mapping[str, str]
     query: Mapping[str, Any]
     body: Any
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def asked(self, name: str) -> Any:
+        """What the query says of a parameter, else its default."""
+        return self.query.get(name, self.defaults.get(name))
 
     @property
     def actor(self) -> str:
@@ -111,6 +116,12 @@ class Endpoint:
     @property
     def route_id(self) -> str:
         return str(uuid.uuid5(_NAMESPACE, f"{self.method} {self.path}"))
+
+    @property
+    def defaults(self) -> dict[str, int]:
+        """Of the parameters that have one."""
+        numbers = ((name, schema) for name, schema in self.query.items() if isinstance(schema, Number))
+        return {name: number.default for name, number in numbers if number.default is not None}
 
 
 def local_routes(endpoints: tuple[Endpoint, ...], role: str) -> list[Route]:
@@ -205,8 +216,9 @@ class Api:
         asked = exchange, self._console.cors(), body
         is_long = len(body) > _LONG_BYTES
         inputs = await asyncio.to_thread(self._gate.inputs, *asked) if is_long else self._gate.inputs(*asked)
-        call = Call(self._console, exchange, inputs.params, inputs.query, inputs.document)
-        return await self._run(self._gate.endpoint(exchange), call)
+        endpoint = self._gate.endpoint(exchange)
+        call = Call(self._console, exchange, inputs.params, inputs.query, inputs.document, endpoint.defaults)
+        return await self._run(endpoint, call)
 
     async def _run(self, endpoint: Endpoint, call: Call) -> LocalReply:
         try:

@@ -254,7 +254,7 @@ def _revision_json(revision: Revision) -> dict[str, Any]:
 
 
 async def list_revisions(call: Call) -> LocalReply:
-    limit = call.query.get("limit", 50)
+    limit = call.asked("limit")
     found = await call.console.catalog.revisions(limit + 1, call.query.get("before"))
     items = [_revision_json(revision) for revision in found[:limit]]
     more = items[-1]["number"] if len(found) > limit else None

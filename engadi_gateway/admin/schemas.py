@@ -1,5 +1,8 @@
-"""What the admin API takes: small schemas that check a value, with a JSON pointer for each fault, and describe
-themselves as JSON Schema 2020-12 for the OpenAPI document. One table, so what is said and what is done agree."""
+"""What the admin API takes: small schemas that check a value, with a JSON pointer for each fault.
+
+They also describe themselves as JSON Schema 2020-12 for the OpenAPI document: one table, so that what is said and what
+is done agree.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,7 @@ class Number:
     low: float
     high: float
     is_whole: bool = True
-    default: int | None = None  # only said
+    default: int | None = None  # of a parameter that is not given
     note: str = ""  # only said
 
     def check(self, value: Any, pointer: str) -> list[Fault]:
