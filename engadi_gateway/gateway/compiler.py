@@ -1,4 +1,7 @@
-"""A snapshot of the configuration becomes what serves requests: routes that can be found, stages, pipelines."""
+"""A snapshot of the configuration becomes what serves requests: routes that can be found, stages, pipelines.
+
+And the state that all of these share: `State`, which outlives them.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class Ways:
     table: RoutingTable
     targets: TargetPicker
     services: Mapping[str, Service]
-    urls: Mapping[str, frozenset[str]]  # with the services behind them
+    urls: Mapping[str, frozenset[str]]  # with the names of the services behind them
     policy: CorsPolicy
     cors: Cors
 

@@ -117,7 +117,7 @@ class Gateway:
             asyncio.create_task(self.checker.run(), name="health"),
             asyncio.create_task(self.checker.run_for_arrivals(), name="health of new services"),
             asyncio.create_task(self.authority.run(), name="keys"),
-            asyncio.create_task(self._upkeep.run(), name="prune"),
+            asyncio.create_task(self._upkeep.run(), name="upkeep"),
             asyncio.create_task(self.configuration.run(), name="sharing"),
         ]
 
