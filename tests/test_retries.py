@@ -11,8 +11,7 @@ import pytest
 
 from engadi_gateway.gateway.gateway import Gateway
 from tests.fakes import OK, Seen, Wire, upstream
-from tests.harness import ADMIN, ask, json_of, running, settings_for
-from tests.test_closing import rows
+from tests.harness import ADMIN, ask, json_of, newest_rows, running, settings_for
 from tests.world import until
 
 
@@ -162,7 +161,7 @@ def test_an_attempt_that_failed_is_told_though_no_other_could_be_made(tmp_path: 
             assert (await dying).status == 502
             released.set()
             assert (await holding).status == 200
-            row = (await rows(gateway, 2))[1]
+            row = (await newest_rows(gateway, 2))[1]
             said = "closed before the reply's head; no other attempt: no free connection in time"
             assert (row["reason"], row["attempts"], row["error_message"]) == ("upstream_closed", 1, said)
 
