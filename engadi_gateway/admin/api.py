@@ -21,7 +21,7 @@ from engadi_gateway.pipeline.breaker import BreakerRegistry
 from engadi_gateway.pipeline.cors import Cors
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.patterns import parameter_names
-from engadi_gateway.pipeline.table import LOCAL_SERVICE, RoutingTable
+from engadi_gateway.pipeline.table import RoutingTable
 from engadi_gateway.record.metrics import Metrics
 from engadi_gateway.settings.load import Settings
 from engadi_gateway.store.catalog import Catalog
@@ -30,6 +30,7 @@ from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.journal import Journal
 
 BASE = "/api/v1/gateway"
+_LOCAL_SERVICE = "gateway"
 _NAMESPACE = uuid.UUID("9b1f6a52-52f1-5d0e-a3f5-0c8f1d6f7e21")
 _BUILT_IN_PRIORITY = 1 << 30
 #: A longer body may be of so many parts that looking at each holds everybody up.
@@ -130,7 +131,7 @@ def local_routes(endpoints: tuple[Endpoint, ...], role: str) -> list[Route]:
         Route(
             id=endpoint.route_id,
             path_pattern=endpoint.path,
-            target_service=LOCAL_SERVICE,
+            target_service=_LOCAL_SERVICE,
             methods=(endpoint.method,),
             is_public=endpoint.is_public,
             priority=_BUILT_IN_PRIORITY,
@@ -165,7 +166,7 @@ class Gate:
 
     def names(self) -> dict[str, tuple[str, str]]:
         """Path pattern and service by route id, of what is built in."""
-        return {route_id: (endpoint.path, LOCAL_SERVICE) for route_id, endpoint in self._endpoints.items()}
+        return {route_id: (endpoint.path, _LOCAL_SERVICE) for route_id, endpoint in self._endpoints.items()}
 
     def endpoint(self, exchange: Exchange) -> Endpoint:
         assert exchange.route is not None

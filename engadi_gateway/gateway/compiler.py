@@ -74,7 +74,7 @@ class Compiled:
     snapshot: Snapshot  # what it was made of
 
 
-def say_circuit(service: str, move: Transition) -> None:
+def _say_circuit(service: str, move: Transition) -> None:
     """Whoever is called at night finds in the log what happened, and when."""
     level = logging.WARNING if move.after is BreakerState.OPEN else logging.INFO
     logging.getLogger("engadi").log(
@@ -94,7 +94,7 @@ class State:
     def of(cls, settings: Settings) -> State:
         return cls(
             BucketStore(settings.limits_max_buckets),
-            BreakerRegistry(thresholds(settings), say_circuit),
+            BreakerRegistry(thresholds(settings), _say_circuit),
             TokenCache(settings.jwt_cache_size),
         )
 
