@@ -13,6 +13,7 @@ from engadi_gateway import __version__
 from engadi_gateway.admin.api import BASE, Endpoint
 from engadi_gateway.admin.endpoints import ENDPOINTS
 from engadi_gateway.admin.openapi import document_of
+from engadi_gateway.admin.schemas import PATH_PATTERN
 from engadi_gateway.store.questions import LogFilter
 
 DOCUMENT = json.loads(json.dumps(document_of(ENDPOINTS)))
@@ -105,3 +106,8 @@ def test_every_field_of_a_body_has_a_sentence(endpoint: Endpoint) -> None:
     assert endpoint.body is not None
     described = endpoint.body.describe()["properties"]
     assert all(described[name].get("description") for name in endpoint.body.fields)
+
+
+def test_no_route_can_stand_where_the_gateway_answers_itself() -> None:
+    assert [endpoint.path for endpoint in ENDPOINTS if not PATH_PATTERN.check(endpoint.path, "")] == []
+    assert PATH_PATTERN.check("/healthy", "") == []
