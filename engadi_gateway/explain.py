@@ -107,16 +107,19 @@ def explained(  # noqa: PLR0913 - a request has so many parts
         "status": refusal.reason.status if refusal is not None else None,
         "error_message": exchange.message,
         "reply_headers": _lines(exchange.reply_lines + rendered(refusal_lines(refusal) if refusal is not None else ())),
-        "upstream": None,
+        "upstream": _sent(exchange, who, console.instance) if wait is None and refusal is None else None,
     }
-    if wait is None and refusal is None and exchange.target is not None:
-        sent = upstream_request(exchange, origin_of(exchange.target.url), who, head.framing, console.instance)
-        answer["upstream"] = {
-            "service": exchange.target.service,
-            "url": exchange.target.url,
-            "head": [_masked(line) for line in sent.decode("latin-1").split("\r\n")[:-2]],
-        }
     return answer, partial(_candidates, table, exchange, str(seen.get("method", head.method)))
+
+
+def _sent(exchange: Exchange, who: Client, instance: bytes) -> dict[str, Any] | None:
+    """What its target would be asked; None where it has none: the gateway itself answers."""
+    target = exchange.target
+    if target is None:
+        return None
+    sent = upstream_request(exchange, origin_of(target.url), who, exchange.head.framing, instance)
+    lines = [_masked(line) for line in sent.decode("latin-1").split("\r\n")[:-2]]
+    return {"service": target.service, "url": target.url, "head": lines}
 
 
 def explain(console: Explained, **asked: Any) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class SplitTarget:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """RouteConfig: which requests go where, and under which conditions.
+    """Which requests go where, and under which conditions (the original service's RouteConfig).
 
     `target_url` "" stands for the service's URL of the settings. `timeout` (s) None and `retry_count` None stand for
     the settings' values. `methods` () means all. Times are RFC 3339 UTC.
@@ -86,7 +86,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class RateLimitRule:
-    """RateLimitRule: a token bucket of `max_requests` tokens, refilled evenly over `window_seconds`."""
+    """A token bucket of `max_requests` tokens, refilled evenly over `window_seconds`."""
 
     id: str
     name: str
@@ -146,7 +146,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class ServiceHealth:
-    """ServiceHealth: what the checks of one service have seen. `response_time` in ms, times in epoch ms."""
+    """What the checks of one service have seen. `response_time` in ms, times in epoch ms."""
 
     service_name: str
     service_url: str
@@ -175,7 +175,7 @@ class Revision:
 
 
 class LogRow(NamedTuple):
-    """GatewayLog: one request. A tuple, because the writer hands it to sqlite as it is.
+    """One request in the log (the original service's GatewayLog). A tuple: the writer hands it to sqlite as it is.
 
     `response_time` and `upstream_time` in ms, `created_at` in epoch ms, `bytes_in` and `bytes_out` count bodies.
     `path` is the normalised path without the query: queries carry secrets. `error_message` "" is the same as None.

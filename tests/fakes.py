@@ -298,3 +298,9 @@ async def raw_client(port: int, host: str = "127.0.0.1") -> AsyncIterator[RawCli
         yield client
     finally:
         await client.close()
+
+
+def reset_by(sock: socket.socket) -> None:
+    """Close, so that the other side is told at once."""
+    sock.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()

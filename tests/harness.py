@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -88,3 +90,25 @@ async def ask_on(
 
 def json_of(reply: Reply) -> Any:
     return json.loads(reply.body)
+
+
+async def rows_of(port: int) -> list[dict[str, Any]]:
+    """The newest hundred rows of the request log; asking leaves one of its own, but later."""
+    reply = await ask(port, "GET", "/api/v1/gateway/logs?limit=100", bearer=ADMIN)
+    items: list[dict[str, Any]] = json_of(reply)["items"]
+    return items
+
+
+async def newest_rows(gateway: Gateway, count: int) -> list[dict[str, Any]]:
+    """The newest so many rows but for those of this question itself, once they are there."""
+    path = "/api/v1/gateway/logs?target_service=auth"
+    async with asyncio.timeout(20):
+        while len(items := json_of(await ask(gateway.port, "GET", path, bearer=ADMIN))["items"]) < count:
+            await asyncio.sleep(0.01)
+    return list(items[:count])
+
+
+def unix_socket(gateway: Gateway) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(gateway.settings.server_unix_socket)
+    return sock

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,8 @@ from engadi_gateway.pipeline.exchange import Target
 from engadi_gateway.record.accesslog import AccessLog, Extra, as_json, combined, extra_of, redacted
 from engadi_gateway.record.lines import LineWriter
 from tests.exchanges import exchange_of, head_of
+from tests.fakes import upstream
+from tests.harness import ask, running
 
 ROW = LogRow(
     "id-1",
@@ -181,3 +185,41 @@ def test_off_keeps_nothing() -> None:
     log.write([exchange_of()], [ROW])
     log.close()
     assert log.lines_lost == 0, "nobody was asked to write it"
+
+
+def test_access_lines_on_stdout_without_secrets(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth, log_access="json") as gateway:
+            headers = {"User-Agent": 'evil" \\ agent', "Referer": "http://r/?token=hidden", "Cookie": "hidden=1"}
+            await ask(gateway.port, "GET", "/api/v1/auth/x?token=hidden&a=b", headers=headers, bearer="hidden")
+
+    asyncio.run(run())
+    out = capfd.readouterr().out
+    assert "hidden" not in out
+    (line,) = [json.loads(text) for text in out.splitlines()]
+    assert (line["status"], line["path"], line["client_ip"]) == (200, "/api/v1/auth/x?token=***&a=b", "127.0.0.1")
+
+
+def test_in_place_of_a_broken_trace_a_new_one_is_sent_and_stands_in_the_access_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ids = f"{'a' * 32}-{'b' * 16}"
+    traces: list[list[str]] = []
+
+    async def run() -> None:
+        async with upstream() as auth, running(tmp_path, auth, log_access="json") as gateway:
+            for sent in (None, f"00-{ids}-01", f"01-{ids}-03-more", "00-1-2-3", ""):
+                trace = {} if sent is None else {"traceparent": sent}
+                await ask(gateway.port, "GET", "/api/v1/auth/x", headers={"tracestate": "a=b", **trace})
+                await gateway.reload(gateway.settings)
+            assert [seen.all("tracestate") for seen in auth.seen] == [[], ["a=b"], ["a=b"], [], []]
+            traces.extend(seen.all("traceparent") for seen in auth.seen)
+
+    asyncio.run(run())
+    none, good, later, broken, empty = traces
+    assert (none, good, later) == ([], [f"00-{ids}-01"], [f"00-{ids}-03"])
+    (one,), (other,) = broken, empty
+    assert all(re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-00", trace) for trace in (one, other))
+    assert one[3:35] != other[3:35]
+    shown = [json.loads(text)["trace_id"] for text in capfd.readouterr().out.splitlines()]
+    assert shown == [None, "a" * 32, "a" * 32, one[3:35], other[3:35]]

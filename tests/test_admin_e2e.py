@@ -1069,7 +1069,6 @@ def test_explain_says_what_serving_then_does(tmp_path: Path) -> None:
 
 # bad input
 
-PUT_CORS = ("PUT", "/config/cors")
 ROUTE = {"path_pattern": "/bad/*", "target_service": "content"}
 RULE = {"limit_type": "per_ip", "max_requests": 1, "window_seconds": 1}
 JSON_TYPE = {"Content-Type": "application/json"}

@@ -13,8 +13,8 @@ HOUR_S = 3600.0
 STEPS: dict[str, tuple[list[float], list[float]]] = {
     "right": ([0, 0, 0], [0, 0, 0]),
     "ahead for two hours": ([8760, 8760, 0, 0], [1, 2, 0, 0]),
-    "ahead for a day": ([8760.0] * 25, [*range(1, 24), 8760, 8760]),
-    "ahead for two times half a day": ([99] * 12 + [0] + [99] * 12, [*range(1, 13), 0, *range(1, 13)]),
+    "ahead for a day": ([8760.0] * 25, [*range(1, 24), 8760.0, 8760.0]),
+    "ahead for two times half a day": ([99.0] * 12 + [0.0] + [99.0] * 12, [*range(1, 13), 0.0, *range(1, 13)]),
     "ahead by little": ([0.5, 0.5], [0.5, 0.5]),
     "set right after it was behind": ([3, 3, 3, 3], [1, 2, 3, 3]),
     "set back": ([-5, -5, 0], [-5, -5, -4]),

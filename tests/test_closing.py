@@ -19,7 +19,7 @@ from engadi_gateway.net.client import ClientConnection
 from engadi_gateway.net.forward import Forward
 from tests.certificates import certify
 from tests.fakes import OK, RawClient, Seen, Wire, raw_client, underneath, upstream
-from tests.harness import ADMIN, ask, json_of, running, settings_for
+from tests.harness import ADMIN, ask, json_of, newest_rows, running, settings_for, unix_socket
 from tests.world import until
 
 BASE = "/api/v1/gateway"
@@ -47,20 +47,6 @@ def reset(client: RawClient) -> None:
     with underneath(client.writer.transport) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.writer.transport.abort()
-
-
-def reset_by(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
-
-
-async def rows(gateway: Gateway, count: int) -> list[dict[str, Any]]:
-    """The newest so many rows but for those of this question itself, once they are there."""
-    path = f"{BASE}/logs?target_service=auth"
-    async with asyncio.timeout(20):
-        while len(items := json_of(await ask(gateway.port, "GET", path, bearer=ADMIN))["items"]) < count:
-            await asyncio.sleep(0.01)
-    return list(items[:count])
 
 
 async def large(seen: Seen, wire: Wire) -> None:
@@ -264,12 +250,6 @@ def small_socket(gateway: Gateway) -> socket.socket:
     return sock
 
 
-def unix_socket(gateway: Gateway) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    sock.connect(gateway.settings.server_unix_socket)
-    return sock
-
-
 def asked(sock: socket.socket, folder: Path, requests: bytes, *, is_tls: bool) -> socket.socket:
     """The same once these were sent; what comes back over TLS is not deciphered."""
     if is_tls:
@@ -347,7 +327,7 @@ def test_who_leaves_while_an_upload_is_paused_is_noticed(tmp_path: Path) -> None
                 client.writer.write(bytes(50_000_000))
                 await until(lambda: len(gateway._context.unread) == 1)
                 reset(client)
-            (row,) = await rows(gateway, 1)
+            (row,) = await newest_rows(gateway, 1)
             assert (row["status_code"], row["reason"]) == (499, "client_closed")
             assert gateway.breakers.status("auth", 0.0)["failure_count"] == 0
             assert len(gateway._context.unread) == 0
@@ -364,7 +344,7 @@ def test_who_leaves_with_much_pipelined_is_noticed(tmp_path: Path) -> None:
             async with raw_client(gateway.port) as client:
                 await client.send(GET * 2000)
                 await until(lambda: len(gateway._context.unread) == 1 and auth.seen)
-            (row,) = await rows(gateway, 1)
+            (row,) = await newest_rows(gateway, 1)
             assert (row["status_code"], row["reason"]) == (499, "client_closed")
             assert len(auth.seen) == 1, "what was behind it is not begun"
 

@@ -12,18 +12,21 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 
+from engadi_gateway import Gateway
 from engadi_gateway.errors import Reason
 from engadi_gateway.net import pool as pool_module
 from engadi_gateway.net.dial import Dial, DialTimeoutError, dial_failure
 from engadi_gateway.net.origin import origin_of
 from engadi_gateway.net.pool import Pool
 from engadi_gateway.net.upstream import UpstreamConnection
-from tests.certificates import certify
-from tests.fakes import Upstream
+from tests.certificates import server_tls_of
+from tests.fakes import OK, Upstream
+from tests.harness import ADMIN, ask, json_of, settings_for
 from tests.pooled import LIMITS, Names, a_pool, asked
 
 
@@ -146,9 +149,7 @@ def test_tickets_behind_a_handshake_are_not_words_that_nobody_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: bytes, is_usable: bool
 ) -> None:
     """TLS 1.3 sends them when it pleases; whether they are in the socket already is a matter of luck."""
-    certify(tmp_path, "named.test")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    context = server_tls_of(tmp_path, "named.test")
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0 if behind else 2
     monkeypatch.setattr(pool_module, "UpstreamConnection", _Slow)
@@ -174,3 +175,88 @@ def test_tickets_behind_a_handshake_are_not_words_that_nobody_asked_for(
         finally:
             done.set()
         served.result(10)
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(OK)
+    await writer.drain()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "is_known", "status"),
+    [("localhost", True, 200), ("localhost", False, 502), ("127.0.0.1", True, 502)],
+    ids=["verified", "unknown authority", "wrong name"],
+)
+def test_https_upstreams_are_verified(tmp_path: Path, host: str, is_known: bool, status: int) -> None:
+    context = server_tls_of(tmp_path)
+
+    async def run() -> None:
+        server = await asyncio.start_server(_answer, "localhost", 0, ssl=context, family=2)
+        port = server.sockets[0].getsockname()[1]
+        ca_file = str(tmp_path / "cert.pem") if is_known else ""
+        settings = settings_for(tmp_path, {"auth": f"https://{host}:{port}"}, upstream_tls_ca_file=ca_file)
+        async with server, Gateway(settings) as gateway:
+            reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
+            assert reply.status == status
+            if status != 200:
+                assert json_of(reply)["code"] == "tls_certificate"
+                assert reply.one("proxy-status") == "engadi; error=tls_certificate_error"
+
+    asyncio.run(run())
+
+
+def test_authorities_that_a_reload_names_hold_for_requests_and_health_checks(tmp_path: Path) -> None:
+    context = server_tls_of(tmp_path)
+
+    async def run() -> None:
+        server = await asyncio.start_server(_answer, "localhost", 0, ssl=context, family=2)
+        services = {"auth": f"https://localhost:{server.sockets[0].getsockname()[1]}"}
+        values: dict[str, Any] = {"health_rise": 1, "breaker_enabled": False}
+        async with server, Gateway(settings_for(tmp_path, services, **values)) as gateway:
+
+            async def seen() -> tuple[int, str]:
+                health = await gateway.checker.check_now("auth")
+                assert health is not None
+                return (await ask(gateway.port, "GET", "/api/v1/auth/x")).status, str(health.status)
+
+            assert await seen() == (502, "unhealthy")
+            known = {**values, "upstream_tls_ca_file": str(tmp_path / "cert.pem")}
+            await gateway.reload(settings_for(tmp_path, services, **known))
+            assert await seen() == (200, "healthy")
+            await gateway.reload(settings_for(tmp_path, services, **values))
+            assert await seen() == (502, "degraded"), "one bad check is not the end"
+
+    asyncio.run(run())
+
+
+def test_a_name_that_is_not_found_is_a_502_of_its_own(tmp_path: Path) -> None:
+    async def run() -> None:
+        settings = settings_for(tmp_path, {"auth": "http://no-such-name.invalid:80"}, upstream_retry_count=0)
+        async with Gateway(settings) as gateway:
+            reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
+            assert (reply.status, json_of(reply)["code"]) in {(502, "dns_error"), (504, "dns_timeout")}
+            assert reply.one("proxy-status") in {"engadi; error=dns_error", "engadi; error=dns_timeout"}
+
+    asyncio.run(run())
+
+
+def test_who_hangs_up_on_tls_was_reached(tmp_path: Path) -> None:
+    """A plain server behind an https URL: it takes the connection, so that "not reachable" would send people astray."""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, Gateway(settings_for(tmp_path, {"auth": f"https://127.0.0.1:{port}"})) as gateway:
+            reply = await ask(gateway.port, "POST", "/api/v1/auth/x", body=b"abc")
+            assert (reply.status, json_of(reply)["code"]) == (502, "upstream_closed")
+            page = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs?path=/api/v1/auth/x", bearer=ADMIN))
+            said = f"127.0.0.1:{port}: closed while connecting (does it speak TLS?)"
+            assert [(row["error_message"], row["attempts"]) for row in page["items"]] == [(said, 3)]
+
+    asyncio.run(run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -129,6 +130,43 @@ def test_nothing_but_the_standard_library_and_two_packages_is_imported() -> None
         for module, _ in _imports(path):
             top = module.split(".")[0]
             assert top in sys.stdlib_module_names or top in STANDARD_OR_OURS, f"{_name(path)} imports {module}"
+
+
+def _maps() -> list[Path]:
+    """The folders that say what is in them."""
+    return [
+        path
+        for path in PACKAGE.rglob("__init__.py")
+        if path.parent != PACKAGE and len(path.read_text().split("\n")) > 2
+    ]
+
+
+@pytest.mark.parametrize("path", _maps(), ids=_name)
+def test_a_folders_map_names_every_file_in_it_and_no_other(path: Path) -> None:
+    said = ast.get_docstring(ast.parse(path.read_text())) or ""
+    told = [part for line in said.splitlines() for part in re.split(r" {2,}", line)[1:]]  # but for what they are about
+    names = re.findall(r"[a-z_]+", re.sub(r"\([^)]*\)", "", " ".join(told)))
+    assert sorted(names) == sorted(file.stem for file in path.parent.glob("*.py") if file != path)
+
+
+def test_every_file_has_tests_that_are_found_by_its_name_or_are_named_for_it() -> None:
+    folder = Path(__file__).parent
+    said = (folder / "__init__.py").read_text()
+    told = {
+        name: re.findall(r"test_[a-z0-9_]+", places)
+        for names, places in re.findall(r"  +([a-z_ ]+): ([a-z0-9_, ]+?)(?=   |$)", said, re.MULTILINE)
+        for name in names.split()
+    }
+    wanted = {file.stem for file in FILES} - {"__init__", "__main__", "model"}  # the last one: values
+    assert sorted(wanted) == sorted({*told, *(name for name in wanted if (folder / f"test_{name}.py").exists())})
+    assert [place for places in told.values() for place in places if not (folder / f"{place}.py").exists()] == []
+    assert [name for name in told if (folder / f"test_{name}.py").exists()] == [], "it is found without"
+
+
+def test_the_packages_floors_are_these() -> None:
+    said = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text())) or ""
+    floors = [frozenset(re.findall(r"[a-z]+", row)) for row in re.findall(r"^    [a-z]+  +(.*)$", said, re.MULTILINE)]
+    assert floors == [rooms - {"__main__"} for rooms in FLOORS]
 
 
 def test_every_file_is_on_a_floor() -> None:

@@ -12,8 +12,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from engadi_gateway import __version__
 from engadi_gateway.admin.api import BASE, Endpoint
 from engadi_gateway.admin.endpoints import ENDPOINTS
-from engadi_gateway.admin.handlers_observe import _DEFAULT_HOURS
 from engadi_gateway.admin.openapi import document_of
+from engadi_gateway.admin.schemas import PATH_PATTERN
 from engadi_gateway.store.questions import LogFilter
 
 DOCUMENT = json.loads(json.dumps(document_of(ENDPOINTS)))
@@ -90,8 +90,9 @@ def test_defaults_and_what_filters_find_are_said() -> None:
     said = {name for name, schema in schemas.items() if "description" in schema}
     assert {"path", "status_code", "reason", "cursor", "offset"} <= said
     for endpoint in ENDPOINTS:
-        hours = [one["schema"]["default"] for one in _operation(endpoint)["parameters"] if one["name"] == "hours"]
-        assert set(hours) <= {_DEFAULT_HOURS}
+        parameters = _operation(endpoint)["parameters"]
+        told = {one["name"]: one["schema"]["default"] for one in parameters if "default" in one["schema"]}
+        assert endpoint.defaults == told
 
 
 def test_public_pages_know_no_bad_parameter() -> None:
@@ -105,3 +106,8 @@ def test_every_field_of_a_body_has_a_sentence(endpoint: Endpoint) -> None:
     assert endpoint.body is not None
     described = endpoint.body.describe()["properties"]
     assert all(described[name].get("description") for name in endpoint.body.fields)
+
+
+def test_no_route_can_stand_where_the_gateway_answers_itself() -> None:
+    assert [endpoint.path for endpoint in ENDPOINTS if not PATH_PATTERN.check(endpoint.path, "")] == []
+    assert PATH_PATTERN.check("/healthy", "") == []

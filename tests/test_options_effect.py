@@ -174,12 +174,12 @@ ELSEWHERE = {
     "server.host": "test_process.test_ipv4_ipv6_and_unix_listeners_at_once",
     "server.port": "test_process.test_a_taken_port_is_exit_69_and_one_line",
     "server.unix_socket": "test_process.test_ipv4_ipv6_and_unix_listeners_at_once",
-    "server.reuse_port": "test_upstreams.test_two_processes_can_share_a_port_when_asked_to",
+    "server.reuse_port": "test_upstream.test_two_processes_can_share_a_port_when_asked_to",
     "server.loop": "test_options_effect.test_the_event_loop_is_the_one_that_was_asked_for",
     "server.tls_certificate": "test_process.test_tls_with_a_lowest_version_and_certificates_renewed_on_sighup",
     "server.tls_key": "test_process.test_tls_with_a_lowest_version_and_certificates_renewed_on_sighup",
     "server.tls_min_version": "test_process.test_tls_with_a_lowest_version_and_certificates_renewed_on_sighup",
-    "upstream.tls_ca_file": "test_upstreams.test_https_upstreams_are_verified",
+    "upstream.tls_ca_file": "test_dial.test_https_upstreams_are_verified",
     "jwt.public_key_file": "test_options_effect.test_the_key_file_says_whose_tokens_are_good",
     "jwt.jwks_url": "test_authenticated.test_jwks_rotation_while_serving",
     "jwt.jwks_cache": "test_authority.test_the_loop_renews_by_the_settings",
@@ -189,7 +189,7 @@ ELSEWHERE = {
     "jwt.remote_negative_cache": "test_authority.test_a_no_is_remembered_more_briefly",
     "health.interval": "test_health.test_no_interval_no_checks_until_it_is_switched_on",
     "log.level": "test_options_effect.test_what_is_said_on_stderr",
-    "log.access": "test_upstreams.test_access_lines_on_stdout_without_secrets",
+    "log.access": "test_accesslog.test_access_lines_on_stdout_without_secrets",
     "admin.listen": "test_gateway.test_the_admin_api_can_have_a_door_of_its_own",
 }
 

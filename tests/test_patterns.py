@@ -1,4 +1,4 @@
-"""Paths as others read them: no spelling goes through a public route to what a protected one guards."""
+"""Patterns of paths, and paths as others read them: no spelling goes through a public route to a protected one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engadi_gateway.errors import Reason, Refusal
 from engadi_gateway.model import Route
-from engadi_gateway.pipeline.patterns import parse_pattern, pattern_readings, readings
+from engadi_gateway.pipeline.patterns import parameter_names, parse_pattern, pattern_readings, readings
 from engadi_gateway.pipeline.routing import Routing
 from engadi_gateway.pipeline.table import Clash, Match, RoutingTable
 from tests.exchanges import exchange_of, head_of
@@ -193,3 +193,37 @@ def test_the_upstreams_can_be_led_astray() -> None:
         "/shop/admin. /": ["trim", "no last slash"],
     }
     assert {landing(path, steps) for path, steps in tricks.items()} == {"/shop/admin"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "segments"),
+    [
+        ("/", ("",)),
+        ("/*", ("*",)),
+        ("/a/b", ("a", "b")),
+        ("/a/", ("a", "")),
+        ("/a/{id}/b", ("a", "{}", "b")),
+        ("/a/{id}/*", ("a", "{}", "*")),
+        ("/a%2Fb/%C3%A9", ("a%2Fb", "%C3%A9")),
+        ("/a;v=1/b,c", ("a;v=1", "b,c")),
+    ],
+)
+def test_a_pattern_is_its_segments(pattern: str, segments: tuple[str, ...]) -> None:
+    assert parse_pattern(pattern) == segments
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "", "a", "*", "//", "/a//b", "/a*", "/*/a", "/**", "/a/{id", "/a/id}", "/a/{}", "/a/{1x}", "/a/x{id}", "/a/..",
+        "/./a", "/a/..;x/b", "/a b", "/a?b", "/a#b", "/a%2fb", "/a%41", "/a%5F", "/a%7E", "/a%00", "/a%1F", "/a%7F",
+        "/a%", "/a%zz", "/é", "/a\\b", "/{id}/b/{id}",
+    ],
+)  # fmt: skip
+def test_a_pattern_that_could_never_match_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_pattern(pattern)
+
+
+def test_parameter_names_are_in_order() -> None:
+    assert parameter_names("/a/{user}/b/{id}/*") == ("user", "id")

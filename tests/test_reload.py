@@ -32,7 +32,7 @@ from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.questions import LogFilter
 from tests.fakes import Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, settings_for
-from tests.test_settings import other_text
+from tests.options import other_text
 from tests.world import until
 
 BASE = "/api/v1/gateway"

@@ -11,8 +11,7 @@ import pytest
 
 from engadi_gateway.gateway.gateway import Gateway
 from tests.fakes import OK, Seen, Wire, upstream
-from tests.harness import ADMIN, ask, json_of, running, settings_for
-from tests.test_closing import rows
+from tests.harness import ADMIN, ask, json_of, newest_rows, running, settings_for
 from tests.world import until
 
 
@@ -135,7 +134,7 @@ def test_a_get_never_suffers_from_connections_that_died_idle(tmp_path: Path) -> 
             await asyncio.gather(*(ask(gateway.port, "GET", "/api/v1/auth/warm") for _ in range(count)))
             replies = [await ask(gateway.port, "GET", "/api/v1/auth/x") for _ in range(count + 1)]
             assert [reply.status for reply in replies] == [200] * (count + 1)
-            said = {(row["attempts"], row["error_message"]) for row in await rows(gateway, 2 * count + 1)}
+            said = {(row["attempts"], row["error_message"]) for row in await newest_rows(gateway, 2 * count + 1)}
             assert said == {(1, None), (2, "attempt 1 failed: closed before the reply's head")}
 
     asyncio.run(run())
@@ -164,7 +163,7 @@ def test_an_attempt_that_failed_is_told_though_no_other_could_be_made(tmp_path: 
             assert (await dying).status == 502
             released.set()
             assert (await holding).status == 200
-            row = (await rows(gateway, 2))[1]
+            row = (await newest_rows(gateway, 2))[1]
             said = "closed before the reply's head; no other attempt: no free connection in time"
             assert (row["reason"], row["attempts"], row["error_message"]) == ("upstream_closed", 1, said)
 

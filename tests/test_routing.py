@@ -8,13 +8,13 @@ from engadi_gateway.errors import Reason, Refusal
 from engadi_gateway.model import Route
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.routing import Routing
-from engadi_gateway.pipeline.table import LOCAL_SERVICE, RoutingTable
+from engadi_gateway.pipeline.table import RoutingTable
 from tests.exchanges import exchange_of, head_of
 from tests.test_table import route, table
 
 PREFLIGHT = {b"origin": b"https://app.example", b"access-control-request-method": b"GET"}
 
-LOCAL = RoutingTable([Route("l1", "/health", LOCAL_SERVICE, methods=("GET",), is_public=True)], {})
+LOCAL = RoutingTable([Route("l1", "/health", "gateway", methods=("GET",), is_public=True)], {})
 
 
 def decided(stage: Routing, exchange: Exchange) -> Refusal | None:

@@ -19,7 +19,7 @@ from engadi_gateway.errors import Reason
 from engadi_gateway.net.upstream import State, UpstreamConnection
 from engadi_gateway.wire.chunked import LAST_CHUNK, chunk
 from engadi_gateway.wire.response import ReplyHead, ReplyParser
-from tests.certificates import certify
+from tests.certificates import server_tls_of
 from tests.fakes import OK, Seen, Wire, raw_client, upstream
 from tests.harness import ADMIN, ask, json_of, running, settings_for
 from tests.world import until
@@ -229,9 +229,7 @@ def test_a_reply_of_small_chunks_is_whole_where_it_was_whole(tmp_path: Path, *, 
     body = letters(30_000)
     context: ssl.SSLContext | None = None
     if is_tls:
-        certify(tmp_path, "localhost")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+        context = server_tls_of(tmp_path)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -15,10 +15,11 @@ import pytest
 from engadi_gateway.gateway.gateway import Gateway
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.wire.response import ReplyParser
-from tests.fakes import RawClient, Seen, Wire, raw_client, upstream
-from tests.harness import ADMIN, ask, json_of, running
-from tests.test_closing import GET, reset_by, rows, unix_socket
+from tests.fakes import RawClient, Seen, Wire, raw_client, reset_by, upstream
+from tests.harness import ADMIN, ask, json_of, newest_rows, running, unix_socket
 from tests.world import until
+
+GET = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n"
 
 WEBSOCKET = GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 SWITCHED = b"HTTP/1.1 101 x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
@@ -53,7 +54,7 @@ def test_an_upgrade_is_spliced_both_ways(tmp_path: Path) -> None:
                 await client.send(b"frame")
                 assert await client.reader.readexactly(5) == b"FRAME"
             await asyncio.sleep(0.05)
-            (row,) = await rows(gateway, 1)
+            (row,) = await newest_rows(gateway, 1)
             assert (row["status_code"], row["reason"], row["bytes_in"], row["bytes_out"]) == (101, "ok", 5, 9)
 
     asyncio.run(run())
@@ -113,7 +114,7 @@ def test_how_a_splice_ended_is_in_its_row(tmp_path: Path, end: str) -> None:
                         await client.send(b"x")
                 if end != "closed by the client":
                     await client.rest()
-            (row,) = await rows(gateway, 1)
+            (row,) = await newest_rows(gateway, 1)
             assert (row["status_code"], row["reason"], row["error_message"]) == (101, "ok", end)
 
     asyncio.run(run())
@@ -172,7 +173,7 @@ def test_a_splice_ends_with_all_that_the_client_sent_unless_it_was_reset(
                 if leave is reset_by:
                     await until(lambda: not gateway._front.connections)
                 is_read.set()
-                (row,) = await rows(gateway, 1)
+                (row,) = await newest_rows(gateway, 1)
             assert (row["status_code"], row["reason"], row["error_message"]) == (101, "ok", "closed by the client")
             if leave is not reset_by:
                 await until(lambda: not auth.open_connections)
@@ -194,7 +195,7 @@ def test_an_upgraded_connection_that_the_drain_cuts_is_said_to_be(tmp_path: Path
                 await gateway.stop(grace_s=0.1)
                 assert await client.rest() == b""
             async with running(tmp_path, auth) as gateway:
-                (row,) = await rows(gateway, 1)
+                (row,) = await newest_rows(gateway, 1)
                 said = (row["status_code"], row["reason"], row["error_message"])
                 assert said == (101, "draining", "the gateway had to stop")
                 assert gateway.breakers.status("auth", 0.0)["failure_count"] == 0

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
 from engadi_gateway.admin import jsonio
-from engadi_gateway.admin.schemas import MAX_FAULTS, Object, Schema, Text, escaped
+from engadi_gateway.admin.schemas import MAX_FAULTS, Number, Object, Schema, Text, escaped
 from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedError
 from engadi_gateway.explain import Explained
 from engadi_gateway.health import HealthChecker
@@ -21,7 +21,7 @@ from engadi_gateway.pipeline.breaker import BreakerRegistry
 from engadi_gateway.pipeline.cors import Cors
 from engadi_gateway.pipeline.exchange import Exchange
 from engadi_gateway.pipeline.patterns import parameter_names
-from engadi_gateway.pipeline.table import LOCAL_SERVICE, RoutingTable
+from engadi_gateway.pipeline.table import RoutingTable
 from engadi_gateway.record.metrics import Metrics
 from engadi_gateway.settings.load import Settings
 from engadi_gateway.store.catalog import Catalog
@@ -30,6 +30,7 @@ from engadi_gateway.store.errors import StoreError
 from engadi_gateway.store.journal import Journal
 
 BASE = "/api/v1/gateway"
+_LOCAL_SERVICE = "gateway"
 _NAMESPACE = uuid.UUID("9b1f6a52-52f1-5d0e-a3f5-0c8f1d6f7e21")
 _BUILT_IN_PRIORITY = 1 << 30
 #: A longer body may be of so many parts that looking at each holds everybody up.
@@ -72,6 +73,11 @@ class Call:
     params: Mapping[str, str]
     query: Mapping[str, Any]
     body: Any
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def asked(self, name: str) -> Any:
+        """What the query says of a parameter, else its default."""
+        return self.query.get(name, self.defaults.get(name))
 
     @property
     def actor(self) -> str:
@@ -112,6 +118,12 @@ class Endpoint:
     def route_id(self) -> str:
         return str(uuid.uuid5(_NAMESPACE, f"{self.method} {self.path}"))
 
+    @property
+    def defaults(self) -> dict[str, int]:
+        """Of the parameters that have one."""
+        numbers = ((name, schema) for name, schema in self.query.items() if isinstance(schema, Number))
+        return {name: number.default for name, number in numbers if number.default is not None}
+
 
 def local_routes(endpoints: tuple[Endpoint, ...], role: str) -> list[Route]:
     """The endpoints as built-in routes, so that the same pipeline guards them."""
@@ -119,7 +131,7 @@ def local_routes(endpoints: tuple[Endpoint, ...], role: str) -> list[Route]:
         Route(
             id=endpoint.route_id,
             path_pattern=endpoint.path,
-            target_service=LOCAL_SERVICE,
+            target_service=_LOCAL_SERVICE,
             methods=(endpoint.method,),
             is_public=endpoint.is_public,
             priority=_BUILT_IN_PRIORITY,
@@ -154,7 +166,7 @@ class Gate:
 
     def names(self) -> dict[str, tuple[str, str]]:
         """Path pattern and service by route id, of what is built in."""
-        return {route_id: (endpoint.path, LOCAL_SERVICE) for route_id, endpoint in self._endpoints.items()}
+        return {route_id: (endpoint.path, _LOCAL_SERVICE) for route_id, endpoint in self._endpoints.items()}
 
     def endpoint(self, exchange: Exchange) -> Endpoint:
         assert exchange.route is not None
@@ -205,8 +217,9 @@ class Api:
         asked = exchange, self._console.cors(), body
         is_long = len(body) > _LONG_BYTES
         inputs = await asyncio.to_thread(self._gate.inputs, *asked) if is_long else self._gate.inputs(*asked)
-        call = Call(self._console, exchange, inputs.params, inputs.query, inputs.document)
-        return await self._run(self._gate.endpoint(exchange), call)
+        endpoint = self._gate.endpoint(exchange)
+        call = Call(self._console, exchange, inputs.params, inputs.query, inputs.document, endpoint.defaults)
+        return await self._run(endpoint, call)
 
     async def _run(self, endpoint: Endpoint, call: Call) -> LocalReply:
         try:

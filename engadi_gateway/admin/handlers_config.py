@@ -14,10 +14,10 @@ from typing import Any
 from engadi_gateway.admin.api import BASE, Call, next_page
 from engadi_gateway.admin.jsonio import listing, reply
 from engadi_gateway.errors import Fault, HeaderLine, Reason, Refusal, RefusedError
-from engadi_gateway.model import CorsPolicy, Origin, RateLimitRule, Revision, Route
+from engadi_gateway.model import Origin, RateLimitRule, Revision, Route
 from engadi_gateway.net.context import LocalReply
 from engadi_gateway.pipeline.cors import cors_faults
-from engadi_gateway.store.changes import Change
+from engadi_gateway.store.changes import Change, Value
 from engadi_gateway.store.codec import cors_from_json, route_from_json, rule_from_json, to_json
 from engadi_gateway.store.seed import timestamp
 
@@ -43,9 +43,6 @@ def _tagged(status: int, document: Any, *lines: HeaderLine) -> LocalReply:
 
 def _invalid(*faults: Fault) -> RefusedError:
     return RefusedError(Refusal(Reason.INVALID_FIELDS, faults=faults))
-
-
-Value = Route | RateLimitRule | CorsPolicy
 
 
 async def _write(call: Call, kind: str, subject: str, before: Value | None, after: Value | None) -> LocalReply | None:
@@ -254,7 +251,7 @@ def _revision_json(revision: Revision) -> dict[str, Any]:
 
 
 async def list_revisions(call: Call) -> LocalReply:
-    limit = call.query.get("limit", 50)
+    limit = call.asked("limit")
     found = await call.console.catalog.revisions(limit + 1, call.query.get("before"))
     items = [_revision_json(revision) for revision in found[:limit]]
     more = items[-1]["number"] if len(found) > limit else None

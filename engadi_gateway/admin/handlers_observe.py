@@ -20,7 +20,6 @@ from engadi_gateway.record import metrics as prometheus
 from engadi_gateway.store.questions import LogFilter
 from engadi_gateway.store.seed import timestamp
 
-_DEFAULT_HOURS = 24
 _SLICE = 20  # services, looked at in a millisecond or two
 
 
@@ -142,12 +141,12 @@ def _of_log(call: Call, answer: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _totals(call: Call) -> dict[str, Any]:
-    hours = call.query.get("hours", _DEFAULT_HOURS)
+    hours = call.asked("hours")
     return _of_log(call, await call.console.journal.stats_of(hours, _now_ms()))
 
 
 async def _timing(call: Call) -> dict[str, Any]:
-    hours = call.query.get("hours", _DEFAULT_HOURS)
+    hours = call.asked("hours")
     return _of_log(call, await call.console.journal.performance(hours, _now_ms()))
 
 
@@ -163,7 +162,7 @@ async def performance(call: Call) -> LocalReply:
 
 async def errors(call: Call) -> LocalReply:
     await call.console.flushed()
-    items = await call.console.journal.errors(call.query.get("limit", 50))
+    items = await call.console.journal.errors(call.asked("limit"))
     return reply(200, _of_log(call, {"items": items}))
 
 
@@ -178,7 +177,7 @@ async def logs(call: Call) -> LocalReply:
     status: str | None = query.pop("status_code", None)
     if status is not None:
         query |= {"status_class": int(status[0])} if status.endswith("xx") else {"status_code": int(status)}
-    page = await call.console.journal.logs(LogFilter(**query))
+    page = await call.console.journal.logs(LogFilter(**{**call.defaults, **query}))
     more = {"offset": None, "cursor": page.next_cursor} if page.next_cursor else None
     document = _of_log(call, {"items": page.items, "next": page.next_cursor})
     return await asyncio.to_thread(reply, 200, document, *next_page(call, more))

@@ -1,5 +1,8 @@
-"""What the admin API takes: small schemas that check a value, with a JSON pointer for each fault, and describe
-themselves as JSON Schema 2020-12 for the OpenAPI document. One table, so what is said and what is done agree."""
+"""What the admin API takes: small schemas that check a value, with a JSON pointer for each fault.
+
+They also describe themselves as JSON Schema 2020-12 for the OpenAPI document: one table, so that what is said and what
+is done agree.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ from typing import Any, Protocol
 
 from engadi_gateway.errors import Fault
 from engadi_gateway.model import LimitMode, LimitType
+from engadi_gateway.pipeline.cors import MAX_AGE_S
 from engadi_gateway.pipeline.patterns import parse_pattern
 from engadi_gateway.pipeline.table import METHOD
-from engadi_gateway.settings.options import MAX_REQUESTS, SERVICE_NAME
+from engadi_gateway.settings.options import MAX_REQUESTS, MAX_RETRIES, MAX_WINDOW_S, SERVICE_NAME
 from engadi_gateway.settings.parsing import as_text, parse_url
 
 Json = dict[str, Any]
@@ -92,7 +96,7 @@ class Number:
     low: float
     high: float
     is_whole: bool = True
-    default: int | None = None  # only said
+    default: int | None = None  # of a parameter that is not given
     note: str = ""  # only said
 
     def check(self, value: Any, pointer: str) -> list[Fault]:
@@ -288,7 +292,7 @@ ROUTE = Object(
         "is_active": Boolean(),
         "priority": Number(-1_000_000, 1_000_000),
         "timeout": Nullable(Number(0.01, 3600, is_whole=False)),
-        "retry_count": Nullable(Number(0, 10)),
+        "retry_count": Nullable(Number(0, MAX_RETRIES)),
         "circuit_breaker_enabled": Boolean(),
         "strip_prefix": Boolean(),
         "preserve_host": Boolean(),
@@ -322,7 +326,7 @@ RULE = Object(
         "name": Text(pattern=r"[A-Za-z0-9_.-]{1,64}", longest=64, shortest=1),
         "limit_type": Text(choices=tuple(LimitType)),
         "max_requests": Number(1, MAX_REQUESTS),
-        "window_seconds": Number(1, 31_536_000),
+        "window_seconds": Number(1, MAX_WINDOW_S),
         "path_pattern": Text(is_good=parse_pattern),
         "mode": Text(choices=tuple(LimitMode)),
         "is_active": Boolean(),
@@ -347,7 +351,7 @@ CORS = Object(
         "allow_headers": List(Text(longest=128, shortest=1)),
         "expose_headers": List(Text(longest=128, shortest=1)),
         "allow_credentials": Boolean(),
-        "max_age": Number(0, 604_800),
+        "max_age": Number(0, MAX_AGE_S),
         "reject_denied_origin": Boolean(),
     },
     accepts=("origin",),

@@ -1,4 +1,4 @@
-"""The commands that look without serving: check, routes, explain. They read the databases as they lie there."""
+"""The commands that look without serving: check, config, routes, explain. They read the databases as they lie there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engadi_gateway.gateway.assembly import head_limits, header_policy
 from engadi_gateway.gateway.compiler import Compiler, State
 from engadi_gateway.gateway.secret import secret_faults
 from engadi_gateway.gateway.trial import trial_faults
-from engadi_gateway.model import Listener
+from engadi_gateway.model import Listener, Snapshot
 from engadi_gateway.net.context import RequestIds
 from engadi_gateway.pipeline import Pipeline
 from engadi_gateway.pipeline.exchange import Exchange
@@ -27,6 +27,10 @@ from engadi_gateway.wire.headers import HeaderPolicy
 from engadi_gateway.wire.request import HeadLimits
 
 
+def _at_rest(settings: Settings) -> Snapshot:
+    return snapshot_at_rest(settings.database_url, seed_of(settings, timestamp(time.time())))
+
+
 def all_faults(settings: Settings) -> list[Fault]:
     """What would keep a gateway with these settings from serving."""
     faults = trial_faults(settings) + secret_faults(settings)
@@ -38,7 +42,7 @@ def all_faults(settings: Settings) -> list[Fault]:
 def _configuration_faults(settings: Settings, *, is_compiled: bool) -> list[Fault]:
     """Of what is stored; what it becomes can be tried with good settings only."""
     try:
-        snapshot = snapshot_at_rest(settings.database_url, seed_of(settings, timestamp(time.time())))
+        snapshot = _at_rest(settings)
         if is_compiled:
             Compiler(settings, State.of(settings)).compile(snapshot, time.monotonic())
     except StoreError as error:
@@ -64,7 +68,7 @@ def overruled_at_rest(settings: Settings) -> list[str]:
     Raises:
         StoreError: the database cannot be read.
     """
-    return overruled(settings, snapshot_at_rest(settings.database_url, seed_of(settings, timestamp(time.time()))))
+    return overruled(settings, _at_rest(settings))
 
 
 class Offline:
@@ -76,12 +80,11 @@ class Offline:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        seed = seed_of(settings, timestamp(time.time()))
         try:
-            self._snapshot = snapshot_at_rest(settings.database_url, seed)
+            snapshot = _at_rest(settings)
         except StoreError as error:
             raise ConfigurationError([Fault("database.url", str(error))]) from None
-        self._compiled = Compiler(settings, State.of(settings)).compile(self._snapshot, time.monotonic())
+        self._compiled = Compiler(settings, State.of(settings)).compile(snapshot, time.monotonic())
 
     @property
     def head_limits(self) -> HeadLimits:

@@ -11,7 +11,7 @@ import time
 
 from engadi_gateway.settings.load import Settings
 
-#: Less than what checks have themselves (Docker: 30 s, Kubernetes: 1 s unless told otherwise).
+#: Less than Docker's checks have (30 s); those of Kubernetes ask /readyz themselves.
 _TIMEOUT_S = 3.0
 _LEAST_S = 0.001
 _LONGEST_LINE = 1024

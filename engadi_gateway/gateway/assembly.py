@@ -87,7 +87,7 @@ def seats(settings: Settings) -> Seats:
 
 
 def files_wanted(settings: Settings) -> int:
-    """For `max_connections` clients, the half as many upstream, and the rest."""
+    """For `max_connections` clients, half as many connections upstream, and the rest."""
     most: int = settings.server_max_connections
     return most * 3 // 2 + _OTHER_FILES + 1
 

@@ -1,4 +1,7 @@
-"""A snapshot of the configuration becomes what serves requests: routes that can be found, stages, pipelines."""
+"""A snapshot of the configuration becomes what serves requests: routes that can be found, stages, pipelines.
+
+And the state that all of these share: `State`, which outlives them.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class Ways:
     table: RoutingTable
     targets: TargetPicker
     services: Mapping[str, Service]
-    urls: Mapping[str, frozenset[str]]  # with the services behind them
+    urls: Mapping[str, frozenset[str]]  # with the names of the services behind them
     policy: CorsPolicy
     cors: Cors
 
@@ -71,7 +74,7 @@ class Compiled:
     snapshot: Snapshot  # what it was made of
 
 
-def say_circuit(service: str, move: Transition) -> None:
+def _say_circuit(service: str, move: Transition) -> None:
     """Whoever is called at night finds in the log what happened, and when."""
     level = logging.WARNING if move.after is BreakerState.OPEN else logging.INFO
     logging.getLogger("engadi").log(
@@ -91,7 +94,7 @@ class State:
     def of(cls, settings: Settings) -> State:
         return cls(
             BucketStore(settings.limits_max_buckets),
-            BreakerRegistry(thresholds(settings), say_circuit),
+            BreakerRegistry(thresholds(settings), _say_circuit),
             TokenCache(settings.jwt_cache_size),
         )
 

@@ -1,7 +1,4 @@
-"""The composition: builds a gateway's rooms from settings and connects them; starts, reloads and stops them.
-
-What they do stands there: `configuration` (what is served, and writes), `upcalls` (what connections ask), `console`
-(what the admin API asks), `amiss` (what is said though it serves), `upkeep` (what is kept over days).
+"""A gateway's life: its rooms are built from settings and connected, started, reloaded and stopped.
 
 Embedding: `async with Gateway(settings) as gateway: ...`. Nothing is global; two gateways live in one process.
 """
@@ -120,7 +117,7 @@ class Gateway:
             asyncio.create_task(self.checker.run(), name="health"),
             asyncio.create_task(self.checker.run_for_arrivals(), name="health of new services"),
             asyncio.create_task(self.authority.run(), name="keys"),
-            asyncio.create_task(self._upkeep.run(), name="prune"),
+            asyncio.create_task(self._upkeep.run(), name="upkeep"),
             asyncio.create_task(self.configuration.run(), name="sharing"),
         ]
 

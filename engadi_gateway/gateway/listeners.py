@@ -14,7 +14,7 @@ import re
 import resource
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -44,6 +44,10 @@ class Door:
         if self.path and self.socket.fileno() >= 0:
             Path(self.path).unlink(missing_ok=True)
 
+    def close(self) -> None:
+        self.remove_path()
+        self.socket.close()
+
 
 #: A socket that was handed over, and its name (LISTEN_FDNAMES); one named `admin` is the admin API's.
 Inherited = tuple[str, socket.socket]
@@ -62,34 +66,36 @@ def open_doors(settings: Settings, inherited: Sequence[Inherited]) -> list[Door]
     Raises:
         BindError: whatever was bound is closed again.
     """
-    scheme = "https" if settings.server_tls_certificate else "http"
-    has_own_admin = bool(settings.admin_listen)
     doors: list[Door] = []
-    try:
-        taken = [(name == ADMIN, sock) for name, sock in inherited]
-        for is_admin, sock in taken:
-            door = _door(sock, scheme, is_admin=is_admin)
-            doors.append(replace(door, is_inherited=True))
-        if all(is_admin for is_admin, _ in taken):
-            port = settings.server_port
-            for host in settings.server_host:
-                sock = bind_tcp(host, port, settings)
-                doors.append(_door(sock, scheme))
-                port = port or sock.getsockname()[1]  # port 0: all addresses get the one that was free
-            if settings.server_unix_socket:
-                sock = bind_unix(settings.server_unix_socket, settings.server_backlog)
-                door = _door(sock, scheme)
-                doors.append(replace(door, path=settings.server_unix_socket))
-        if has_own_admin and not any(is_admin for is_admin, _ in taken):
-            host, _, port_text = settings.admin_listen.rpartition(":")
-            sock = bind_tcp(host.strip("[]"), int(port_text), settings)
-            doors.append(_door(sock, scheme, is_admin=True))
-    except BindError:
-        for door in doors:
-            door.remove_path()
-            door.socket.close()
-        raise
+    with contextlib.ExitStack() as in_vain:
+        for door in _bound(settings, inherited):
+            in_vain.callback(door.close)
+            doors.append(door)
+        in_vain.pop_all()  # it was not
     return sorted(doors, key=lambda door: door.listener.is_admin)
+
+
+def _bound(settings: Settings, inherited: Sequence[Inherited]) -> Iterator[Door]:
+    """Each as soon as it is."""
+    scheme = "https" if settings.server_tls_certificate else "http"
+    for name, sock in inherited:
+        yield replace(_door(sock, scheme, is_admin=name == ADMIN), is_inherited=True)
+    if all(name == ADMIN for name, _ in inherited):
+        yield from _bound_for_traffic(settings, scheme)
+    if settings.admin_listen and not any(name == ADMIN for name, _ in inherited):
+        host, _, port = settings.admin_listen.rpartition(":")
+        yield _door(bind_tcp(host.strip("[]"), int(port), settings), scheme, is_admin=True)
+
+
+def _bound_for_traffic(settings: Settings, scheme: str) -> Iterator[Door]:
+    port = settings.server_port
+    for host in settings.server_host:
+        sock = bind_tcp(host, port, settings)
+        port = port or sock.getsockname()[1]  # port 0: all addresses get the one that was free
+        yield _door(sock, scheme)
+    if settings.server_unix_socket:
+        sock = bind_unix(settings.server_unix_socket, settings.server_backlog)
+        yield replace(_door(sock, scheme), path=settings.server_unix_socket)
 
 
 def _door(sock: socket.socket, scheme: str, *, is_admin: bool = False) -> Door:

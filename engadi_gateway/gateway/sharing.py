@@ -3,6 +3,8 @@
 Nothing is sent between them. Each looks at the number of the newest revision several times a second, one short read,
 and loads the configuration when it moved. Whoever writes has the turn from before it reads until it has written, so
 that what If-Match was held against is what is changed, and revisions follow one from the other.
+
+One that shares nothing may still find its databases held, by the process before it: `when_free` waits for its end.
 """
 
 from __future__ import annotations
@@ -100,9 +102,12 @@ class Sharing:
 
 
 async def when_free(open_it: Callable[[], T], patience_s: float, give_up: Callable[[], None] = lambda: None) -> T:
-    """Open a database in a thread. One that is not shared may still be a predecessor's, which ends: wait so long.
+    """Open a database in a thread, once whoever holds it has ended.
 
-    give_up: ends what waits in that thread, when this is cancelled.
+    Args:
+        open_it: blocking; raises HeldError while another process holds it.
+        patience_s: how long to try again.
+        give_up: ends what waits in that thread, when this is cancelled.
 
     Raises:
         HeldError: it is not free yet. StoreError: it cannot be used.

@@ -1,4 +1,4 @@
-"""What only trying shows of settings: folders, keys, the CORS policy, certificates. Leaves nothing behind."""
+"""What of the settings only trying shows: it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engadi_gateway.wire.headers import RESERVED
 
 
 def trial_faults(settings: Settings) -> list[Fault]:
-    """What only trying shows: folders, keys, the CORS policy, the certificate, authorities. Leaves nothing behind."""
+    """Of folders, keys, claims' headers, the CORS policy, the certificate, authorities."""
     faults = _folder_faults(settings)
     faults += [
         Fault("jwt.claim_headers", f"{header} is no field for a claim: the gateway writes it, or goes by it")

@@ -1,4 +1,4 @@
-"""What client connections ask of the gateway while they serve (`net.context.Upcalls`), each answered by who knows."""
+"""What client connections ask of the gateway while they serve (`net.context.Upcalls`), handed on to who knows."""
 
 from __future__ import annotations
 

@@ -6,5 +6,5 @@ one exchange             forward (out and back)  upload (its body)  retries  giv
                          relay (who is slow)  splice (after a 101)  outgoing (the head)  local (ours)
 an upstream              origin (its URL)  pools pool (who gets which)  dial resolver  upstream (replies)
                          holders (whom it tells)  last_words (how it ended)
-for all of them          context (what they share)  deadlines  sockets  fetch (our own requests)
+for all of them          context (what they share)  deadlines  sockets  fetch (our own requests)  pauses (between them)
 """

@@ -28,7 +28,7 @@ from engadi_gateway.errors import Reason
 from engadi_gateway.net.client import ClientConnection
 from engadi_gateway.net.context import Context
 from engadi_gateway.net.deadlines import Idle
-from engadi_gateway.net.sockets import bound_tls
+from engadi_gateway.net.sockets import EXHAUSTED, bound_tls
 from engadi_gateway.pipeline.limits import network_of
 from engadi_gateway.wire.forwarded import is_trusted, plain_address
 
@@ -44,8 +44,6 @@ _ROUNDS = 8
 _WARN_EVERY_S = 60.0
 #: The waits of TLS at its begin and its end; ours come sooner, and know who goes, and who still reads.
 _TLS_S = 3600.0
-#: What is missing is the process's or the host's to give; it comes back when connections go.
-_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 #: What befell a connection that was to be accepted: it is gone, and the next one is not (accept(2), "Error handling").
 _OF_THE_NETWORK = frozenset((
     errno.ENETDOWN, errno.EPROTO, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EOPNOTSUPP,
@@ -145,7 +143,7 @@ class Acceptor:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False
         except OSError as error:
-            if error.errno in _EXHAUSTED:
+            if error.errno in EXHAUSTED:
                 self._exhausted(error)
             elif error.errno not in _OF_THE_NETWORK:
                 raise

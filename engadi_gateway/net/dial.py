@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
 import ssl
@@ -11,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engadi_gateway.errors import Reason
+from engadi_gateway.net.blame import Failure
 from engadi_gateway.net.origin import Origin
 from engadi_gateway.net.resolver import Resolver
+from engadi_gateway.net.sockets import EXHAUSTED
 from engadi_gateway.net.upstream import UpstreamConnection
 
 
@@ -84,8 +85,8 @@ class DialTimeoutError(Exception):
         self.reason = reason
 
 
-def dial_failure(error: Exception) -> tuple[Reason, str]:
-    """The row of the table for what a dial raised."""
+def dial_failure(error: Exception) -> Failure:
+    """The row of the table for what a dial raised, and a word on it."""
     if isinstance(error, DialTimeoutError):
         return error.reason, error.reason.title
     if isinstance(error, ssl.SSLError):
@@ -100,8 +101,8 @@ def dial_failure(error: Exception) -> tuple[Reason, str]:
     return Reason.INTERNAL, type(error).__name__
 
 
-def _socket_failure(error: OSError) -> tuple[Reason, str]:
-    if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}:
+def _socket_failure(error: OSError) -> Failure:
+    if error.errno in EXHAUSTED:
         return Reason.OVERLOADED, "no file descriptor left"
     if isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError):  # who is not there, refuses
         return Reason.UPSTREAM_CLOSED, "closed while connecting (does it speak TLS?)"

@@ -26,6 +26,8 @@ _FIN_BYTES = 1
 
 
 class State(Enum):
+    """Of a client's connection: `net.client` says what each means."""
+
     HEAD = auto()
     DECIDING = auto()
     BODY = auto()

@@ -20,6 +20,8 @@ from engadi_gateway.pipeline import permits
 
 
 class Phase(Enum):
+    """How far the reply is, as the client sees it."""
+
     WAITING = auto()
     RELAYING = auto()
     DONE = auto()

@@ -1,4 +1,4 @@
-"""Who has an upstream's connection, as that one sees them: its user, who takes bytes after a 101, and its owner."""
+"""Who holds an upstream's connection, as it sees them: its user, who takes its bytes after a 101, and its owner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who gets which connection to a target, what to open, what to close, decided without waiting.
+"""Who gets which connection to a target, what is opened and what closed: all decided without waiting.
 
 LIFO reuse, a bound on connections, a bound on those who wait and on how long. Dialling is the only task there is; a
 request that finds an idle connection costs none.
@@ -15,6 +15,7 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 from engadi_gateway.errors import Reason
+from engadi_gateway.net.blame import Failure
 from engadi_gateway.net.dial import Dial, dial_failure
 from engadi_gateway.net.origin import Origin
 from engadi_gateway.net.resolver import Resolver
@@ -276,7 +277,7 @@ class Pool:
 
     async def _connect(self) -> None:
         task = asyncio.current_task()
-        failure: tuple[Reason, str] | None = None
+        failure: Failure | None = None
         connection: UpstreamConnection | None = None
         try:
             connection = await Dial(self._origin, self._tls, self._make).connect(

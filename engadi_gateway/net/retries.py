@@ -11,34 +11,29 @@ import time
 from collections.abc import Callable
 
 from engadi_gateway.errors import Reason
+from engadi_gateway.net.blame import Failure
 from engadi_gateway.net.context import Context
 from engadi_gateway.pipeline.exchange import Exchange
 
-#: Methods that may be sent twice (RFC 9110 section 9.2.2).
-IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
+#: Methods that may be sent twice (RFC 9110 section 9.2.2); TRACE is not served.
+_IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 #: Failures after which another attempt can go better. A time-out of the whole is none: no time is left.
-_RETRYABLE = frozenset(
-    (
-        Reason.UPSTREAM_CLOSED,
-        Reason.CONNECT_REFUSED,
-        Reason.CONNECT_TIMEOUT,
-        Reason.DNS_ERROR,
-        Reason.DNS_TIMEOUT,
-    )
-)
+_RETRYABLE = frozenset((
+    Reason.UPSTREAM_CLOSED, Reason.CONNECT_REFUSED, Reason.CONNECT_TIMEOUT, Reason.DNS_ERROR, Reason.DNS_TIMEOUT,
+))  # fmt: skip
 
 
 class Retries:
     """Of one exchange.
 
     Attributes:
-        failure: of the last attempt, a reason and a detail; None where another target is asked since.
+        failure: of the last attempt; None where another target is asked since.
     """
 
     def __init__(self, context: Context, exchange: Exchange) -> None:
         assert exchange.route is not None
         policy, of_route = context.retry, exchange.route.retry_count
-        self.failure: tuple[Reason, str] | None = None
+        self.failure: Failure | None = None
         self._context = context
         self._exchange = exchange
         self._left = policy.retry_count if of_route is None else of_route
@@ -49,7 +44,7 @@ class Retries:
 
         is_free: it takes nothing of what the route and the budget allow.
         """
-        if reason not in _RETRYABLE or (was_sent and self._exchange.head.method not in IDEMPOTENT):
+        if reason not in _RETRYABLE or (was_sent and self._exchange.head.method not in _IDEMPOTENT):
             return False
         if is_free:
             return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import select
 import socket
@@ -13,6 +14,8 @@ import termios
 from asyncio import sslproto
 from typing import Protocol, cast
 
+#: What is missing is the process's or the host's to give; it comes back when connections go.
+EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 #: asyncio's 256 KiB reads make the allocator trim and fault: large replies cost 2.5 times as much.
 READ_BYTES = 65536
 #: Input, and output, that waits in asyncio for somebody who reads slowly.

@@ -1,7 +1,11 @@
 """Decisions about a request: pure functions of the exchange, the snapshot, the state handed in, and `now`.
 
-No socket, clock, file, thread or `async` in this room. The order is fixed and stands in `gateway.compiler`'s one call:
-routing, CORS, JWT, token buckets, circuit breaker.
+No socket, clock, file, thread or `async` in this room. The order is fixed, and stands in `gateway.compiler`.
+
+what is decided on   exchange (one request, and what the stages learn)
+the stages           routing  cors  identity (JWT)  limits (token buckets)  breaker
+what they go by      table (routes)  patterns (paths)  targets (shares)  claims  buckets  circuit
+while it goes on     permits (what a circuit must know before the exchange is over)
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from engadi_gateway.errors import ConfigurationError, Fault, Reason, Refusal, Re
 from engadi_gateway.model import Route, Service
 from engadi_gateway.pipeline.patterns import is_plain, parse_pattern, pattern_readings, readings, segments_match
 
-LOCAL_SERVICE = "gateway"
 _HOST = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]{2,45}\]")
 #: Case-sensitive (RFC 9110 section 9.1), and all that are registered are in capitals.
 METHOD = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")

@@ -33,6 +33,9 @@ from engadi_gateway.settings.parsing import (
 
 #: Of a bucket: beyond this a float no longer counts single requests.
 MAX_REQUESTS = 10_000_000
+#: A year: what is counted for longer is no rate.
+MAX_WINDOW_S = 31_536_000
+MAX_RETRIES = 10
 SERVICE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
 
 
@@ -136,7 +139,8 @@ OPTIONS: tuple[Option, ...] = (
            why="what the services were built for; one clock over all attempts, so retries cannot add up"),
     Option("upstream", "connect_timeout", parse_duration_s, "3s", "name look-up, connect and TLS", low=0.01,
            why="in one data centre a second is long; one lost SYN is sent again after 1s"),
-    Option("upstream", "retry_count", parse_int, "2", "attempts beyond the first", "GATEWAY_RETRY_COUNT", high=10,
+    Option("upstream", "retry_count", parse_int, "2", "attempts beyond the first", "GATEWAY_RETRY_COUNT",
+           high=MAX_RETRIES,
            why="two outlast a connection that just closed, or a restart; more is load on what is ill"),
     Option("upstream", "retry_backoff", parse_duration_s, "25ms", "base of the exponential backoff, full jitter",
            why="Envoy's; full jitter keeps retries from coming together"),
@@ -221,7 +225,7 @@ OPTIONS: tuple[Option, ...] = (
            "RATE_LIMIT_PER_USER", 1, MAX_REQUESTS, why="what Mission Engadi has promised"),
     Option("limits", "per_ip", parse_int, "500", "requests per address and window",
            "RATE_LIMIT_PER_IP", 1, MAX_REQUESTS, why="what Mission Engadi has promised; an office may need more"),
-    Option("limits", "window", parse_duration_s, "1h", "the window of both", "RATE_LIMIT_WINDOW", 1, 31_536_000,
+    Option("limits", "window", parse_duration_s, "1h", "the window of both", "RATE_LIMIT_WINDOW", 1, MAX_WINDOW_S,
            why="what Mission Engadi has promised"),
     Option("limits", "max_buckets", parse_int, "1000000", "buckets kept at once; the fullest go first", low=100,
            why="130 MiB when full (measured): a flood of addresses must not fill memory"),

@@ -1,4 +1,7 @@
-"""What a text of the settings means: a value, or a ValueError that says what was expected."""
+"""What a text of the settings means: a value, or a ValueError that says what was expected.
+
+Durations take `ms s m h d`, sizes `KiB MiB GiB`; bare numbers are seconds or bytes.
+"""
 
 from __future__ import annotations
 

@@ -19,8 +19,11 @@ _FEW = 1 / 50
 class Query:
     """Which rows: SQL conditions with their values, bounds of time (epoch ms, both inclusive) and of the id.
 
-    conditions: equalities of what is a row's own, and indexed. of_kind: of what is its kind's. below_path: that path,
-    and those below it. took_ms: a response_time of at least so much.
+    Attributes:
+        conditions: equalities of what is a row's own, and indexed.
+        of_kind: conditions of what is its kind's.
+        below_path: that path, and those below it.
+        took_ms: a response_time of at least so much.
     """
 
     conditions: tuple[str, ...] = ()

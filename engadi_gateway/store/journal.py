@@ -1,7 +1,6 @@
-"""The request log: rows in by batches, queries, statistics, retention. Traffic never waits for it,
-unless `when_full = stall` asks for that.
+"""The request log: rows in by batches, questions, statistics, retention, and the health that services had.
 
-Rows come by `store.intake`. A broken file is moved aside and a new one begun.
+Traffic never waits for it, unless `when_full = stall` asks for that. A broken file is moved aside and a new one begun.
 """
 
 from __future__ import annotations

@@ -24,9 +24,15 @@ ERRORS = Query(of_kind=(IS_ERROR_SQL,))
 
 @dataclass(frozen=True, slots=True)
 class LogFilter:
-    """What GET /logs asks for; None: not asked. A `path` with a last `/*` is one of a route: that and all below it.
-    `status_class` 5: 500 to 599. Times in epoch ms, `cursor` as a page gave it. `min_response_time_ms`: took so
-    long, or longer."""
+    """What GET /logs asks for; None: not asked.
+
+    Attributes:
+        path: with a last `/*`, that path and all below it.
+        status_class: 5 is 500 to 599.
+        min_response_time_ms: what took so long, or longer.
+        start_ms, end_ms: in epoch ms, both inclusive.
+        cursor: as a page gave it.
+    """
 
     method: str | None = None
     path: str | None = None

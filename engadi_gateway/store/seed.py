@@ -1,4 +1,4 @@
-"""What a new database holds, made from the settings: a route a service, the default limits, the CORS policy."""
+"""What the settings say of the configuration: what a new database holds, and which of it the API has changed since."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def default_rules(settings: Settings, now: str) -> tuple[RateLimitRule, ...]:
 
 
 def seed_of(settings: Settings, now: str) -> Seed:
+    """Services, default limits and CORS policy; `now` as `timestamp` writes it."""
     return Seed(settings.services, default_rules(settings, now), settings.cors_policy, now)
 
 

@@ -1,7 +1,7 @@
 """The one normalisation of a request target: the string that is matched is the string that is forwarded.
 
-Rules: CONVENTIONS of RFC 3986 section 6.2.2 plus refusals where two servers could read a path differently. Nothing is
-ever decoded twice. The query is forwarded as received.
+RFC 3986 section 6.2.2, and a refusal where two servers could read a path differently. Nothing is ever decoded twice.
+The query is forwarded as received.
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
-"""Towards upstreams: verified TLS, the retry budget, names, idle connections, nothing left behind; the log's lines."""
+"""Towards upstreams, through a running gateway: connections that idle, die, or end early, and nothing left behind."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import random
-import re
 import socket
 import ssl
 import threading
@@ -29,89 +27,12 @@ from engadi_gateway.net.resolver import Resolver
 from engadi_gateway.net.sockets import READ_BYTES
 from engadi_gateway.net.upstream import UpstreamConnection
 from engadi_gateway.wire.response import ReplyHead, ReplyParser
-from tests.certificates import certify
+from tests.certificates import server_tls_of
 from tests.fakes import OK, Seen, Wire, answer_ok, raw_client, underneath, upstream
 from tests.harness import ADMIN, ask, ask_on, json_of, running, settings_for, token
 from tests.world import until
 
 GET = b"GET /api/v1/auth/x HTTP/1.1\r\nHost: h\r\n\r\n"
-
-
-def _certificate(folder: Path) -> ssl.SSLContext:
-    certify(folder, "localhost")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    return context
-
-
-@pytest.mark.parametrize(
-    ("host", "is_known", "status"),
-    [("localhost", True, 200), ("localhost", False, 502), ("127.0.0.1", True, 502)],
-    ids=["verified", "unknown authority", "wrong name"],
-)
-def test_https_upstreams_are_verified(tmp_path: Path, host: str, is_known: bool, status: int) -> None:
-    context = _certificate(tmp_path)
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(OK)
-        await writer.drain()
-        writer.close()
-
-    async def run() -> None:
-        server = await asyncio.start_server(answer, "localhost", 0, ssl=context, family=2)
-        port = server.sockets[0].getsockname()[1]
-        ca_file = str(tmp_path / "cert.pem") if is_known else ""
-        settings = settings_for(tmp_path, {"auth": f"https://{host}:{port}"}, upstream_tls_ca_file=ca_file)
-        async with server, Gateway(settings) as gateway:
-            reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
-            assert reply.status == status
-            if status != 200:
-                assert json_of(reply)["code"] == "tls_certificate"
-                assert reply.one("proxy-status") == "engadi; error=tls_certificate_error"
-
-    asyncio.run(run())
-
-
-def test_authorities_that_a_reload_names_hold_for_requests_and_health_checks(tmp_path: Path) -> None:
-    context = _certificate(tmp_path)
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(OK)
-        await writer.drain()
-        writer.close()
-
-    async def run() -> None:
-        server = await asyncio.start_server(answer, "localhost", 0, ssl=context, family=2)
-        services = {"auth": f"https://localhost:{server.sockets[0].getsockname()[1]}"}
-        values: dict[str, Any] = {"health_rise": 1, "breaker_enabled": False}
-        async with server, Gateway(settings_for(tmp_path, services, **values)) as gateway:
-
-            async def seen() -> tuple[int, str]:
-                health = await gateway.checker.check_now("auth")
-                assert health is not None
-                return (await ask(gateway.port, "GET", "/api/v1/auth/x")).status, str(health.status)
-
-            assert await seen() == (502, "unhealthy")
-            known = {**values, "upstream_tls_ca_file": str(tmp_path / "cert.pem")}
-            await gateway.reload(settings_for(tmp_path, services, **known))
-            assert await seen() == (200, "healthy")
-            await gateway.reload(settings_for(tmp_path, services, **values))
-            assert await seen() == (502, "degraded"), "one bad check is not the end"
-
-    asyncio.run(run())
-
-
-def test_a_name_that_is_not_found_is_a_502_of_its_own(tmp_path: Path) -> None:
-    async def run() -> None:
-        settings = settings_for(tmp_path, {"auth": "http://no-such-name.invalid:80"}, upstream_retry_count=0)
-        async with Gateway(settings) as gateway:
-            reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
-            assert (reply.status, json_of(reply)["code"]) in {(502, "dns_error"), (504, "dns_timeout")}
-            assert reply.one("proxy-status") in {"engadi; error=dns_error", "engadi; error=dns_timeout"}
-
-    asyncio.run(run())
 
 
 def test_idle_connections_are_let_go(tmp_path: Path) -> None:
@@ -294,44 +215,6 @@ def test_failures_among_event_streams_are_not_in_a_row(tmp_path: Path) -> None:
             assert breaker.trips == 0
 
     asyncio.run(run())
-
-
-def test_access_lines_on_stdout_without_secrets(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    async def run() -> None:
-        async with upstream() as auth, running(tmp_path, auth, log_access="json") as gateway:
-            headers = {"User-Agent": 'evil" \\ agent', "Referer": "http://r/?token=hidden", "Cookie": "hidden=1"}
-            await ask(gateway.port, "GET", "/api/v1/auth/x?token=hidden&a=b", headers=headers, bearer="hidden")
-
-    asyncio.run(run())
-    out = capfd.readouterr().out
-    assert "hidden" not in out
-    (line,) = [json.loads(text) for text in out.splitlines()]
-    assert (line["status"], line["path"], line["client_ip"]) == (200, "/api/v1/auth/x?token=***&a=b", "127.0.0.1")
-
-
-def test_in_place_of_a_broken_trace_a_new_one_is_sent_and_stands_in_the_access_line(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    ids = f"{'a' * 32}-{'b' * 16}"
-    traces: list[list[str]] = []
-
-    async def run() -> None:
-        async with upstream() as auth, running(tmp_path, auth, log_access="json") as gateway:
-            for sent in (None, f"00-{ids}-01", f"01-{ids}-03-more", "00-1-2-3", ""):
-                trace = {} if sent is None else {"traceparent": sent}
-                await ask(gateway.port, "GET", "/api/v1/auth/x", headers={"tracestate": "a=b", **trace})
-                await gateway.reload(gateway.settings)
-            assert [seen.all("tracestate") for seen in auth.seen] == [[], ["a=b"], ["a=b"], [], []]
-            traces.extend(seen.all("traceparent") for seen in auth.seen)
-
-    asyncio.run(run())
-    none, good, later, broken, empty = traces
-    assert (none, good, later) == ([], [f"00-{ids}-01"], [f"00-{ids}-03"])
-    (one,), (other,) = broken, empty
-    assert all(re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-00", trace) for trace in (one, other))
-    assert one[3:35] != other[3:35]
-    shown = [json.loads(text)["trace_id"] for text in capfd.readouterr().out.splitlines()]
-    assert shown == [None, "a" * 32, "a" * 32, one[3:35], other[3:35]]
 
 
 def test_the_database_log_keeps_no_query_and_no_token(tmp_path: Path) -> None:
@@ -557,7 +440,7 @@ def test_of_what_had_come_when_a_connection_broke_a_part_is_heard(
 
 @pytest.mark.parametrize("is_said", [True, False], ids=["said", "cut"])
 def test_over_tls_a_body_ends_with_the_connection_only_where_that_was_said(tmp_path: Path, is_said: bool) -> None:
-    context = _certificate(tmp_path)
+    context = server_tls_of(tmp_path)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -636,7 +519,7 @@ def test_an_upstream_that_ends_while_an_upload_waits_is_heard(tmp_path: Path, na
     said, status, is_whole, reason, failures = ENDS[name]
 
     async def run() -> None:
-        server = _Deaf(said, _certificate(tmp_path) if is_tls else None)
+        server = _Deaf(said, server_tls_of(tmp_path) if is_tls else None)
         serving = asyncio.create_task(asyncio.to_thread(server.serve))
         values: dict[str, Any] = {"server_max_body_bytes": 0, "upstream_timeout": 5.0, "server_body_timeout": 5.0}
         values["upstream_tls_ca_file"] = str(tmp_path / "cert.pem") if is_tls else ""
@@ -669,66 +552,5 @@ def test_a_head_may_be_longer_than_what_pipelined_requests_may_fill(tmp_path: Pa
                 async with raw_client(gateway.port) as client:
                     client.writer.write(b"GET /api/v1/auth/x HTTP/1.1\r\nHost: a\r\nX: " + b"x" * size + b"\r\n\r\n")
                     assert (await client.reply("GET")).status == (200 if size < 1 << 20 else 431)
-
-    asyncio.run(run())
-
-
-def test_dialling_that_took_all_the_time_is_an_attempt_that_failed(tmp_path: Path) -> None:
-    """TLS with somebody who says nothing: no connection came of it, and the metrics must not pass it over."""
-
-    async def run() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            secure = f"https://127.0.0.1:{silent.getsockname()[1]}"
-            async with Gateway(settings_for(tmp_path, {"auth": secure}, upstream_timeout=0.1)) as gateway:
-                reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
-                assert (reply.status, json_of(reply)["code"]) == (504, "connect_timeout")
-                row = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs?path=/api/v1/auth/x", bearer=ADMIN))
-                assert [(one["attempts"], one["error_message"]) for one in row["items"]] == [
-                    (1, "no connection within 0.1 s")
-                ]
-                assert dict(gateway.metrics.failures) == {("auth", "connect_timeout"): 1}
-
-    asyncio.run(run())
-
-
-def test_dialling_again_that_took_the_rest_of_the_time_is_an_attempt_too(tmp_path: Path) -> None:
-    """It is what the row tells of; there was another attempt, after the one that failed."""
-    met: list[asyncio.StreamWriter] = []
-
-    async def hang_up_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        met.append(writer)
-        if len(met) > 1:
-            await reader.read()
-        writer.close()
-
-    async def run() -> None:
-        server = await asyncio.start_server(hang_up_once, "127.0.0.1", 0)
-        secure = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with server, Gateway(settings_for(tmp_path, {"auth": secure}, upstream_timeout=0.3)) as gateway:
-            reply = await ask(gateway.port, "GET", "/api/v1/auth/x")
-            assert (reply.status, json_of(reply)["code"], len(met)) == (504, "connect_timeout", 2)
-            page = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs?path=/api/v1/auth/x", bearer=ADMIN))
-            said = [(row["error_message"], row["attempts"]) for row in page["items"]]
-            assert said == [("no connection within 0.3 s", 2)]
-
-    asyncio.run(run())
-
-
-def test_who_hangs_up_on_tls_was_reached(tmp_path: Path) -> None:
-    """A plain server behind an https URL: it takes the connection, so that "not reachable" would send people astray."""
-
-    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(1)
-        writer.close()
-
-    async def run() -> None:
-        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        async with server, Gateway(settings_for(tmp_path, {"auth": f"https://127.0.0.1:{port}"})) as gateway:
-            reply = await ask(gateway.port, "POST", "/api/v1/auth/x", body=b"abc")
-            assert (reply.status, json_of(reply)["code"]) == (502, "upstream_closed")
-            page = json_of(await ask(gateway.port, "GET", "/api/v1/gateway/logs?path=/api/v1/auth/x", bearer=ADMIN))
-            said = f"127.0.0.1:{port}: closed while connecting (does it speak TLS?)"
-            assert [(row["error_message"], row["attempts"]) for row in page["items"]] == [(said, 3)]
 
     asyncio.run(run())
