@@ -14,6 +14,7 @@ import pytest
 from engadi_gateway.model import LogRow
 from engadi_gateway.store import segments
 from engadi_gateway.store.journal import Journal, JournalStats
+from tests.databases import damage
 from tests.journals import (
     DAY_MS,
     NOW,
@@ -274,10 +275,7 @@ def test_rows_at_fault_behind_a_full_disk_hold_nobody_up(tmp_path: Path) -> None
 def test_a_log_that_breaks_loses_nothing_that_is_kept(tmp_path: Path) -> None:
     with opened(tmp_path) as journal:
         put_in_batches(journal, random_rows(2_000, NOW, NOW + DAY_MS))
-    path = tmp_path / "log.db"
-    with path.open("r+b") as file:
-        file.seek(8192)
-        file.write(b"\xa5" * (path.stat().st_size - 8192))
+    damage(tmp_path / "log.db", 2)
     with opened(tmp_path) as journal:
         assert journal.put([a_row(request_id="after", created_at=NOW + DAY_MS)], sheds=False) == 0
     stats = journal.stats()

@@ -25,6 +25,7 @@ from engadi_gateway.store.journal import Journal
 from engadi_gateway.store.kinds import KnownKinds
 from engadi_gateway.store.pages import file_bytes
 from engadi_gateway.store.questions import LogFilter, query_of
+from tests.databases import damage
 from tests.journals import (
     DAY_MS,
     NOW,
@@ -366,10 +367,7 @@ def test_a_log_that_breaks_while_open_is_moved_aside_and_no_row_is_lost(
 ) -> None:
     with opened(tmp_path) as journal:
         put_in_batches(journal, random_rows(2_000, NOW, NOW + DAY_MS))
-    path = tmp_path / "log.db"
-    with path.open("r+b") as file:
-        file.seek(8192)
-        file.write(b"\xa5" * (path.stat().st_size - 8192))
+    damage(tmp_path / "log.db", 2)
     with caplog.at_level(logging.ERROR, "engadi"), opened(tmp_path) as journal:
         journal.put([a_row(request_id="after", created_at=NOW + DAY_MS)])
         stats = settled(journal)
